@@ -1,0 +1,1 @@
+"""tw_seg: turn an image classifier into a segmentation model by unrolling its relevance propagation."""

@@ -1,0 +1,27 @@
+"""One exception family. Each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class TwSegError(Exception):
+    """Base of all errors that tw_seg raises on purpose."""
+
+
+class InputError(TwSegError, ValueError):
+    """An argument or a batch has the wrong type, shape or values."""
+
+
+class DataError(TwSegError, ValueError):
+    """A file of a data set is missing, unreadable or inconsistent."""
+
+
+class BudgetError(TwSegError, ValueError):
+    """A label budget is empty, larger than the data or does not fit the data."""
+
+
+class TraceError(TwSegError, TypeError):
+    """The classifier cannot be traced by torch.fx."""
+
+
+class UnsupportedOpError(TwSegError, NotImplementedError):
+    """The classifier holds operations that have no relevance rule; the message lists every one."""

@@ -1,0 +1,124 @@
+"""Relevance rules: frozen dataclasses, each with one pure function.
+
+A rule acts on a linear map ``z = W a + b`` (convolution, linear layer, average pool). ``coefficient`` returns the
+coefficient at the input, so that relevance is ``a * coefficient``; a rule of the input layer overrides
+``relevance`` instead, because it redistributes relevance to inputs that are zero, which no coefficient can express.
+Names follow zennit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tw_seg.errors import InputError
+from tw_seg.lrp.adjoints import LinearMap, stabilize
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """LRP-epsilon: ``c_in = W^T (c * z / (z + epsilon * sign(z)))`` (Bach et al. 2015, eq. 58).
+
+    With ``epsilon = 0`` the factor is exactly 1 and is not computed: no division.
+
+    Attributes:
+        epsilon: Stabiliser added to the magnitude of each pre-activation, in units of the pre-activation; >= 0.
+    """
+
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.epsilon >= 0:
+            raise InputError(f"epsilon must be a number >= 0, got {self.epsilon!r}")
+
+    def coefficient(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
+        """Coefficient (S, K, *in) at the input, from ``c`` (S, K, *out), ``a`` (S, *in) and ``z`` (S, *out)."""
+        if self.epsilon:
+            c = c * (z / stabilize(z, self.epsilon)).unsqueeze(1)
+        return layer.adjoint(c, layer.weight)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Input rule: relevance is spread evenly over a neuron's inputs (Lapuschkin et al. 2019)."""
+
+    stabilizer: float = 1e-6
+
+    def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
+        """Relevance (S, K, *in) at the input."""
+        return _share(c, a, z, layer, torch.ones_like(_weight(layer)), self.stabilizer)
+
+
+@dataclass(frozen=True)
+class WSquare:
+    """Input rule: relevance is spread in proportion to the squared weights (Montavon et al. 2017, eq. 12)."""
+
+    stabilizer: float = 1e-6
+
+    def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
+        """Relevance (S, K, *in) at the input."""
+        return _share(c, a, z, layer, _weight(layer).square(), self.stabilizer)
+
+
+@dataclass(frozen=True)
+class ZBox:
+    """Input rule for inputs inside ``[low, high]`` (Montavon et al. 2017, eq. 14).
+
+    Attributes:
+        low: Smallest value an input can take after normalisation, one number or one per channel.
+        high: Largest such value.
+        stabilizer: Added to the magnitude of the denominator.
+    """
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    stabilizer: float = 1e-6
+
+    def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
+        """Relevance (S, K, *in) at the input."""
+        weight = _weight(layer)
+        low, high = (self._bound(bound, a) for bound in (self.low, self.high))
+        positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+        bottom = (
+            layer.forward(a, weight, None)
+            - layer.forward(low.expand_as(a), positive, None)
+            - layer.forward(high.expand_as(a), negative, None)
+        )
+        share = c * (z / stabilize(bottom, self.stabilizer)).unsqueeze(1)
+        return (
+            a.unsqueeze(1) * layer.adjoint(share, weight)
+            - low * layer.adjoint(share, positive)
+            - high * layer.adjoint(share, negative)
+        )
+
+    def _bound(self, bound: float | tuple[float, ...], a: Tensor) -> Tensor:
+        value = torch.as_tensor(bound, dtype=a.dtype, device=a.device).reshape(-1)
+        if value.numel() not in (1, a.shape[1]):
+            raise InputError(
+                f"ZBox bound has {value.numel()} values for an input of {a.shape[1]} channels; "
+                "give one number or one per channel"
+            )
+        return value.reshape(-1, *([1] * (a.ndim - 2)))
+
+
+Rule = Epsilon
+InputRule = Epsilon | Flat | WSquare | ZBox
+
+RULES: dict[str, type[InputRule]] = {"epsilon": Epsilon, "flat": Flat, "wsquare": WSquare, "zbox": ZBox}
+
+
+def _weight(layer: LinearMap) -> Tensor:
+    if layer.weight is None:
+        raise InputError("an input rule needs a convolution or a linear layer at the input, found a pool")
+    return layer.weight
+
+
+def _share(c: Tensor, a: Tensor, z: Tensor, layer: LinearMap, weight: Tensor, stabilizer: float) -> Tensor:
+    bottom = layer.forward(torch.ones_like(a[:1]), weight, None)
+    relevance = c * z.unsqueeze(1)
+    return layer.adjoint(relevance / stabilize(bottom, stabilizer), weight)
+
+
+__all__ = ["RULES", "Epsilon", "Flat", "InputRule", "Rule", "WSquare", "ZBox"]

@@ -1,0 +1,64 @@
+"""The few types that travel between the packages: one sample, one batch, one model output."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Mask value of a pixel that no loss and no metric looks at."""
+
+BACKGROUND = 0
+"""Class index of the background in masks, logits and image-level labels."""
+
+
+class Sample(NamedTuple):
+    """One item of a data set, before augmentation.
+
+    Attributes:
+        image: RGB, uint8, shape (H, W, 3).
+        mask: Integer label image, uint8, shape (H, W), values ``0..K-1`` and 255; ``None`` if unlabelled.
+        labels: Image-level multi-hot labels, float32, shape (K,); the background column is 1.
+        name: Stable identifier, unique in its data set.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    labels: np.ndarray
+    name: str
+
+
+class Batch(NamedTuple):
+    """A collated batch: every image has image-level labels, ``L <= N`` of them have a mask.
+
+    Attributes:
+        images: Normalised images, float, shape (N, C, H, W).
+        labels: Image-level multi-hot labels, float, shape (N, K).
+        labelled: Rows of ``images`` that have a mask, int64, shape (L,).
+        masks: Masks at the resolution of ``images``, int64, shape (L, H, W).
+        native_masks: The L masks at their native resolution, int64, each (h, w); for metrics.
+        names: The N sample names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    labelled: Tensor
+    masks: Tensor
+    native_masks: tuple[Tensor, ...]
+    names: tuple[str, ...]
+
+
+class SegOutput(NamedTuple):
+    """What every model returns, whatever is inside.
+
+    Attributes:
+        logits: Image-level class scores, shape (N, K).
+        mask_logits: Pixel scores, shape (S, K', H, W), for the S decoded samples and K' decoded classes.
+        aux: Further pixel scores of the same shape for deep supervision (one per read-out depth); often empty.
+    """
+
+    logits: Tensor
+    mask_logits: Tensor
+    aux: tuple[Tensor, ...] = ()
