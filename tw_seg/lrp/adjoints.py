@@ -1,9 +1,9 @@
 """Adjoints of the linear pieces of a network, as plain forward ops on coefficients.
 
 A *coefficient* tensor has shape (S, K, *activation): S samples, K classes, then the shape of one sample's
-activation. Relevance is ``activation * coefficient``. Every function maps the coefficient at a call's output to
-the coefficient at its input; classes are folded into the batch where an op wants a batch. All of it is ordinary
-differentiable tensor code: no hooks, no ``autograd.grad``, no custom function.
+activation. Relevance is ``activation * coefficient``. Every function maps the coefficient at a call's output
+to the coefficient at its input; classes are folded into the batch where an op wants a batch. All of it is
+ordinary differentiable tensor code: no hooks, no ``autograd.grad``, no custom function.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tw_seg.errors import UnsupportedOpError
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -30,7 +32,7 @@ def fold(c: Tensor) -> Tensor:
 
 def unfold(c: Tensor, like: Tensor) -> Tensor:
     """(S*K, ...) -> (S, K, ...), with S and K of ``like``."""
-    return c.unflatten(0, like.shape[:2])
+    return c.reshape(*like.shape[:2], *c.shape[1:])
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -103,7 +105,14 @@ def conv(
         ]
         crop = [pa - pb for pb, pa in zip(before, after, strict=True)]
         folded = _CONV_TRANSPOSE[dims](
-            fold(c), w, None, strides, before, [0 if x else r for r, x in zip(rest, crop, strict=True)], groups, dilations
+            fold(c),
+            w,
+            None,
+            strides,
+            before,
+            [0 if x else r for r, x in zip(rest, crop, strict=True)],
+            groups,
+            dilations,
         )
         for dim, extra in enumerate(crop):
             if extra:  # padding="same" with an even kernel pads one more behind than before
@@ -115,7 +124,16 @@ def conv(
 
 def linear(weight: Tensor, bias: Tensor | None) -> LinearMap:
     """The linear map of ``torch.nn.functional.linear``; weight of shape (C_out, C_in)."""
-    return LinearMap(weight, bias, F.linear, lambda c, w: F.linear(c, w.t() if w is not None else c))
+
+    def forward(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        assert w is not None
+        return F.linear(a, w, b)
+
+    def adjoint(c: Tensor, w: Tensor | None) -> Tensor:
+        assert w is not None
+        return F.linear(c, w.t())
+
+    return LinearMap(weight, bias, forward, adjoint)
 
 
 def avg_pool(run: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> LinearMap:
@@ -140,7 +158,14 @@ def avg_pool2d_adjoint(
     kernel = list(per_dim(kernel_size, 2))
     strides = kernel if stride is None or stride == [] else list(per_dim(stride, 2))
     spread = torch.ops.aten.avg_pool2d_backward(
-        folded, like, kernel, strides, list(per_dim(padding, 2)), ceil_mode, count_include_pad, divisor_override
+        folded,
+        like,
+        kernel,
+        strides,
+        list(per_dim(padding, 2)),
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
     )
     return unfold(spread, c)
 
@@ -165,6 +190,8 @@ def mean_adjoint(c: Tensor, input_shape: Sequence[int], dims: Sequence[int], kee
     """Adjoint of ``a.mean(dims)`` for a of shape (S, *input_shape); ``dims`` count the batch axis as 0."""
     rank = len(input_shape) + 1
     axes = sorted(d % rank for d in dims)
+    if 0 in axes:
+        raise UnsupportedOpError(f"mean over {tuple(dims)} of (N, ...) mixes the images of a batch")
     count = 1
     for axis in axes:
         count = count * input_shape[axis - 1]
@@ -187,7 +214,7 @@ def max_pool_adjoint(c: Tensor, indices: Tensor, input_size: Sequence[int]) -> T
         plane = plane * n
     target = indices.flatten(-spatial).unsqueeze(1).expand(-1, c.shape[1], -1, -1)
     flat = c.new_zeros((*c.shape[:3], plane)).scatter_add(-1, target, c.flatten(-spatial))
-    return flat.unflatten(-1, tuple(input_size))
+    return flat.reshape(*flat.shape[:3], *input_size)
 
 
 def unbroadcast(c: Tensor, shape: Sequence[int]) -> Tensor:

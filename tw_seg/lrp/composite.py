@@ -17,7 +17,8 @@ class Composite:
 
     Attributes:
         layer: Rule of the convolutions, linear layers and average pools.
-        input: Rule of the first linear calls when the heatmap is read at the input; ``None``: as every other layer.
+        input: Rule of the convolutions and linear layers that read the images themselves, when the heatmap is
+            read at the input; ``None``: as every other layer.
     """
 
     layer: Rule = field(default_factory=Epsilon)
@@ -44,7 +45,11 @@ def epsilon_wsquare(epsilon: float = 0.0, stabilizer: float = 1e-6) -> Composite
 
 
 def epsilon_box(
-    low: float | tuple[float, ...], high: float | tuple[float, ...], *, epsilon: float = 0.0, stabilizer: float = 1e-6
+    low: float | tuple[float, ...],
+    high: float | tuple[float, ...],
+    *,
+    epsilon: float = 0.0,
+    stabilizer: float = 1e-6,
 ) -> Composite:
     """LRP-epsilon, with the z-box rule at the input for images normalised into ``[low, high]``."""
     return Composite(Epsilon(epsilon), ZBox(low, high, stabilizer))

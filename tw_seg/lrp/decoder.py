@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import create_composite
-from tw_seg.lrp.graph import Call, Graph, trace
-from tw_seg.lrp.propagate import Pass, linear_map, step
+from tw_seg.lrp.graph import Graph, follow_modes, trace
+from tw_seg.lrp.propagate import Pass, before_norm, input_relevance, step
 from tw_seg.lrp.seeds import class_indices, logit_seed
-from tw_seg.lrp.tape import Tape
+from tw_seg.lrp.tape import Tape, attribute
 
-_TIED_KINDS = ("conv", "linear", "batch_norm")
+_WEIGHTED = ("conv", "linear", "batch_norm")
 
 
 class Decoded(NamedTuple):
@@ -36,25 +36,26 @@ class Decoded(NamedTuple):
 class HeatmapDecoder(nn.Module):
     """Decodes a classifier's logits into one heatmap per class by layer-wise relevance propagation.
 
-    The backward pass of LRP is written as forward operations on the classifier's own weights, so heatmaps can be
-    trained with any loss, exported and compiled. With ``composite="epsilon"``, ``epsilon=0`` and ReLU activations
-    the heatmap at the input is exactly input x gradient, and its parameter gradients are exactly those of double
-    backpropagation.
+    The backward pass of LRP is written as forward operations on the classifier's own weights, so heatmaps can
+    be trained with any loss, exported and compiled. With ``composite="epsilon"``, ``epsilon=0`` and ReLU
+    activations the heatmap at the input is exactly input x gradient, and its parameter gradients are exactly
+    those of double backpropagation.
 
     Args:
-        classifier: Any module that maps (N, C, H, W) to (N, K) and that torch.fx can trace. It is used as it is:
-            its training flags, buffers and random state change as in its own forward, and not more.
+        classifier: Any module that maps (N, C, H, W) to (N, K) and that torch.fx can trace. It is used as it
+            is: its training flags, buffers and random state change as in its own forward, and not more.
         composite: Name of a preset in ``tw_seg.lrp.composite.COMPOSITES``.
         tie_weights: True: the decoder reads the classifier's parameters. False: it has weights of its own,
             initialised from them, in ``own_weights``.
         composite_kwargs: Numbers for the preset, for example ``{"epsilon": 1e-6}``.
-        read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), or several.
+        read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
+            name of a call, or several of them.
         chunk_size: Classes decoded at once; ``None`` for all. Changes memory, not results.
         recompute: Recompute each chunk in the backward pass instead of keeping its activations.
 
     Shapes:
-        images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to its
-        logit less what biases (and the stabiliser) absorb.
+        images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to
+        its logit less what biases (and the stabiliser) absorb.
 
     Raises:
         TraceError: If the classifier cannot be traced.
@@ -90,14 +91,15 @@ class HeatmapDecoder(nn.Module):
         self.tie_weights = tie_weights
         self.chunk_size = chunk_size
         self.recompute = recompute
-        # Functional dropout burns the training flag into the trace: one trace for each mode.
-        self._graphs = {mode: trace(classifier, mode) for mode in (False, True)}
+        # A classifier may take another path in training: one trace for each mode.
+        evaluation, training = follow_modes(trace(classifier, False), trace(classifier, True))
+        self._graphs = {False: evaluation, True: training}
         self._calls = {mode: {c.name: c for c in graph.calls} for mode, graph in self._graphs.items()}
         names = (read_out,) if isinstance(read_out, str) else tuple(read_out)
         self._readouts = {mode: _resolve(graph, names) for mode, graph in self._graphs.items()}
         self._wanted = {mode: graph.downstream(self._readouts[mode]) for mode, graph in self._graphs.items()}
         self.read_out = names
-        self.own_weights = nn.ParameterDict() if tie_weights else _copy_weights(classifier, self._graphs[False])
+        self.own_weights = nn.ParameterDict() if tie_weights else self._copy_weights()
 
     def forward(
         self,
@@ -123,26 +125,47 @@ class HeatmapDecoder(nn.Module):
         tape = Tape(self.classifier, self._graphs[mode], images)
         logits = tape.logits
         if logits.ndim != 2:
-            raise InputError(f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}")
+            raise InputError(
+                f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}"
+            )
         chosen = class_indices(classes, logits.shape[1])
-        run = Pass(tape, self.composite, samples, self._weights(), self._wanted[mode])
+        run = self.prepare(tape, samples)
         if len(chosen) == 0 or (samples is not None and samples.shape[0] == 0):
             readouts = tuple(_empty(run.value(name), len(chosen)) for name in self._readouts[mode])
             return Decoded(logits, readouts[0], readouts)
         size = self.chunk_size or len(chosen)
-        parts = [self._chunk(run, mode, chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        readouts = tuple(torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True))
+        parts = [
+            self._chunk(run, mode, chosen[start : start + size]) for start in range(0, len(chosen), size)
+        ]
+        readouts = tuple(
+            torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True)
+        )
         return Decoded(logits, readouts[0], readouts)
 
-    def coefficients(self, images: Tensor, classes: Sequence[int] | Tensor | None = None) -> tuple[Tape, dict[str, Tensor]]:
+    def reset_own_weights(self) -> None:
+        """Set an untied decoder's weights to the classifier's present ones; a tied decoder has none."""
+        with torch.no_grad():
+            for name, weight in self._weights().items():
+                weight.copy_(attribute(self.classifier, name))
+
+    def coefficients(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None
+    ) -> tuple[Tape, dict[str, Tensor]]:
         """The tape and the coefficient (N, K', ...) at every call's output: what ``checks`` looks at."""
         _check(images, None)
         mode = self.classifier.training
         tape = Tape(self.classifier, self._graphs[mode], images)
-        run = Pass(tape, self.composite, None, self._weights(), self._wanted[mode])
+        run = self.prepare(tape)
         kept: dict[str, Tensor] = {}
-        self._propagate(run, mode, logit_seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
+        self._propagate(
+            run, mode, logit_seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept
+        )
         return tape, kept
+
+    def prepare(self, tape: Tape, samples: Tensor | None = None) -> Pass:
+        """What a backward pass over a tape works with."""
+        mode = self.classifier.training
+        return Pass(tape, self.composite, samples, self._weights(), self._wanted[mode])
 
     def graph(self) -> Graph:
         """The calls of the classifier in its present mode."""
@@ -173,12 +196,17 @@ class HeatmapDecoder(nn.Module):
             if kept is not None:
                 kept[call.name] = c
             if call.name in readouts:
-                heatmaps[call.name] = _heatmap(run.value(call.name).unsqueeze(1) * c)
+                heatmaps[call.name] = _heatmap(
+                    run.value(call.name).unsqueeze(1) * before_norm(run, call, c, calls)
+                )
             if not any(name in run.wanted for name in call.inputs):
                 continue
-            relevance = self._input_relevance(run, call, c, calls)
-            if relevance is not None:
-                heatmaps[graph.input] = heatmaps[graph.input] + relevance if graph.input in heatmaps else relevance
+            at_input = input_relevance(run, call, c, calls)
+            if at_input is not None:
+                relevance = _heatmap(at_input)
+                heatmaps[graph.input] = (
+                    heatmaps[graph.input] + relevance if graph.input in heatmaps else relevance
+                )
                 continue
             for name, part in step(run, call, c, calls).items():
                 if name in run.wanted:
@@ -191,14 +219,27 @@ class HeatmapDecoder(nn.Module):
             heatmaps[graph.input] = heatmaps[graph.input] + part if graph.input in heatmaps else part
         return tuple(heatmaps[name] for name in readouts)
 
-    def _input_relevance(self, run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> Tensor | None:
-        """Heatmap of a linear call that reads the images, where the composite has a rule of its own for it."""
-        rule = self.composite.input
-        if rule is None or call.inputs != (self._graphs[False].input,) or call.kind not in ("conv", "linear"):
-            return None
-        assert not hasattr(rule, "coefficient")
-        images = run.value(call.inputs[0])
-        return _heatmap(rule.relevance(c, images, run.value(call.norm or call.name), linear_map(run, call, calls)))
+    def _copy_weights(self) -> nn.ParameterDict:
+        """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
+        own: dict[str, nn.Parameter] = {}
+        shared: dict[Tensor, nn.Parameter] = {}
+        for mode, graph in self._graphs.items():
+            for call in graph.calls:
+                if call.kind not in _WEIGHTED or not any(name in self._wanted[mode] for name in call.inputs):
+                    continue
+                if call.weight is None:
+                    if call.op == "call_function" and call.options.get("weight") is not None:
+                        raise InputError(
+                            "tie_weights=False needs weights that are parameters; that of "
+                            f"{call.name!r} in {call.path or '(root)'} is computed in its forward. "
+                            "Use tie_weights=True, or torch.nn.utils.parametrize"
+                        )
+                    continue
+                weight = attribute(self.classifier, call.weight)
+                if weight.requires_grad or isinstance(weight, nn.Parameter):
+                    copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
+                    own.setdefault(call.weight.replace(".", "/"), copy)
+        return nn.ParameterDict(own)
 
 
 def _resolve(graph: Graph, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -215,30 +256,32 @@ def _resolve(graph: Graph, names: tuple[str, ...]) -> tuple[str, ...]:
     return found
 
 
-def _copy_weights(classifier: nn.Module, graph: Graph) -> nn.ParameterDict:
-    """Own copies of the weights that the backward pass reads. Biases are not among them: no coefficient needs one."""
-    parameters = dict(classifier.named_parameters())
-    names = [f"{c.path}.weight" for c in graph.calls if c.kind in _TIED_KINDS and c.op == "call_module"]
-    return nn.ParameterDict(
-        {n.replace(".", "/"): nn.Parameter(parameters[n].detach().clone()) for n in dict.fromkeys(names) if n in parameters}
-    )
-
-
 def _heatmap(relevance: Tensor) -> Tensor:
-    """Sum over channels; half precision is summed in float32."""
-    if relevance.ndim < 4:
-        raise InputError(f"a heatmap needs an activation (N, C, H, W); this read-out has shape {tuple(relevance.shape)}")
+    """Sum over channels, in float32 for half precision; a pooled activation (N, C) is a map of one cell."""
+    if relevance.ndim == 3:
+        relevance = relevance[..., None, None]
+    if relevance.ndim != 5:
+        shape = (relevance.shape[0], *relevance.shape[2:])
+        raise InputError(f"a heatmap needs an activation (N, C, H, W) or (N, C), not {shape}: read elsewhere")
     half = relevance.dtype in (torch.float16, torch.bfloat16)
     return relevance.sum(2, dtype=torch.float32 if half else None)
 
 
 def _empty(activation: Tensor, num_classes: int) -> Tensor:
-    return activation.new_zeros((activation.shape[0], num_classes, *activation.shape[2:]))
+    return _heatmap(activation.new_zeros((activation.shape[0], num_classes, *activation.shape[1:])))
 
 
 def _check(images: Tensor, samples: Tensor | None) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-        found = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images must be a floating-point tensor (N, C, H, W), got {found}; convert with .float() / 255")
+        found = (
+            f"{images.dtype} of shape {tuple(images.shape)}"
+            if isinstance(images, Tensor)
+            else type(images).__name__
+        )
+        raise InputError(
+            f"images must be a floating-point tensor (N, C, H, W), got {found}; convert with .float() / 255"
+        )
     if samples is not None and (samples.ndim != 1 or samples.dtype != torch.int64):
-        raise InputError(f"samples must be an int64 tensor (S,), got {samples.dtype} of shape {tuple(samples.shape)}")
+        raise InputError(
+            f"samples must be an int64 tensor (S,), got {samples.dtype} of shape {tuple(samples.shape)}"
+        )

@@ -1,4 +1,4 @@
-"""From the coefficient at a call's output to the coefficients at its inputs: one function per kind of call."""
+"""From the coefficient at a call's output to the coefficients at its inputs: one function per kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Pass:
         tape: The recorded forward run, of N images.
         composite: Which rule for which call.
         samples: Rows of the images that are decoded, int64 (S,); ``None`` for all.
-        weights: The decoder's own weights by ``path.name`` (untied); a weight that is not there is the classifier's.
+        weights: The decoder's own weights by dotted name (untied); a weight that is not there is the
+            classifier's.
         wanted: Calls whose coefficient is needed.
     """
 
@@ -43,13 +44,21 @@ class Pass:
 
     def weight(self, call: Call) -> Tensor | None:
         """The weight that the decoder uses for a call."""
-        return self.weights.get(f"{call.path}.weight", self.tape.parameter(call, "weight"))
+        own = self.weights.get(call.weight) if call.weight else None
+        return self.tape.parameter(call, "weight") if own is None else own
 
     def norm_scale(self, call: Call) -> Tensor:
         """Per-channel factor of a BatchNorm call, its statistics held constant along the input."""
         scale = self.tape.saved[call.name]
         weight = self.weight(call)
         return scale if weight is None else scale * weight
+
+
+def fused_norm(run: Pass, call: Call) -> str | None:
+    """The BatchNorm that is multiplied into a linear call, if any."""
+    # A linear layer on (N, L, F) has its channels last, a BatchNorm1d after it has them second.
+    apart = call.kind == "linear" and run.tape.values[call.name].ndim > 2
+    return None if apart else call.norm
 
 
 def linear_map(run: Pass, call: Call, calls: Mapping[str, Call]) -> LinearMap:
@@ -76,8 +85,8 @@ def linear_map(run: Pass, call: Call, calls: Mapping[str, Call]) -> LinearMap:
         )
     weight, bias = run.weight(call), run.tape.parameter(call, "bias")
     assert weight is not None
-    if call.norm:
-        norm = calls[call.norm]
+    if fused := fused_norm(run, call):
+        norm = calls[fused]
         scale = run.norm_scale(norm)
         weight = weight * scale.reshape(-1, *([1] * (weight.ndim - 1)))
         bias = None  # no rule here reads the bias of a fused pair: it is in z
@@ -87,11 +96,26 @@ def linear_map(run: Pass, call: Call, calls: Mapping[str, Call]) -> LinearMap:
     return adjoints.conv(weight, bias, input_size=size, **settings)
 
 
+def before_norm(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> Tensor:
+    """The coefficient at a call's own output: a BatchNorm fused into it handed on that of its output."""
+    fused = fused_norm(run, call)
+    return c if fused is None else c * run.norm_scale(calls[fused]).reshape(-1, *([1] * (c.ndim - 3)))
+
+
+def input_relevance(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> Tensor | None:
+    """Relevance (S, K, *in) at the images by the input's rule; ``None`` where it does not apply."""
+    rule = run.composite.input
+    if rule is None or call.inputs != (run.tape.graph.input,) or call.kind not in ("conv", "linear"):
+        return None
+    z = run.value(fused_norm(run, call) or call.name)
+    return rule.relevance(c, run.value(call.inputs[0]), z, linear_map(run, call, calls))
+
+
 def step(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
     """Coefficients (S, K, ...) that one call hands to its wanted inputs.
 
-    A BatchNorm fused into the linear call before it hands its coefficient on unchanged: the linear call's map and
-    its output ``z`` include it.
+    A BatchNorm fused into the linear call before it hands its coefficient on unchanged: the linear call's map
+    and its output ``z`` include it.
     """
     return ADJOINT[call.kind](run, call, c, calls)
 
@@ -105,12 +129,12 @@ def _linear(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict
     rule = run.composite.rule(call)
     layer = linear_map(run, call, calls)
     name = call.inputs[0]
-    return {name: rule.coefficient(c, run.value(name), run.value(call.norm or call.name), layer)}
+    return {name: rule.coefficient(c, run.value(name), run.value(fused_norm(run, call) or call.name), layer)}
 
 
 def _batch_norm(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
     source = call.inputs[0]
-    if source in calls and calls[source].norm == call.name:
+    if source in calls and fused_norm(run, calls[source]) == call.name:
         return {source: c}
     scale = run.norm_scale(call)
     diagonal = scale.reshape(-1, *([1] * (c.ndim - 3)))
@@ -131,7 +155,9 @@ def _relu6(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[
 
 def _leaky_relu(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
     positive = run.value(call.inputs[0]) > 0
-    return {call.inputs[0]: torch.where(positive.unsqueeze(1), c, c * call.options.get("negative_slope", 0.01))}
+    return {
+        call.inputs[0]: torch.where(positive.unsqueeze(1), c, c * call.options.get("negative_slope", 0.01))
+    }
 
 
 def _max_pool(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
@@ -197,4 +223,3 @@ ADJOINT: dict[str, Adjoint] = {
     "cat": _cat,
 }
 """Kind of call -> how relevance passes it."""
-

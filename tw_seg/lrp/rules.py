@@ -1,9 +1,9 @@
 """Relevance rules: frozen dataclasses, each with one pure function.
 
-A rule acts on a linear map ``z = W a + b`` (convolution, linear layer, average pool). ``coefficient`` returns the
-coefficient at the input, so that relevance is ``a * coefficient``; a rule of the input layer overrides
-``relevance`` instead, because it redistributes relevance to inputs that are zero, which no coefficient can express.
-Names follow zennit.
+A rule acts on a linear map ``z = W a + b`` (convolution, linear layer, average pool). ``coefficient`` returns
+the coefficient at the input, so that relevance is ``a * coefficient``; a rule of the input layer has
+``relevance`` instead, because it redistributes relevance to inputs that are zero, which no coefficient can
+express. Names follow zennit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Epsilon:
     With ``epsilon = 0`` the factor is exactly 1 and is not computed: no division.
 
     Attributes:
-        epsilon: Stabiliser added to the magnitude of each pre-activation, in units of the pre-activation; >= 0.
+        epsilon: Stabiliser added to the magnitude of each pre-activation, in its units; >= 0.
     """
 
     epsilon: float = 0.0
@@ -34,10 +34,12 @@ class Epsilon:
             raise InputError(f"epsilon must be a number >= 0, got {self.epsilon!r}")
 
     def coefficient(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
-        """Coefficient (S, K, *in) at the input, from ``c`` (S, K, *out), ``a`` (S, *in) and ``z`` (S, *out)."""
-        if self.epsilon:
-            c = c * (z / stabilize(z, self.epsilon)).unsqueeze(1)
-        return layer.adjoint(c, layer.weight)
+        """Coefficient (S, K, *in) at the input, from ``c`` (S, K, *out), ``a`` (S, *in), ``z`` (S, *out)."""
+        return layer.adjoint(self.share(c, z), layer.weight)
+
+    def share(self, c: Tensor, z: Tensor) -> Tensor:
+        """The coefficient (S, K, *out) of inputs and bias alike; the rest goes to the stabiliser."""
+        return c * (z / stabilize(z, self.epsilon)).unsqueeze(1) if self.epsilon else c
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class Flat:
 
     def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
         """Relevance (S, K, *in) at the input."""
-        return _share(c, a, z, layer, torch.ones_like(_weight(layer)), self.stabilizer)
+        share = c * (z / stabilize(self.denominator(a, layer), self.stabilizer)).unsqueeze(1)
+        return layer.adjoint(share, torch.ones_like(_weight(layer)))
+
+    def denominator(self, a: Tensor, layer: LinearMap) -> Tensor:
+        """What each neuron's relevance is divided by, before it is stabilised: its number of inputs."""
+        return layer.forward(torch.ones_like(a[:1]), torch.ones_like(_weight(layer)), None)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,12 @@ class WSquare:
 
     def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
         """Relevance (S, K, *in) at the input."""
-        return _share(c, a, z, layer, _weight(layer).square(), self.stabilizer)
+        share = c * (z / stabilize(self.denominator(a, layer), self.stabilizer)).unsqueeze(1)
+        return layer.adjoint(share, _weight(layer).square())
+
+    def denominator(self, a: Tensor, layer: LinearMap) -> Tensor:
+        """What each neuron's relevance is divided by, before it is stabilised: its squared weights."""
+        return layer.forward(torch.ones_like(a[:1]), _weight(layer).square(), None)
 
 
 @dataclass(frozen=True)
@@ -80,17 +92,21 @@ class ZBox:
         """Relevance (S, K, *in) at the input."""
         weight = _weight(layer)
         low, high = (self._bound(bound, a) for bound in (self.low, self.high))
-        positive, negative = weight.clamp(min=0), weight.clamp(max=0)
-        bottom = (
-            layer.forward(a, weight, None)
-            - layer.forward(low.expand_as(a), positive, None)
-            - layer.forward(high.expand_as(a), negative, None)
-        )
-        share = c * (z / stabilize(bottom, self.stabilizer)).unsqueeze(1)
+        share = c * (z / stabilize(self.denominator(a, layer), self.stabilizer)).unsqueeze(1)
         return (
             a.unsqueeze(1) * layer.adjoint(share, weight)
-            - low * layer.adjoint(share, positive)
-            - high * layer.adjoint(share, negative)
+            - low * layer.adjoint(share, weight.clamp(min=0))
+            - high * layer.adjoint(share, weight.clamp(max=0))
+        )
+
+    def denominator(self, a: Tensor, layer: LinearMap) -> Tensor:
+        """What each neuron's relevance is divided by, before it is stabilised."""
+        weight = _weight(layer)
+        low, high = (self._bound(bound, a).expand_as(a) for bound in (self.low, self.high))
+        return (
+            layer.forward(a, weight, None)
+            - layer.forward(low, weight.clamp(min=0), None)
+            - layer.forward(high, weight.clamp(max=0), None)
         )
 
     def _bound(self, bound: float | tuple[float, ...], a: Tensor) -> Tensor:
@@ -104,21 +120,20 @@ class ZBox:
 
 
 Rule = Epsilon
-InputRule = Epsilon | Flat | WSquare | ZBox
+InputRule = Flat | WSquare | ZBox
 
-RULES: dict[str, type[InputRule]] = {"epsilon": Epsilon, "flat": Flat, "wsquare": WSquare, "zbox": ZBox}
+RULES: dict[str, type[Rule] | type[InputRule]] = {
+    "epsilon": Epsilon,
+    "flat": Flat,
+    "wsquare": WSquare,
+    "zbox": ZBox,
+}
 
 
 def _weight(layer: LinearMap) -> Tensor:
     if layer.weight is None:
         raise InputError("an input rule needs a convolution or a linear layer at the input, found a pool")
     return layer.weight
-
-
-def _share(c: Tensor, a: Tensor, z: Tensor, layer: LinearMap, weight: Tensor, stabilizer: float) -> Tensor:
-    bottom = layer.forward(torch.ones_like(a[:1]), weight, None)
-    relevance = c * z.unsqueeze(1)
-    return layer.adjoint(relevance / stabilize(bottom, stabilizer), weight)
 
 
 __all__ = ["RULES", "Epsilon", "Flat", "InputRule", "Rule", "WSquare", "ZBox"]

@@ -20,11 +20,12 @@ def class_indices(classes: Sequence[int] | Tensor | None, num_classes: int) -> t
     if classes is None:
         return tuple(range(num_classes))
     if isinstance(classes, Tensor):
-        if classes.is_floating_point() or classes.ndim != 1:
+        if classes.is_floating_point() or classes.dtype == torch.bool or classes.ndim != 1:
             raise InputError(
                 f"classes must be a 1-D integer tensor, got {classes.dtype} of shape {tuple(classes.shape)}"
             )
-        return classes
+        if classes.device.type != "cpu" or torch.compiler.is_compiling():
+            return classes  # looking at the values would wait for the device
     chosen = tuple(int(k) for k in classes)
     wrong = [k for k in chosen if not 0 <= k < num_classes]
     if wrong:

@@ -1,7 +1,7 @@
 """One forward run of the classifier that records every call's output and what its adjoint needs later.
 
-The run computes what the classifier computes, in-place operations out of place. Only three kinds keep more than
-their output: max pools their winners, dropout its noise, BatchNorm the scale of the statistics it used.
+The run computes what the classifier computes, in-place operations out of place. Only three kinds keep more
+than their output: max pools their winners, dropout its noise, BatchNorm the scale of the statistics it used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from tw_seg.lrp.graph import Call, Graph, Ref
+from tw_seg.errors import UnsupportedOpError
+from tw_seg.lrp.graph import Call, Graph, Mode, Ref
 
 
 class Tape:
@@ -25,7 +26,11 @@ class Tape:
     """
 
     def __init__(self, classifier: nn.Module, graph: Graph, images: Tensor) -> None:
-        """Run the classifier on ``images`` (N, C, H, W), which changes no more state than its own forward would."""
+        """Run the classifier on ``images`` (N, C, H, W): no more state changes than in its own forward.
+
+        Raises:
+            UnsupportedOpError: If a call moves the batch away from the first axis.
+        """
         self.modules: Mapping[str, nn.Module] = dict(classifier.named_modules())
         self.classifier = classifier
         self.graph = graph
@@ -34,7 +39,12 @@ class Tape:
         self._norms = {call.norm for call in graph.calls if call.norm}
         for call in graph.calls:
             forward = FORWARD.get(call.kind)
-            self.values[call.name] = forward(self, call) if forward else self.run(call)
+            value = self.values[call.name] = forward(self, call) if forward else self.run(call)
+            if call.inputs and not torch.compiler.is_compiling() and value.shape[0] != images.shape[0]:
+                raise UnsupportedOpError(
+                    f"{call.path or '(root)'}: {call.kind} ({call.name!r}) turns {images.shape[0]} images "
+                    f"into {tuple(value.shape)}; every activation must keep one row per image"
+                )
 
     @property
     def logits(self) -> Tensor:
@@ -45,7 +55,12 @@ class Tape:
 
     def resolve(self, value: Any) -> Any:
         """Replace references by the values of the calls they name."""
-        return fx.node.map_aggregate(value, lambda a: self.values[a.name] if isinstance(a, Ref) else a)
+        return fx.node.map_aggregate(value, self._resolve)
+
+    def _resolve(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            return self.values[value.name]
+        return self.modules[value.path].training if isinstance(value, Mode) else value
 
     def run(self, call: Call) -> Any:
         """Run a call as the classifier would."""
@@ -108,7 +123,7 @@ def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
     def forward(tape: Tape, call: Call) -> Tensor:
         value: Tensor = tape.values[call.inputs[0]]
         module = tape.modules.get(call.target) if call.op == "call_module" else None
-        training = module.training if module is not None else call.options.get("training", True)
+        training = module.training if module is not None else tape.resolve(call.options.get("training", True))
         if not training:
             return value
         # The same draw as the module's own, kept so that relevance follows the units that were kept.
@@ -119,16 +134,22 @@ def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
     return forward
 
 
+def batch_statistics(tape: Tape, call: Call) -> bool:
+    """Whether a BatchNorm call normalises with the batch's statistics or with the running ones."""
+    if call.op != "call_module":
+        return bool(tape.resolve(call.options.get("training", False)))
+    # torch's own rule: in training, or when none are kept
+    kept = any(tape.parameter(call, name) is not None for name in ("running_mean", "running_var"))
+    return tape.modules[call.target].training or not kept
+
+
 def _batch_norm(tape: Tape, call: Call) -> Tensor:
     value: Tensor = tape.values[call.inputs[0]]
-    mean, var = (tape.parameter(call, name) for name in ("running_mean", "running_var"))
-    if call.op == "call_module":
-        # torch's own rule: batch statistics in training, or when none are kept
-        batch = tape.modules[call.target].training or (mean is None and var is None)
-    else:
-        batch = bool(call.options.get("training", False))
-    if batch:
-        var = value.var([0, *range(2, value.ndim)], unbiased=False)
+    var = tape.parameter(call, "running_var")
+    if batch_statistics(tape, call):
+        # As torch does: statistics of half-precision activations are float32.
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        var = (value.float() if half else value).var([0, *range(2, value.ndim)], unbiased=False)
     assert var is not None
     scale = torch.rsqrt(var + call.options.get("eps", 1e-5))
     result: Tensor = tape.run(call)
@@ -138,7 +159,9 @@ def _batch_norm(tape: Tape, call: Call) -> Tensor:
 
 def _add(tape: Tape, call: Call) -> Tensor:
     return torch.add(
-        tape.resolve(call.options["input"]), tape.resolve(call.options["other"]), alpha=call.options.get("alpha", 1)
+        tape.resolve(call.options["input"]),
+        tape.resolve(call.options["other"]),
+        alpha=call.options.get("alpha", 1),
     )
 
 

@@ -1,0 +1,210 @@
+"""The main job: a classifier becomes a segmentation model with 20 masks, beside a U-Net trained on the same data.
+
+    python -m experiments.main_job
+
+Stages, each one `tw-seg` command with files of ``experiments/configs``, each in a folder of the run directory:
+``pretrain`` (image-level labels only), ``heatmap`` and ``multitask_unet`` (semi-supervised, the same masks), the
+training-free rows, then ``results.csv``, ``results.md``, ``picture.png`` and one folder each of masks, overlays and
+heatmaps of test images. The test set is read once, after all choices are made on val.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+
+from tw_seg.data.transforms import EvalTransform
+from tw_seg.training import cli
+from tw_seg.training.datamodule import SegmentationDataModule
+from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
+from tw_seg.training.run import next_free, write_whole
+from tw_seg.training.task import SegmentationTask
+from tw_seg.types import SegOutput
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CONFIGS = Path(__file__).parent / "configs"
+TRAINED = {"heatmap": "heatmap segmenter (untied)", "multitask_unet": "multi-task U-Net"}
+TRAINING_FREE = {
+    "cam": "CAM, calibrated threshold",
+    "gradcam": "Grad-CAM, calibrated threshold",
+    "input_x_gradient": "input x gradient, calibrated threshold",
+}
+COLUMNS = ("miou", "dice", "pixel_acc", "cls/map", "cls/f1")
+
+
+class Row(NamedTuple):
+    """One line of the results table: test metrics by name, and what training cost."""
+
+    model: str
+    metrics: dict[str, float]
+    seconds: float
+
+
+def main(args: Sequence[str] | None = None) -> Path:
+    """Run the main job; returns the run directory."""
+    options = _parse(args)
+    run_dir = next_free(Path(options.run_dir))
+    started = time.perf_counter()
+    say(f"run directory: {run_dir}")
+    common = [f"--seed_everything={options.seed}", *options.set]
+
+    say("1/4 pre-training the classifier on image-level labels")
+    pretrain = run_dir / "pretrain"
+    command("fit", "main/pretrain.yaml", pretrain, common)
+    warm = [f"--model.warm_start={pretrain / 'classifier.safetensors'}", f"--data.split_seed={options.split_seed}"]
+
+    rows = []
+    budget = [f"--data.budget={options.budget}"]
+    for number, (name, title) in enumerate(TRAINED.items(), start=2):
+        say(f"{number}/4 training the {title} with {options.budget} masks")
+        start = time.perf_counter()
+        command("fit", f"main/{name}.yaml", run_dir / name, [*common, *warm, *budget])
+        seconds = time.perf_counter() - start
+        budget = [f"--data.budget_file={run_dir / 'heatmap' / 'label_budget.json'}"]  # the same masks for all
+        metrics = command("test", f"main/{name}.yaml", run_dir / name, [*common, *budget, "--ckpt_path=best"])
+        rows.append(Row(title, metrics, seconds))
+
+    say("4/4 training-free rows, tables and pictures")
+    for name, title in TRAINING_FREE.items():
+        metrics = command("test", f"main/{name}.yaml", run_dir / name, [*common, *warm, *budget])
+        rows.append(Row(title, metrics, 0.0))
+    write_table(run_dir, rows)
+    write_pictures(run_dir, count=options.pictures)
+    say((run_dir / "results.md").read_text(encoding="utf-8"))
+    say(f"done in {(time.perf_counter() - started) / 60:.1f} minutes")
+    for name in ("results.md", "results.csv", "picture.png", "masks/", "overlays/", "heatmaps/"):
+        say(f"  {run_dir / name}")
+    return run_dir
+
+
+def command(subcommand: str, config: str, run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
+    """Run one `tw-seg` command; returns the last metrics of ``test``."""
+    cli.main([subcommand, f"--config={CONFIGS / config}", f"--run_dir={run_dir}", *extra])
+    files = sorted((run_dir / "metrics").glob(f"{subcommand}*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if subcommand != "test":
+        return {}
+    with open(files[-1], newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return {k.removeprefix("test/"): float(v) for k, v in lines[-1].items() if k.startswith("test/") and v}
+
+
+def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
+    """``results.csv`` (every metric) and ``results.md`` (the main ones)."""
+    names = [*COLUMNS, *sorted({k for row in rows for k in row.metrics if k.startswith("iou/")})]
+    head = ["model", *names, "train_seconds"]
+    body = [[r.model, *(r.metrics.get(n, float("nan")) for n in names), r.seconds] for r in rows]
+
+    def write_csv(draft: Path) -> None:
+        with open(draft, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *body])
+
+    titles = ("model", "mIoU", "Dice", "pixel accuracy", "image-level mAP", "image-level F1", "training")
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in rows:
+        numbers = " | ".join(f"{row.metrics.get(name, float('nan')):.3f}" for name in COLUMNS)
+        lines.append(f"| {row.model} | {numbers} | {f'{row.seconds:.0f} s' if row.seconds else 'none'} |")
+    write_whole(run_dir / "results.csv", write_csv)
+    write_whole(run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def write_pictures(run_dir: Path, *, count: int) -> None:
+    """Masks, overlays and heatmaps of the first test images, and one picture that shows both models beside the truth."""
+    data = SegmentationDataModule.load_from_checkpoint(run_dir / "heatmap" / "checkpoints" / "best.ckpt")
+    data.setup("test")
+    loader = data.test_dataloader()
+    dataset = loader.dataset.data
+    transform = EvalTransform(data.hparams["size"], mean=data.hparams["mean"], std=data.hparams["std"])
+    samples = [dataset[index] for index in range(min(count, len(dataset)))]
+    images = torch.stack([transform(sample.image, None)[0] for sample in samples])
+    outputs = {name: _predict(run_dir / name, images) for name in TRAINED}
+    masks = {name: _masks(output, [s.image.shape[:2] for s in samples]) for name, output in outputs.items()}
+    heatmaps = outputs["heatmap"].mask_logits.numpy()
+    for row, sample in enumerate(samples):
+        predicted = masks["heatmap"][row]
+        save_mask(run_dir / "masks" / f"{sample.name}.png", predicted)
+        save_picture(run_dir / "overlays" / f"{sample.name}.png", overlay(sample.image, predicted))
+        for label in np.flatnonzero(sample.labels):
+            name = f"{sample.name}-{data.class_names[label]}.png"
+            save_picture(run_dir / "heatmaps" / name, heatmap_rgb(heatmaps[row, label]))
+    _picture(run_dir / "picture.png", samples[:8], masks, heatmaps, data.class_names)
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, *, alpha: float = 0.6) -> np.ndarray:
+    """The image (H, W, 3) with the objects of a mask (H, W) tinted in their colours, uint8."""
+    tint = np.where(mask[..., None] > 0, mask_rgb(mask), image)
+    return np.rint(image * (1 - alpha) + tint * alpha).astype(np.uint8)
+
+
+def _predict(run_dir: Path, images: torch.Tensor) -> SegOutput:
+    task = SegmentationTask.load_from_checkpoint(run_dir / "checkpoints" / "best.ckpt", map_location="cpu").eval()
+    with torch.inference_mode():
+        output: SegOutput = task(images)
+    return output
+
+
+def _masks(output: SegOutput, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    from tw_seg.metrics import native_masks
+
+    return [mask.numpy() for mask in native_masks(output.mask_logits, [(int(h), int(w)) for h, w in sizes])]
+
+
+def _picture(path, samples, masks, heatmaps, class_names) -> None:  # type: ignore[no-untyped-def]
+    columns = ["image", "truth", "multi-task U-Net", "heatmap segmenter", "heatmap of one class"]
+    figure, axes = plt.subplots(len(samples), len(columns), figsize=(2 * len(columns), 2.1 * len(samples)), squeeze=False)
+    for row, sample in enumerate(samples):
+        shown = [k for k in np.flatnonzero(sample.labels) if k > 0]
+        label = int(shown[0]) if shown else 0
+        tiles = [
+            sample.image,
+            mask_rgb(sample.mask),
+            mask_rgb(masks["multitask_unet"][row]),
+            mask_rgb(masks["heatmap"][row]),
+            heatmap_rgb(heatmaps[row, label]),
+        ]
+        predicted = [np.unique(masks[name][row]) for name in ("multitask_unet", "heatmap")]
+        notes = ["", _names(shown, class_names), *(_names(p[p > 0], class_names) for p in predicted)]
+        for axis, tile, note in zip(axes[row], tiles, [*notes, class_names[label]], strict=True):
+            axis.imshow(tile)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(note, fontsize=8)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.tight_layout()
+    write_whole(path, lambda draft: figure.savefig(draft, dpi=110, format="png"))
+    plt.close(figure)
+
+
+def _names(labels, class_names) -> str:  # type: ignore[no-untyped-def]
+    return ", ".join(class_names[int(k)] for k in labels)
+
+
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", default="runs/main_job", help="a new folder; a number is added if it exists")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--split_seed", type=int, default=0, help="seed of the choice of masks")
+    parser.add_argument("--budget", type=int, default=20, help="number of training images whose mask is used")
+    parser.add_argument("--pictures", type=int, default=24, help="number of test images to write pictures of")
+    parser.add_argument("--set", action="append", default=[], metavar="--KEY=VALUE", help="passed on to every command")
+    return parser.parse_args(args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

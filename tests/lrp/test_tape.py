@@ -1,0 +1,252 @@
+"""The tape computes what the classifier computes, to the bit, and changes no more state than it does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from tests.lrp.test_graph import Counts
+from tests.oracles.nets import Calls, Tiny, conv, tiny
+from tw_seg.errors import UnsupportedOpError
+from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp.graph import follow_modes, trace
+from tw_seg.lrp.tape import Tape
+
+
+def tape_of(net: nn.Module, images: Tensor) -> Tape:
+    graphs = follow_modes(trace(net, False), trace(net, True))
+    return Tape(net, graphs[net.training], images)
+
+
+def pictures(*size: int) -> Tensor:
+    return torch.randn(*(size or (2, 3, 11, 9)), dtype=torch.float64)
+
+
+def assert_same_run(net: nn.Module, images: Tensor) -> None:
+    """Logits, buffers and random state as after the classifier's own forward."""
+    twin = copy.deepcopy(net)
+    torch.manual_seed(5)
+    expected = twin(images.clone())
+    state = torch.random.get_rng_state()
+    torch.manual_seed(5)
+    given = images.clone()
+    found = tape_of(net, given).logits
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(given, images)
+    for (name, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+    assert [m.training for m in net.modules()] == [m.training for m in twin.modules()]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_standard_nets(standard, training: bool) -> None:
+    net, images = standard
+    assert_same_run(copy.deepcopy(net).train(training), images)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d])
+def test_dropout(layer, training: bool, p: float) -> None:
+    if isinstance(layer, type):
+        net = Calls(lambda s, x: s.d(F.relu(s.c(x))), c=conv(), d=layer(p))
+    else:
+        net = Calls(lambda s, x: layer(F.relu(s.c(x)), p, s.training), c=conv())
+    assert_same_run(net.train(training), pictures())
+
+
+def test_dropout_that_is_always_on() -> None:
+    assert_same_run(Calls(lambda s, x: F.dropout(s.c(x), 0.5), c=conv()).eval(), pictures())
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.BatchNorm2d(4, eps=0.1, momentum=0.5),
+        Counts(),
+    ],
+    ids=["no affine", "no statistics", "no momentum", "options", "functional"],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm(norm: nn.Module, training: bool) -> None:
+    net = Calls(lambda s, x: F.relu(s.n(s.c(x))), c=conv(), n=copy.deepcopy(norm)).train(training)
+    for _ in range(2):
+        assert_same_run(net, pictures())
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), Counts()], ids=["module", "functional"])
+def test_parts_frozen_in_evaluation_mode(norm: nn.Module) -> None:
+    """Flags are read where they stand: a net in training with frozen BatchNorm, or dropout on in a frozen net."""
+    net = Calls(lambda s, x: s.d(s.n(s.c(x))), c=conv(), n=copy.deepcopy(norm), d=nn.Dropout(0.5)).train()
+    before = {k: v.clone() for k, v in net.named_buffers() if "batches" not in k}
+    net.n.eval()
+    (net.n.norm if isinstance(norm, Counts) else net.n).eval()
+    images = pictures()
+    torch.manual_seed(5)
+    expected = net(images)
+    torch.manual_seed(5)
+    assert torch.equal(tape_of(net, images).logits, expected)
+    assert all(torch.equal(v, before[k]) for k, v in net.named_buffers() if "batches" not in k)
+    net.eval()
+    net.d.train()
+    assert_same_run(net, images)
+
+
+def reread(s, x):
+    y = s.c(x)
+    z = F.relu_(y)
+    return y + z
+
+
+def reread_method(s, x):
+    y = s.c(x)
+    y.add_(1.0).relu_()
+    return y
+
+
+def reread_operator(s, x):
+    y = s.c(x)
+    z = y
+    z += x.mean(1, keepdim=True)
+    return y
+
+
+def reread_identity(s, x):
+    y = s.c(x)
+    z = F.relu(s.i(y), inplace=True)
+    return y + z
+
+
+def reread_module(s, x):
+    y = s.c(x)
+    s.r(y)
+    return y + s.d(s.r(y))
+
+
+def constant_in_place(s, x):
+    k = s.p.clone()
+    k.mul_(2)
+    k += 1
+    return s.c(x) + k
+
+
+def images_into_constant(s, x):
+    k = s.p.clone()
+    k += s.c(x)
+    return k + x.mean(1, keepdim=True)
+
+
+def images_in_place(s, x):
+    x = F.relu_(x)
+    return s.c(x)
+
+
+IN_PLACE = [
+    reread, reread_method, reread_operator, reread_identity, reread_module, constant_in_place,
+    images_into_constant, images_in_place,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", IN_PLACE)
+def test_in_place_calls_and_what_reads_them(function) -> None:
+    net = Calls(
+        function, c=conv(), r=nn.ReLU(inplace=True), i=nn.Identity(), d=nn.Dropout(0.5, inplace=True),
+        p=nn.Parameter(torch.randn(2, 4, 11, 9)),
+    )  # fmt: skip
+    assert_same_run(net, pictures())
+
+
+class Shapes(nn.Module):
+    """Reshaping by sizes that are read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv()
+        self.fc = nn.Linear(4 * 99, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, (h, w) = x.size(0), x.shape[2:]
+        x = self.c(x).view(n, 4, h * w)
+        x = F.relu(x.reshape(n, x.size(1), -1), inplace=True)
+        return self.fc(torch.flatten(x.unsqueeze(1).squeeze(1), 1))
+
+
+def test_reshaping() -> None:
+    assert_same_run(Shapes(), pictures())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pictures(2, 3, 12, 10).to(memory_format=torch.channels_last),
+        pictures(2, 11, 9, 3).transpose(1, 3),
+        pictures(4, 3, 12, 20)[::2, :, ::1, ::2],
+        pictures(1, 3, 1, 1),
+    ],
+    ids=["channels_last", "transposed", "strided", "one pixel"],
+)
+def test_layouts(images: Tensor) -> None:
+    assert_same_run(tiny(dropout=0.3), images)
+
+
+def test_shared_weights_and_parametrizations() -> None:
+    net = Calls(
+        lambda s, x: s.b(s.c(F.relu(s.b(s.c(s.a(x)))))), a=conv(), c=conv(4, 4), b=nn.BatchNorm2d(4)
+    )
+    parametrizations.weight_norm(net.c)
+    assert_same_run(net.train(), pictures())
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda s, x: torch.cat((s.c(x), s.c(x))), "cat"),
+        (lambda s, x: s.c(x).flatten(0, 1), "reshape"),
+        (lambda s, x: s.c(x) + x.mean((0, 1), keepdim=True), "mean"),
+    ],
+)
+def test_the_batch_stays_first(function, named: str) -> None:
+    with pytest.raises(UnsupportedOpError, match=f"{named}.* turns 2 images into"):
+        tape_of(Calls(function, c=conv()), pictures())
+
+
+def test_only_what_the_decode_needs_is_saved() -> None:
+    net = Tiny(dropout=0.3).train()
+    tape = tape_of(net.double(), pictures())
+    kinds = {c.name: c.kind for c in tape.graph.calls}
+    assert sorted(kinds[name] for name in tape.saved) == ["batch_norm", "batch_norm", "dropout", "max_pool2d"]
+    tape = tape_of(net.eval(), pictures())
+    assert "dropout" not in {kinds.get(name) for name in tape.saved}
+
+
+def test_statistics_of_half_precision_are_float32() -> None:
+    net = Calls(lambda s, x: s.n(s.c(x)), c=conv(), n=nn.BatchNorm2d(4)).float().train()
+    images = pictures(4, 3, 32, 32).float()
+    full = tape_of(net, images).saved["n"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = tape_of(net, images).saved["n"]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=1e-3, atol=0)
+
+
+def test_random_state_of_a_decode_is_that_of_the_forward() -> None:
+    net = tiny(dropout=0.5).train()
+    decoder = HeatmapDecoder(net, chunk_size=1, recompute=True)
+    torch.manual_seed(2)
+    expected = copy.deepcopy(net)(pictures(2, 3, 11, 9))
+    state = torch.random.get_rng_state()
+    torch.manual_seed(2)
+    found = decoder(pictures(2, 3, 11, 9))
+    found.heatmaps.sum().backward()
+    assert torch.equal(found.logits, expected)
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,139 @@
+"""Every configuration that is shipped is parsed and run, in process, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.training.tiny import ENCODER
+from tw_seg.models.classifier import ImageClassifier
+from tw_seg.training.cli import run
+
+CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
+TRAINING_FREE = ("model/cam.yaml", "model/gradcam.yaml", "model/input_x_gradient.yaml")
+TINY_ENCODER = [
+    f"--model.encoder_name={ENCODER['encoder_name']}",
+    f"--model.encoder_kwargs={ENCODER['encoder_kwargs']}",
+]
+
+
+def arguments(*files: str) -> list[str]:
+    return [part for file in files for part in ("--config", str(CONFIGS / file))]
+
+
+def execute(command: str, files: Iterable[str], run_dir: Path, *extra: str):
+    cpu = ["--trainer.accelerator=cpu", "--data.num_workers=0", f"--run_dir={run_dir}"]
+    return run([command, *arguments(*files, "trainer/smoke.yaml"), *cpu, *extra])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_says_what_it_is_for_and_sets_something(file):
+    text = (CONFIGS / file).read_text()
+    assert text.startswith("# ") and text.splitlines()[0].endswith(".")
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("model/") and f not in TRAINING_FREE])
+def test_models(file, tmp_path):
+    cli = execute("fit", ["data/digits_tiny.yaml", file], tmp_path, *TINY_ENCODER)
+    assert cli.trainer.global_step == 2
+    assert cli.trainer.logged_metrics["train/loss"].isfinite()
+    assert cli.trainer.logged_metrics[cli.config.fit.best.monitor] >= 0
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+    has_classifier = hasattr(cli.model.model, "classifier")
+    assert (tmp_path / "classifier.safetensors").is_file() is has_classifier
+
+
+@pytest.mark.parametrize("file", TRAINING_FREE)
+def test_training_free_models(file, tmp_path):
+    torch.manual_seed(1)
+    path = tmp_path / "classifier.safetensors"
+    save_file(ImageClassifier(**ENCODER, classes=11).classifier.state_dict(), path)
+    files = ["data/digits_tiny.yaml", file]
+    cli = execute("test", files, tmp_path / "run", *TINY_ENCODER, f"--model.warm_start={path}")
+    assert 0 <= cli.trainer.callback_metrics["test/miou"] <= 1
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith(("trainer/", "logger/"))])
+def test_trainers_and_loggers(file, tmp_path):
+    cli = execute("fit", ["data/digits_tiny.yaml", "model/heatmap.yaml", file], tmp_path, *TINY_ENCODER)
+    assert cli.trainer.global_step == 2
+    assert (tmp_path / "metrics" / "fit" / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("encoder/")])
+def test_encoders(file, tmp_path):
+    assert execute("fit", ["data/digits_tiny.yaml", file, "model/pretrain.yaml"], tmp_path).trainer.global_step == 2
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("data/digits")])
+def test_digits(file, tmp_path):
+    cli = execute("fit", [file, "model/unet.yaml"], tmp_path, *TINY_ENCODER)
+    assert cli.trainer.global_step == 2
+    assert (tmp_path / "label_budget.json").is_file()
+
+
+def write_images(folders: dict[str, str], names: Iterable[str], root: Path) -> None:
+    random = np.random.default_rng(0)
+    for folder in folders.values():
+        (root / folder).mkdir(parents=True)
+    for name in names:
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[5:12, 5:12] = 1 + len(name) % 2
+        Image.fromarray(random.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(
+            root / folders["images"] / f"{name}.jpg"
+        )
+        Image.fromarray(mask).save(root / folders["masks"] / f"{name}.png")
+
+
+def test_folder(tmp_path):
+    splits = {"train": 20, "val": 2, "test": 2}
+    rows = [(f"{split}{i}", split, len(f"{split}{i}") % 2) for split, n in splits.items() for i in range(n)]
+    write_images({"images": "images", "masks": "masks"}, [row[0] for row in rows], tmp_path)
+    table = [f"{name},{split},{1 - odd},{odd}" for name, split, odd in rows]
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,even,odd", *table]))
+    own = f"--data.dataset_kwargs={{root: {tmp_path}}}"
+    cli = execute("fit", ["data/folder.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, own)
+    assert cli.trainer.global_step == 2
+    assert cli.model.class_names == ("background", "even", "odd")
+
+
+def test_voc(tmp_path):
+    names = {"train": [f"t{i}" for i in range(20)], "val": ["v0", "v10"]}
+    folders = {"images": "JPEGImages", "masks": "SegmentationClass"}
+    write_images(folders, names["train"] + names["val"], tmp_path)
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, members in names.items():
+        (lists / f"{split}.txt").write_text("\n".join(members))
+    own = [f"--data.dataset_kwargs={{root: {tmp_path}}}", "--data.size=32"]
+    cli = execute("fit", ["data/voc.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
+    assert cli.trainer.global_step == 2
+    assert cli.model.num_classes == 21
+
+
+def test_files_of_one_kind_add_up(tmp_path):
+    """Callbacks are appended, later numbers win."""
+    files = ["data/digits_tiny.yaml", "model/unet.yaml", "trainer/cpu.yaml", "trainer/ema.yaml", "logger/wandb.yaml"]
+    cli = execute("fit", files, tmp_path, *TINY_ENCODER, "--model.lr=0.5")
+    assert cli.model.hparams["lr"] == 0.5
+    assert cli.trainer.max_epochs == 1
+    assert "EMAWeightAveraging" in {type(callback).__name__ for callback in cli.trainer.callbacks}
+
+
+def test_every_file_is_tested_above():
+    assert {file.split("/")[0] for file in FILES} == {"data", "encoder", "logger", "model", "trainer"}
+    assert {f for f in FILES if f.startswith("data/")} == {
+        "data/digits.yaml",
+        "data/digits_tiny.yaml",
+        "data/folder.yaml",
+        "data/voc.yaml",
+    }

@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonargparse
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger
+from torch import Tensor
+
+from tw_seg.data import DATASETS
+from tw_seg.data.budget import LabelBudget
+from tw_seg.errors import BudgetError, DataError, InputError
+from tw_seg.training.datamodule import BUDGET_FILE, SegmentationDataModule
+from tw_seg.types import Batch
+
+pytestmark = [
+    # Lightning advises more workers; these loaders are tiny.
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    # Resumed without the callbacks that wrote the checkpoint, on purpose.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
+    pytest.mark.filterwarnings(
+        "ignore:The number of training batches .* is smaller than the logging interval"
+    ),
+]
+
+LENGTHS = {"train": {"length": 30}, "val": {"length": 6}, "test": {"length": 5}, "predict": {"length": 7}}
+
+
+def module(**kwargs) -> SegmentationDataModule:
+    defaults = {
+        "dataset_kwargs": {"size": 32},
+        "split_kwargs": LENGTHS,
+        "budget": 6,
+        "batch_size": 6,
+        "labelled_per_batch": 2,
+        "eval_batch_size": 4,
+        "size": 32,
+    }
+    return SegmentationDataModule(**(defaults | kwargs))
+
+
+def trainer(root: Path, **kwargs) -> pl.Trainer:
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": 3,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "default_root_dir": root,
+    }
+    return pl.Trainer(**(defaults | kwargs))
+
+
+class Recorder(pl.LightningModule):
+    """Writes down what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trace: list[tuple] = []
+        self.seen: dict[str, list[str]] = {"val": [], "test": [], "predict": []}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert isinstance(batch, Batch)
+        pixels = batch.images.double().flatten()
+        checksum = float(pixels @ torch.arange(len(pixels)).remainder(97).double())
+        self.trace.append((self.current_epoch, batch_idx, batch.names, checksum, int(batch.masks.sum())))
+        return self.weight * float(pixels.mean())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen["val"].extend(batch.names)
+        self.log("val/miou", 0.0, batch_size=1)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen["test"].extend(batch.names)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen["predict"].extend(batch.names)
+        return batch.labels
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_training_batches():
+    data = module()
+    data.setup("fit")
+    seen = set()
+    for batch in data.train_dataloader():
+        assert batch.images.shape == (6, 3, 32, 32) and batch.images.dtype == torch.float32
+        assert batch.labels.shape == (6, 11) and (batch.labels[:, 0] == 1).all()
+        assert batch.labelled.tolist() == [0, 1] and batch.masks.shape == (2, 32, 32)
+        assert batch.masks.dtype == torch.int64 and batch.native_masks == ()
+        assert set(batch.names[:2]) <= set(data.budget.names) and not set(batch.names[2:]) & set(
+            data.budget.names
+        )
+        seen |= set(batch.names)
+    assert len(data.budget.names) == 6 and len(seen) == 30
+
+
+def test_evaluation_batches():
+    data = module(size=[16, 24])
+    data.setup()
+    for loader, length in (
+        (data.val_dataloader(), 6),
+        (data.test_dataloader(), 5),
+        (data.predict_dataloader(), 7),
+        (data.labelled_dataloader(), 6),
+    ):
+        batches = list(loader)
+        assert sum(len(batch.names) for batch in batches) == length
+        for batch in batches:
+            assert batch.images.shape[1:] == (3, 16, 24) and batch.masks.shape[1:] == (16, 24)
+            assert len(batch.masks) == len(batch.native_masks) == len(batch.names)
+            assert all(mask.shape == (32, 32) for mask in batch.native_masks)
+    names = [name for batch in data.labelled_dataloader() for name in batch.names]
+    assert sorted(names) == sorted(data.budget.names)
+
+
+def test_each_stage_sees_its_own_split(tmp_path):
+    model, data = Recorder(), module()
+    runner = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
+    runner.fit(model, data)
+    assert "test" not in data._data and model.seen["test"] == []
+    runner.test(model, data, verbose=False)
+    runner.predict(model, data)
+    trained = {name for row in model.trace for name in row[2]}
+    assert trained == {f"train-{i:05d}" for i in range(30)}
+    assert model.seen == {
+        "val": [f"val-{i:05d}" for i in range(6)],
+        "test": [f"test-{i:05d}" for i in range(5)],
+        "predict": [f"val-{i:05d}" for i in range(7)],
+    }
+
+
+def test_classes_before_setup():
+    assert module().num_classes == 11
+    assert module().class_names == ("background", *"0123456789")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_do_not_change_the_run(tmp_path, workers):
+    traces = []
+    for number in (0, workers):
+        model = Recorder()
+        trainer(tmp_path, max_epochs=2).fit(model, module(num_workers=number))
+        traces.append(model.trace)
+    assert traces[0] == traces[1] and len(traces[0]) == 12
+    assert len({row[3] for row in traces[0]}) == 12
+
+
+SCHEDULES = {
+    "epochs": {"max_epochs": 3},
+    "steps": {"max_epochs": -1, "max_steps": 16},  # Lightning counts epochs differently when it resumes
+    "mid-epoch validation": {"max_epochs": 3, "val_check_interval": 2},
+    "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 2},
+    "limited epochs": {"max_epochs": 3, "limit_train_batches": 4},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_resuming_from_any_checkpoint_continues_the_trace(tmp_path, schedule):
+    options = SCHEDULES[schedule]
+    keep_all = {"save_top_k": -1, "filename": "{epoch}-{step}"}
+    callbacks = [
+        ModelCheckpoint(dirpath=tmp_path / "step", every_n_train_steps=1, **keep_all),
+        ModelCheckpoint(dirpath=tmp_path / "val", monitor="val/miou", **keep_all),
+        ModelCheckpoint(dirpath=tmp_path / "end", every_n_epochs=1, save_on_train_epoch_end=True, **keep_all),
+    ]
+    model = Recorder()
+    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **options).fit(model, module())
+    checkpoints = sorted(tmp_path.glob("*/*.ckpt"))
+    assert {path.parent.name for path in checkpoints} == {"step", "val", "end"}
+    lengths = []
+    for path in checkpoints:
+        resumed = Recorder()
+        trainer(tmp_path, **options).fit(resumed, module(), ckpt_path=path)
+        assert resumed.trace == model.trace[len(model.trace) - len(resumed.trace) :], path
+        lengths.append(len(resumed.trace))
+        state = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+        first = resumed.trace[0][:2] if resumed.trace else None
+        per_epoch = options.get("limit_train_batches", 6)
+        expected = divmod(state["epoch"] * per_epoch + state["batches"], per_epoch)
+        assert first == expected or not resumed.trace
+    assert len(set(lengths)) >= 8
+
+
+def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
+    model, keep = Recorder(), ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=4, save_top_k=-1)
+    runner = trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
+    runner.fit(model, module(num_workers=2))
+    resumed = Recorder()
+    trainer(tmp_path, max_epochs=2).fit(
+        resumed, module(num_workers=2), ckpt_path=tmp_path / "epoch=0-step=4.ckpt"
+    )
+    assert resumed.trace == model.trace[4:]
+
+
+def test_image_level_training_needs_no_budget_and_reads_no_mask(tmp_path):
+    for kwargs in ({"budget": None}, {"budget": 0}, {"budget": 20}):
+        data = module(labelled_per_batch=0, **kwargs)
+        data.setup("fit")
+        assert data.budget is None
+        batches = list(data.train_dataloader())
+        assert len(batches) == 5  # one pass over all 30
+        for batch in batches:
+            assert batch.labelled.shape == (0,) and batch.masks.shape == (0, 32, 32)
+            assert batch.masks.dtype == torch.int64 and batch.labels.shape == (6, 11)
+        assert len({name for batch in batches for name in batch.names}) == 30
+
+
+def test_all_images_labelled():
+    data = module(budget=1.0)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 5 and all(batch.masks.shape == (6, 32, 32) for batch in batches)
+
+
+class SharedFolderLogger(Logger):
+    """As W&B's: all runs share ``save_dir``; the version is a string."""
+
+    name, version, log_dir = "project", "run1", None
+
+    def __init__(self, save_dir: Path) -> None:
+        super().__init__()
+        self._save_dir = str(save_dir)
+
+    @property
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def test_budget_file_is_written_into_the_run_directory(tmp_path):
+    loggers = {
+        "csv": (CSVLogger(tmp_path / "csv", name="exp", version=3), tmp_path / "csv" / "exp" / "version_3"),
+        "wandb": (SharedFolderLogger(tmp_path / "shared"), tmp_path / "shared" / "project" / "run1"),
+        "none": (False, tmp_path / "none"),
+    }
+    for name, (logger, folder) in loggers.items():
+        data = module()
+        trainer(tmp_path / name, logger=logger, max_epochs=1, limit_train_batches=1).fit(Recorder(), data)
+        assert LabelBudget.load(folder / BUDGET_FILE) == data.budget
+        assert len(list(tmp_path.rglob(BUDGET_FILE))) == 1
+        (folder / BUDGET_FILE).unlink()
+
+
+def test_no_budget_file_where_no_run_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module().setup("fit")
+    trainer(tmp_path, fast_dev_run=True).fit(Recorder(), module())
+    trainer(tmp_path).validate(Recorder(), module(), verbose=False)
+    trainer(tmp_path, max_epochs=1).fit(Recorder(), module(labelled_per_batch=0))
+    assert list(tmp_path.rglob(BUDGET_FILE)) == []
+
+
+def test_budget_file_is_used_again(tmp_path):
+    first = module(split_seed=9)
+    first.setup("fit")
+    first.budget.save(tmp_path / "b.json")
+    second = module(budget=None, budget_file=str(tmp_path / "b.json"))
+    second.setup("fit")
+    assert second.budget == first.budget
+    default = module()
+    default.setup("fit")
+    assert default.budget.names != first.budget.names
+    one, other = next(iter(first.train_dataloader())), next(iter(second.train_dataloader()))
+    assert one.names == other.names and torch.equal(one.images, other.images)
+
+
+def test_budget_file_of_other_data(tmp_path):
+    first = module()
+    first.setup("fit")
+    first.budget.save(tmp_path / "b.json")
+    other = {"budget": None, "budget_file": str(tmp_path / "b.json")}
+    with pytest.raises(BudgetError, match=r"b.json: .*fingerprint"):
+        module(dataset_kwargs={"size": 32, "seed": 1}, **other).setup("fit")
+    with pytest.raises(BudgetError, match=r"b.json: .*no mask in this data set"):
+        module(split_kwargs=LENGTHS | {"train": {"length": 8}}, **other).setup("fit")
+    content = json.loads((tmp_path / "b.json").read_text())
+    content["names"][0] = "train-00029"
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    with pytest.raises(BudgetError, match=r"b.json: .*changed after it was written"):
+        module(**other).setup("fit")
+    with pytest.raises(BudgetError, match=r"none.json: cannot read"):
+        module(budget=None, budget_file=str(tmp_path / "none.json")).setup("fit")
+
+
+def test_hyperparameters_are_names_and_numbers(tmp_path):
+    data = module(size=(32, 32), split_seed=4)
+    runner = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    runner.fit(Recorder(), data)
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    torch.load(tmp_path / "a.ckpt", weights_only=True)
+    again = SegmentationDataModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert dict(again.hparams) == dict(data.hparams)
+    again.setup("fit")
+    one, other = next(iter(data.train_dataloader())), next(iter(again.train_dataloader()))
+    assert one.names == other.names and torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize(("text", "budget"), [("20", 20), ("0.05", 0.05), ("1.0", 1.0), ("null", None)])
+def test_arguments_fit_into_yaml(text, budget):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SegmentationDataModule, "data")
+    config = parser.parse_string(
+        f"data:\n  dataset: voc\n  dataset_kwargs: {{root: some/where}}\n  budget: {text}\n"
+        "  split_kwargs: {test: {split: val}}\n  size: [213, 320]\n  mean: [0.5, 0.5, 0.5]\n"
+        f"  labelled_per_batch: {0 if budget is None else 4}\n"
+    )
+    assert config.data.budget == budget and type(config.data.budget) is type(budget)
+    data = SegmentationDataModule(**config.data.as_dict())
+    assert data.hparams["split_kwargs"] == {"test": {"split": "val"}}
+    assert tuple(data.hparams["size"]) == (213, 320)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"dataset": "coco"}, InputError, "dataset: expected one of digits, voc, folder, got 'coco'"),
+        ({"split_kwargs": {"training": {}}}, InputError, "expected the keys .*train.* got training"),
+        ({"eval_batch_size": 0}, InputError, "eval_batch_size"),
+        ({"num_workers": -1}, InputError, "num_workers"),
+        ({"size": 0}, InputError, "size: expected"),
+        ({"budget": 0}, BudgetError, r"label budget is empty \(0\), but batches have 2 labelled rows"),
+        ({"budget": None}, BudgetError, "label budget is empty"),
+        ({"budget_file": "b.json"}, BudgetError, r"a budget \(6\) or a budget_file \(b.json\), not both"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        module(**kwargs)
+
+
+def test_bad_arguments_of_a_data_set():
+    with pytest.raises(
+        InputError, match=r"dataset_kwargs for 'digits': .*'sise'; got \['length', 'sise', 'split'"
+    ):
+        module(dataset_kwargs={"sise": 3}).setup("fit")
+    with pytest.raises(InputError, match=r"dataset_kwargs for 'voc': .*'root'"):
+        module(dataset="voc", dataset_kwargs={}, split_kwargs=None).setup("fit")
+
+
+def test_budget_larger_than_the_data():
+    with pytest.raises(BudgetError, match="asks for 31 images, but only 30 have a mask"):
+        module(budget=31).setup("fit")
+
+
+def test_batch_sizes_that_do_not_fit():
+    data = module(labelled_per_batch=7)
+    data.setup("fit")
+    with pytest.raises(InputError, match="labelled_per_batch: expected 0 to batch_size=6, got 7"):
+        data.train_dataloader()
+
+
+def test_every_data_set_has_the_interface(tmp_path):
+    assert set(DATASETS) == {"digits", "voc", "folder"}
+    write_folder(tmp_path, count=3)
+    for data in (DATASETS["digits"](split="val", length=3), DATASETS["folder"](root=tmp_path, split="train")):
+        assert data.classes[0] == "background" and len(data) == 3 == len(data.names)
+        assert data.labels.shape == (3, len(data.classes)) and (data.labels[:, 0] == 1).all()
+        sample = data[1]
+        assert sample.name == data.names[1] and sample.mask.shape == sample.image.shape[:2]
+
+
+def write_folder(root: Path, count: int) -> None:
+    """Images that show a square of class 1 or 2; the last quarter has no mask."""
+    rows = ["image,split,one,two"]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for index in range(count):
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[4:12, 6:14] = 1 + index % 2
+        Image.fromarray((mask * 100).astype(np.uint8)).save(root / "images" / f"{index:02d}.png")
+        if index < count - count // 4:
+            Image.fromarray(mask).save(root / "masks" / f"{index:02d}.png")
+        rows.append(f"{index:02d},train,{1 - index % 2},{index % 2}")
+    (root / "image_labels.csv").write_text("\n".join(rows))
+
+
+def test_a_folder_with_few_masks(tmp_path):
+    write_folder(tmp_path, count=16)
+    data = module(
+        dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={"val": {"split": "train"}}
+    )
+    data.setup("fit")
+    assert data.budget.names == tuple(data.budget.names) and max(data.budget.names) < "12"
+    # Only masks in the budget are ever opened in training: break all the others.
+    for index in range(12):
+        if f"{index:02d}" not in data.budget.names:
+            (tmp_path / "masks" / f"{index:02d}.png").write_bytes(b"broken")
+    names = {name for batch in data.train_dataloader() for name in batch.names}
+    assert len(names) == 16
+    with pytest.raises(DataError, match="cannot read the mask"):
+        list(data.val_dataloader())
+    os.remove(tmp_path / "masks" / f"{data.budget.names[0]}.png")
+    with pytest.raises(DataError, match="the mask file is missing"):
+        list(data.train_dataloader())
+    with pytest.raises(BudgetError, match="asks for 13 images, but only 11 have a mask"):
+        module(
+            dataset="folder",
+            budget=13,
+            dataset_kwargs={"root": str(tmp_path)},
+            split_kwargs={"val": {"split": "train"}},
+        ).setup("fit")
+
+
+def test_msrc_objects(shared_data):
+    data = module(
+        dataset="voc",
+        dataset_kwargs={"root": str(shared_data / "msrc_objects")},
+        split_kwargs={},
+        budget=20,
+        size=(64, 96),
+        steps_per_epoch=2,
+    )
+    data.setup("fit")
+    assert data.num_classes == 16 and len(data.budget.names) == 20
+    rows = [data._data["train"].names.index(name) for name in data.budget.names]
+    assert data._data["train"].labels[rows].any(axis=0).all()  # 20 images cover all 15 classes
+    batch = next(iter(data.train_dataloader()))
+    assert batch.images.shape == (6, 3, 64, 96) and batch.masks.shape == (2, 64, 96)
+    batch = next(iter(data.val_dataloader()))
+    assert {mask.shape for mask in batch.native_masks} <= {(213, 320), (320, 213)} and len(
+        batch.native_masks
+    ) == 4
+
+
+def test_several_processes_are_refused():
+    data = module()
+    data.setup("fit")
+    data.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(InputError, match="trainer.devices: expected one process, got 2"):
+        data.train_dataloader()

@@ -1,0 +1,18 @@
+"""Data sets, label budgets and batches."""
+
+from __future__ import annotations
+
+from tw_seg.data.budget import LabelBudget, select_budget
+from tw_seg.data.collate import SegmentationData
+from tw_seg.data.digits import DigitScenes
+from tw_seg.data.folder import FolderDataset
+from tw_seg.data.voc import VOCDataset
+
+DATASETS: dict[str, type[SegmentationData]] = {
+    "digits": DigitScenes,
+    "voc": VOCDataset,
+    "folder": FolderDataset,
+}
+"""Data sets by the name that configs use; each is called with ``split=`` and its own arguments."""
+
+__all__ = ["DATASETS", "DigitScenes", "FolderDataset", "LabelBudget", "VOCDataset", "select_budget"]

@@ -1,0 +1,268 @@
+"""The label budget: which training images may show their mask, chosen once and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tw_seg.errors import BudgetError
+
+_KIND = "tw_seg label budget, version 1"
+_FIELDS = {"kind", "amount", "split_seed", "fingerprint", "names", "sha256"}
+
+
+@dataclass(frozen=True)
+class LabelBudget:
+    """The images whose masks a training run may use.
+
+    Attributes:
+        names: Sample names in the order in which they were chosen; a smaller budget is a prefix of a larger
+            one.
+        amount: What was asked for: a number, a share, or ``None`` for all.
+        split_seed: Seed of the choice, not of the training.
+        fingerprint: `data_fingerprint` of the images that could be chosen.
+    """
+
+    names: tuple[str, ...]
+    amount: int | float | None
+    split_seed: int
+    fingerprint: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the content, as hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, whole or not at all; parent folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            draft.write_text(
+                json.dumps(self._content() | {"sha256": self.sha256}, indent=1) + "\n", encoding="utf-8"
+            )
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LabelBudget:
+        """Read a file that `save` wrote.
+
+        Raises:
+            BudgetError: If the file is missing, is no label budget, is empty, or was changed after it was
+                written.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BudgetError(
+                f"{path}: cannot read the label budget file ({error.strerror}); check budget_file"
+            ) from error
+        except ValueError as error:
+            raise BudgetError(
+                f"{path}: expected a JSON label budget, found other content ({error})"
+            ) from error
+        if not isinstance(content, dict) or content.get("kind") != _KIND:
+            raise BudgetError(
+                f"{path}: expected a JSON object with kind {_KIND!r}; write one with LabelBudget.save"
+            )
+        if set(content) != _FIELDS:
+            raise BudgetError(
+                f"{path}: expected the fields {sorted(_FIELDS)}, found {sorted(content)}; write it again"
+            )
+        names, amount = content["names"], content["amount"]
+        valid = (
+            isinstance(names, list)
+            and all(isinstance(name, str) for name in names)
+            and (amount is None or (isinstance(amount, int | float) and not isinstance(amount, bool)))
+            and isinstance(content["split_seed"], int)
+            and isinstance(content["fingerprint"], str)
+        )
+        if not valid:
+            raise BudgetError(
+                f"{path}: a field has the wrong type; write the label budget again with LabelBudget.save"
+            )
+        if not names or len(set(names)) != len(names):
+            raise BudgetError(f"{path}: the label budget is empty or names an image twice; select a new one")
+        budget = cls(tuple(names), amount, content["split_seed"], content["fingerprint"])
+        if budget.sha256 != content["sha256"]:
+            raise BudgetError(
+                f"{path}: the content has the hash {budget.sha256[:12]}..., but the file says "
+                f"{str(content['sha256'])[:12]}...: it was changed after it was written; select a new budget"
+            )
+        return budget
+
+    def indices(self, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Where the budget's images are in a data set.
+
+        Args:
+            labels: Image-level labels of the images that may be chosen, shape (N, K).
+            names: Their N names.
+
+        Returns:
+            Positions in ``names``, int64, sorted.
+
+        Raises:
+            BudgetError: If an image is not there or the data set is not the one the budget was selected from.
+        """
+        where = {name: index for index, name in enumerate(names)}
+        unknown = [name for name in self.names if name not in where]
+        if unknown:
+            raise BudgetError(
+                f"the label budget names {len(unknown)} images that have no mask in this data set, first "
+                f"{unknown[0]!r}; use the data set and split it was selected from, or select a new budget"
+            )
+        found = data_fingerprint(labels, names)
+        if found != self.fingerprint:
+            raise BudgetError(
+                f"the label budget was selected from a data set with fingerprint {self.fingerprint[:12]}..., "
+                f"this one has {found[:12]}... (other images or image-level labels); select a new budget"
+            )
+        return np.array(sorted(where[name] for name in self.names), dtype=np.int64)
+
+    def _content(self) -> dict[str, object]:
+        return {
+            "kind": _KIND,
+            "amount": self.amount,
+            "split_seed": self.split_seed,
+            "fingerprint": self.fingerprint,
+            "names": list(self.names),
+        }
+
+
+def data_fingerprint(labels: np.ndarray, names: Sequence[str]) -> str:
+    """Hash over the sorted names and their image-level labels; the order of the images does not matter.
+
+    Args:
+        labels: Multi-hot labels, shape (N, K).
+        names: The N sample names.
+    """
+    bits = np.where(np.asarray(labels) > 0, "1", "0")
+    rows = sorted((name, "".join(row)) for name, row in zip(names, bits, strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def select_budget(
+    labels: np.ndarray, names: Sequence[str], amount: int | float | None, *, split_seed: int = 0
+) -> LabelBudget:
+    """Choose the images whose masks may be used, stratified by class.
+
+    One ordering of all images belongs to each ``split_seed``, and the budget is its beginning, so budgets are
+    nested. The ordering covers every class with as few images as a greedy choice finds, then adds the image
+    that keeps the class counts closest to the data set's: iterative stratification [1] with one image at a
+    time instead of folds. It depends on names and labels only, not on the order of the data set or on a
+    random number generator.
+
+    [1] Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-label Data, ECML PKDD 2011.
+
+    Args:
+        labels: Image-level multi-hot labels of the images to choose from, shape (N, K); column 0 (background)
+            is ignored.
+        names: The N sample names, unique.
+        amount: Number of images (int), share of the N images (float, above 0 and up to 1) or ``None`` for
+            all.
+        split_seed: Seed of the choice.
+
+    Raises:
+        BudgetError: If the budget is empty, larger than the data, or no number or share.
+
+    Example:
+        >>> labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]])
+        >>> sorted(select_budget(labels, ["a", "b", "c"], 2).names)[-1]
+        'c'
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or len(labels) != len(names):
+        raise BudgetError(
+            f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}"
+        )
+    if len(set(names)) != len(names):
+        raise BudgetError("sample names are not unique; a label budget needs one name for each image")
+    count = _count(amount, len(names))
+    order = _ordering(labels[:, 1:] > 0, names, split_seed, count)
+    return LabelBudget(tuple(names[i] for i in order), amount, split_seed, data_fingerprint(labels, names))
+
+
+def _count(amount: int | float | None, available: int) -> int:
+    if available == 0:
+        raise BudgetError("no image has a mask; a label budget needs at least one")
+    if amount is None:
+        return available
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise BudgetError(f"expected a label budget as a number, a share or null (all), got {amount!r}")
+    if isinstance(amount, int):
+        if amount < 1:
+            raise BudgetError(
+                f"the label budget is empty ({amount} images); ask for at least 1, or null for all"
+            )
+        if amount > available:
+            raise BudgetError(
+                f"the label budget asks for {amount} images, but only {available} have a mask; ask for at "
+                f"most {available}, or null for all"
+            )
+        return amount
+    if not 0 < amount <= 1:
+        raise BudgetError(
+            f"expected a share above 0 and up to 1, got {amount!r}; a number of images has no decimal point"
+        )
+    count = int(amount * available + 0.5)
+    if count == 0:
+        raise BudgetError(
+            f"the label budget is empty: {amount!r} of {available} images rounds to none; ask for more"
+        )
+    return count
+
+
+def _ordering(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
+    """The first ``count`` images of the ordering; ``present`` is (N, classes without background), bool."""
+    # Hashes instead of a generator's stream: the same choice whatever the numpy version and the order of the
+    # files.
+    ticket = [hashlib.sha256(f"{split_seed}\n{name}".encode()).digest() for name in names]
+    by_ticket = sorted(range(len(names)), key=ticket.__getitem__)
+
+    # Images with the same labels are equal to everything but the ticket, so the choice is among label
+    # patterns. An image without any object is a class of its own for the proportions (not for the coverage).
+    strata = np.column_stack([present, ~present.any(axis=1)])
+    patterns, pattern_of = np.unique(strata, axis=0, return_inverse=True)
+    patterns, pattern_of = patterns.astype(np.int64), pattern_of.reshape(-1)
+    queues: list[deque[tuple[int, int]]] = [deque() for _ in patterns]
+    for turn, image in enumerate(by_ticket):
+        queues[pattern_of[image]].append((turn, image))
+    used_up = len(names)  # a turn that no image has
+    turns = np.array([queue[0][0] for queue in queues])
+
+    # Cost of a pattern: sum over classes of weight * (chosen - expected)^2 after adding it, less what all
+    # patterns share. Rare classes weigh more. All in integers (multiplied by N), so that no machine rounds
+    # differently.
+    total = len(names)
+    sizes = strata.sum(axis=0)
+    weights = -(-total // np.maximum(sizes, 1))
+    weighted = np.asfortranarray(patterns * weights)  # read by column below
+    drift = 2 * weighted @ sizes  # what every further image adds to the shortage of a pattern's classes
+    cost = total * weighted.sum(axis=1) - drift
+    missing = sizes > 0
+    missing[-1] = False
+
+    order: list[int] = []
+    while len(order) < count:
+        candidates = turns < used_up
+        if missing.any():
+            gain = np.where(candidates, patterns[:, missing].sum(axis=1), -1)
+            candidates = gain == gain.max()
+        else:
+            candidates &= cost == cost[candidates].min()
+        chosen = int(np.where(candidates, turns, used_up).argmin())
+        order.append(queues[chosen].popleft()[1])
+        turns[chosen] = queues[chosen][0][0] if queues[chosen] else used_up
+        cost += 2 * total * weighted[:, patterns[chosen] > 0].sum(axis=1) - drift
+        missing &= patterns[chosen] == 0
+    return order

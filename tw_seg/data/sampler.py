@@ -1,0 +1,178 @@
+"""Which images make up a training batch, and how a run that was stopped in mid-epoch goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from tw_seg.errors import InputError
+
+
+class Draw(NamedTuple):
+    """One row of a training batch.
+
+    Attributes:
+        image: Position of the image in its data set.
+        labelled: Whether its mask may be read.
+        key: (epoch, step, row): with a seed, all that the augmentation depends on.
+    """
+
+    image: int
+    labelled: bool
+    key: tuple[int, int, int]
+
+
+class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
+    """Batches of labelled rows first, then unlabelled ones, in fixed numbers.
+
+    Each pool is walked in shuffled passes, one after the other across batches and epochs, so its images are
+    seen equally often (give or take one) at any time. A pool smaller than its part of a batch repeats within
+    the batch. A batch is a pure function of (seed, epoch, step).
+
+    Args:
+        labelled: Data set indices of the images whose masks may be read.
+        unlabelled: Data set indices of the others; if empty, all rows are labelled.
+        batch_size: Rows of a batch.
+        labelled_per_batch: Labelled rows of a batch; 0 for image-level training.
+        steps_per_epoch: Batches of an epoch; default: one pass over the unlabelled images (over the labelled
+            ones if a batch has no unlabelled row), rounded up.
+        seed: Seed of the shuffling.
+
+    Attributes:
+        epoch: The epoch that iteration yields; see `set_epoch`.
+        start: The step at which iteration begins, 0 unless a run is resumed in mid-epoch.
+
+    Raises:
+        InputError: For sizes that do not fit each other or an empty pool.
+    """
+
+    def __init__(
+        self,
+        labelled: Sequence[int] | np.ndarray,
+        unlabelled: Sequence[int] | np.ndarray,
+        *,
+        batch_size: int,
+        labelled_per_batch: int,
+        steps_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        if not 0 <= labelled_per_batch <= batch_size:
+            raise InputError(
+                f"labelled_per_batch: expected 0 to batch_size={batch_size}, got {labelled_per_batch}"
+            )
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise InputError(f"steps_per_epoch: expected at least 1 or None, got {steps_per_epoch}")
+        if labelled_per_batch and len(labelled) == 0:
+            raise InputError(
+                f"labelled: no index, but labelled_per_batch is {labelled_per_batch}; set it to 0"
+            )
+        if not labelled_per_batch and len(unlabelled) == 0:
+            raise InputError(
+                "unlabelled: no index, but labelled_per_batch is 0; pass all images as unlabelled"
+            )
+        if labelled_per_batch and len(unlabelled) == 0:
+            labelled_per_batch = batch_size
+        self.epoch = 0
+        self.start = 0
+        self._parts = [
+            (_Pool(labelled, seed, stream=0), True, labelled_per_batch),
+            (_Pool(unlabelled, seed, stream=1), False, batch_size - labelled_per_batch),
+        ]
+        pool, rows = (unlabelled, batch_size - labelled_per_batch)
+        if rows == 0:
+            pool, rows = labelled, labelled_per_batch
+        self._steps = -(-len(pool) // rows) if steps_per_epoch is None else steps_per_epoch
+
+    @property
+    def sampler(self) -> SemiSupervisedBatchSampler:
+        """Itself: where Lightning looks for ``set_epoch`` is a batch sampler's ``sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def batch(self, epoch: int, step: int) -> list[Draw]:
+        """The rows of one batch."""
+        rows: list[Draw] = []
+        for pool, is_labelled, share in self._parts:
+            first = (epoch * self._steps + step) * share
+            for position in range(first, first + share):
+                rows.append(Draw(pool[position], is_labelled, (epoch, step, len(rows))))
+        return rows
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch = self.epoch  # bound here, as workers fetch ahead
+        return (self.batch(epoch, step) for step in range(self.start, self._steps))
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also when it is resumed in its middle."""
+        return self._steps
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A data loader that goes on in mid-epoch; its ``batch_sampler`` must be a `SemiSupervisedBatchSampler`.
+
+    Its state says which epoch it is in and how many batches of it were handed out, counted where they leave
+    the loader, so that batches which workers fetched ahead do not count. Lightning keeps the state in every
+    checkpoint and gives it back on resuming. If it then asks for the epoch it was in, iteration begins at the
+    next batch, without loading the ones before; if it asks for another, the epoch was over and the next one
+    begins, whatever its number: with ``max_steps``, Lightning 2.6 counts one epoch too many when it resumes
+    from the end of an epoch, and from then on.
+
+    Iteration starts with the first ``next``, not with ``iter``: Lightning calls ``iter`` before it sets the
+    epoch.
+    """
+
+    # Not in a constructor: Lightning copies loaders by their constructor's arguments.
+    _epoch = 0  # the sampler's epoch of the last iteration,
+    _asked = 0  # the epoch that was asked for with set_epoch then,
+    _batches = 0  # and the batches handed out in it
+    _resumed = False
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        sampler = self.batch_sampler
+        assert isinstance(sampler, SemiSupervisedBatchSampler)
+        asked = sampler.epoch
+        if self._resumed and asked != self._asked:
+            self._epoch, self._batches = self._epoch + 1, 0
+        elif not self._resumed:
+            self._epoch, self._batches = self._epoch + asked - self._asked, 0
+        self._asked, self._resumed = asked, False
+        sampler.epoch, sampler.start = self._epoch, self._batches
+        batches = super().__iter__()
+        sampler.epoch, sampler.start = asked, 0
+        for batch in batches:
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader is: whole numbers only."""
+        return {"epoch": self._epoch, "asked": self._asked, "batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the batch at which `state_dict` was called."""
+        self._epoch, self._asked, self._batches = state["epoch"], state["asked"], state["batches"]
+        self._resumed = True
+
+
+class _Pool:
+    """An endless list of shuffled passes over some indices; every position can be read on its own."""
+
+    def __init__(self, indices: Sequence[int] | np.ndarray, seed: int, *, stream: int) -> None:
+        self._indices = np.asarray(indices, dtype=np.int64)
+        self._key = (seed, stream)
+        self._pass = -1
+        self._shuffled = self._indices
+
+    def __getitem__(self, position: int) -> int:
+        number, offset = divmod(position, len(self._indices))
+        if number != self._pass:
+            self._shuffled = np.random.default_rng([*self._key, number]).permutation(self._indices)
+            self._pass = number
+        return int(self._shuffled[offset])

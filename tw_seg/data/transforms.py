@@ -1,0 +1,170 @@
+"""Augmentation and normalisation: arrays in, tensors out. The one file that imports albumentations."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+
+# Without this, importing albumentations asks a server for its newest version.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import albumentations as A  # type: ignore[import-untyped]
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from tw_seg.errors import InputError
+from tw_seg.types import IGNORE_INDEX
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EvalTransform:
+    """Resize to ``size`` and normalise; draws nothing.
+
+    Args:
+        size: Height and width of the result in pixels, or one number for both. The aspect ratio is not kept.
+        mean: Per channel, of values in [0, 1].
+        std: Per channel, of values in [0, 1].
+
+    Raises:
+        InputError: For a size below 1 or a mean or std that does not fit RGB.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        height, width = _size(size)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(f"mean, std: expected three numbers each, std above 0, got {mean!r} and {std!r}")
+        self._mean = tuple(mean)
+        resize = A.Resize(height, width, area_for_downscale="image")
+        normalize = A.Normalize(self._mean, tuple(std), max_pixel_value=255.0)
+        self._compose = A.Compose([resize, *self._augmentations(), normalize])
+
+    def _augmentations(self) -> list[A.BasicTransform]:
+        return []
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform one sample.
+
+        Args:
+            image: RGB, uint8, shape (h, w, 3).
+            mask: uint8, shape (h, w), or ``None``.
+            key: What random numbers depend on, beside the seed; not used here.
+
+        Returns:
+            The image, float32, shape (3, H, W), and the mask, int64, shape (H, W), or ``None``.
+        """
+        data = {"image": image} if mask is None else {"image": image, "mask": mask}
+        result = self._compose(**data)
+        pixels = torch.from_numpy(np.ascontiguousarray(result["image"].transpose(2, 0, 1)))
+        return pixels, None if mask is None else torch.from_numpy(result["mask"].astype(np.int64))
+
+
+class TrainTransform(EvalTransform):
+    """Resize, then scale, shift, turn and recolour at random, then normalise.
+
+    Pixels that come from outside have the mean colour in the image and 255 (ignore) in the mask. Every number
+    drawn is a function of ``seed`` and the ``key`` of the call, so it does not matter which worker does the
+    work, or when.
+
+    Args:
+        size: As in `EvalTransform`.
+        mean: As in `EvalTransform`.
+        std: As in `EvalTransform`.
+        scale: Largest relative change of size: 0.1 draws a zoom from 0.9 to 1.1.
+        shift: Largest shift, as a share of height and width.
+        rotate: Largest rotation, in degrees.
+        color: Largest relative change of brightness, contrast and saturation; of the hue a tenth of it.
+        recolor: Probability to shuffle the color channels, and, drawn apart, to invert them. For classes that
+            have no color of their own, such as digits.
+        flip: Mirror left and right every second time.
+        seed: Seed of all that is drawn.
+
+    Raises:
+        InputError: For a strength that is negative or too large.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        scale: float = 0.1,
+        shift: float = 0.05,
+        rotate: float = 10.0,
+        color: float = 0.2,
+        recolor: float = 0.0,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        for name, value, limit in (
+            ("scale", scale, 1),
+            ("shift", shift, 1),
+            ("rotate", rotate, 181),
+            ("color", color, 1),
+            ("recolor", recolor, 1.0001),
+        ):
+            if not 0 <= value < limit:
+                raise InputError(f"{name}: expected 0 <= {name} < {limit}, got {value}")
+        self._numbers = (scale, shift, rotate, color, recolor, flip)
+        self._seed = seed
+        super().__init__(size, mean=mean, std=std)
+
+    def _augmentations(self) -> list[A.BasicTransform]:
+        scale, shift, rotate, color, recolor, flip = self._numbers
+        steps: list[A.BasicTransform] = []
+        if scale or shift or rotate:
+            steps.append(
+                A.Affine(
+                    scale=(1 - scale, 1 + scale),
+                    translate_percent=(-shift, shift),
+                    rotate=(-rotate, rotate),
+                    keep_ratio=True,
+                    border_mode=cv2.BORDER_CONSTANT,
+                    fill=tuple(round(255 * value) for value in self._mean),
+                    fill_mask=IGNORE_INDEX,
+                    p=1.0,
+                )
+            )
+        if flip:
+            steps.append(A.HorizontalFlip(p=0.5))
+        if recolor:
+            steps += [A.ChannelShuffle(p=recolor), A.InvertImg(p=recolor)]
+        if color:
+            around_one = (1 - color, 1 + color)
+            steps.append(A.ColorJitter(around_one, around_one, around_one, (-color / 10, color / 10), p=1.0))
+        return steps
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform one sample, as in `EvalTransform`; the same seed and key draw the same numbers."""
+        # One shared generator. `set_random_seed` would start each step with the same seed, so that, say,
+        # rotation and brightness would always be drawn alike, and costs five times as much.
+        generator = np.random.default_rng([self._seed, *key])
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        return super().__call__(image, mask, key=key)
+
+
+def init_worker(worker_id: int) -> None:
+    """Keep OpenCV single-threaded in a data loader's worker: its thread pool does not survive a fork."""
+    cv2.setNumThreads(0)
+
+
+def _size(size: int | Sequence[int]) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(f"size: expected a number of pixels or (height, width), got {size!r}")
+    return pair[0], pair[1]

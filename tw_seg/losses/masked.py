@@ -1,0 +1,84 @@
+"""Means and sums over labelled pixels: the one place that divides by their number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tw_seg.errors import InputError
+from tw_seg.types import IGNORE_INDEX
+
+
+def masked_mean(values: Tensor, masks: Tensor) -> Tensor:
+    """Mean of ``values`` over the labelled pixels of a whole batch.
+
+    Args:
+        values: One number per pixel, float, shape (L, H, W).
+        masks: Masks, int64, shape (L, H, W); pixels of value 255 do not count.
+
+    Returns:
+        A scalar; 0 with zero gradient if no pixel is labelled (L may be 0).
+
+    Raises:
+        InputError: The shapes differ.
+
+    Example:
+        >>> masked_mean(torch.tensor([[[1.0, 3.0, 50.0]]]), torch.tensor([[[0, 2, 255]]]))
+        tensor(2.)
+    """
+    if values.shape != masks.shape:
+        raise InputError(
+            f"values and masks must have the same shape (L, H, W), got {tuple(values.shape)} and "
+            f"{tuple(masks.shape)}: resize values to the masks first"
+        )
+    labelled = masks != IGNORE_INDEX
+    # where, not a product: an infinite value at an ignored pixel must not become NaN.
+    return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp(min=1)
+
+
+def masked_sums(values: Tensor, masks: Tensor) -> Tensor:
+    """Sum of ``values`` (L, K, H, W) over the labelled pixels of a whole batch, per class: shape (K,)."""
+    labelled = (masks != IGNORE_INDEX).unsqueeze(1)
+    return torch.where(labelled, values, 0.0).sum(dim=(0, 2, 3))
+
+
+def one_hot(masks: Tensor, like: Tensor) -> Tensor:
+    """Masks (L, H, W) as 0/1 like ``like`` (L, K, H, W); ignored pixels are 0 in every class."""
+    labelled = masks != IGNORE_INDEX
+    index = torch.where(labelled, masks, 0).unsqueeze(1)
+    return torch.zeros_like(like).scatter(1, index, labelled.unsqueeze(1).to(like.dtype))
+
+
+def check_masks(mask_logits: Tensor, masks: Tensor) -> None:
+    """Check that ``masks`` (L, H, W) can be the target of ``mask_logits`` (L, K, h, w).
+
+    The class ids are read on the CPU only. On a GPU that would make every step wait for the device; there we
+    rely on the data pipeline, which checks every mask it loads.
+
+    Raises:
+        InputError: Naming what was expected, what was found and the remedy.
+    """
+    if mask_logits.ndim != 4 or not mask_logits.is_floating_point():
+        raise InputError(
+            f"mask_logits must be a float tensor (L, K, H, W), got {mask_logits.dtype} "
+            f"{tuple(mask_logits.shape)}: pass SegOutput.mask_logits."
+        )
+    if masks.ndim != 3 or masks.dtype != torch.int64:
+        raise InputError(
+            f"masks must be an int64 tensor (L, H, W), got {masks.dtype} {tuple(masks.shape)}: class "
+            "indices, not one-hot or float; convert with masks.long()."
+        )
+    if len(mask_logits) != len(masks):
+        raise InputError(
+            f"row i of mask_logits must belong to masks[i], got {len(mask_logits)} rows for {len(masks)} "
+            "masks: decode the labelled samples only, model(images, samples=batch.labelled)."
+        )
+    if masks.is_cpu and masks.numel() and not torch.compiler.is_compiling():
+        classes = mask_logits.shape[1]
+        wrong = (masks != IGNORE_INDEX) & ((masks < 0) | (masks >= classes))
+        if bool(wrong.any()):
+            found = torch.unique(masks[wrong]).tolist()
+            raise InputError(
+                f"masks must hold class ids 0..{classes - 1} or {IGNORE_INDEX} (ignored), found "
+                f"{found[:10]}: give the data set's class list all its names, or map these ids to 255."
+            )

@@ -1,0 +1,67 @@
+"""The loss of semi-supervised training: pixels where there are masks, image-level labels everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tw_seg.errors import InputError
+from tw_seg.losses.classification import multilabel_bce
+from tw_seg.losses.heatmap import cross_entropy, dice
+from tw_seg.types import Batch, SegOutput
+
+PARTS = ("seg/ce", "seg/dice", "cls/bce", "seg/aux")
+
+
+class SegmentationLoss(nn.Module):
+    """Weighted sum of cross-entropy, Dice, image-level loss and deep supervision.
+
+    Args:
+        ce: Weight of the pixel-wise cross-entropy.
+        dice: Weight of the soft Dice loss.
+        bce: Weight of the image-level multi-label loss.
+        aux: Weight of deep supervision: the sum of ``ce * CE + dice * Dice`` over the tensors in
+            ``SegOutput.aux``.
+
+    Raises:
+        InputError: A weight is negative or not finite.
+    """
+
+    def __init__(self, ce: float = 1.0, dice: float = 1.0, *, bce: float = 1.0, aux: float = 0.4) -> None:
+        super().__init__()
+        self.weights = dict(zip(PARTS, (ce, dice, bce, aux), strict=True))
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise InputError(f"the weight of {name} must be a finite number >= 0, got {weight}")
+
+    def forward(self, output: SegOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch.
+
+        Args:
+            output: The model's output; row i of ``mask_logits`` belongs to ``batch.masks[i]``.
+            batch: The batch.
+
+        Returns:
+            The loss, a scalar to minimise, and its unweighted parts, detached: ``seg/ce``, ``seg/dice``,
+            ``cls/bce``, ``seg/aux``.
+
+        Raises:
+            InputError: Shapes or class ids do not fit together.
+        """
+        parts = {
+            "seg/ce": cross_entropy(output.mask_logits, batch.masks),
+            "seg/dice": dice(output.mask_logits, batch.masks),
+            "cls/bce": multilabel_bce(output.logits, batch.labels),
+            "seg/aux": self._deep(output, batch),
+        }
+        loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _deep(self, output: SegOutput, batch: Batch) -> Tensor:
+        total = output.logits.new_zeros(())
+        if self.weights["seg/aux"] == 0:
+            return total
+        for mask_logits in output.aux:
+            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, batch.masks)
+            total = total + self.weights["seg/dice"] * dice(mask_logits, batch.masks)
+        return total

@@ -1,0 +1,220 @@
+"""Metrics: data-set level pixel scores at native mask resolution; image-level scores without the background.
+
+Pure functions of a confusion matrix or of scores, and one stateful shell over torchmetrics. All pixel scores
+come from one confusion matrix of the whole data set (never an average over images), without ignored pixels.
+
+A class is absent if neither a mask nor a prediction holds a single pixel of it. torchmetrics gives it weight
+0 in the macro average (``_jaccard_index_reduce``), so ``miou`` and ``dice`` are means over the classes that
+occur in masks or predictions, as ``sklearn.metrics.jaccard_score(average="macro")`` has it without a list of
+labels. A class that is predicted but in no mask counts as 0. Per class, an absent class is NaN here
+(torchmetrics says 0, which reads like a failure). If no pixel is labelled at all, every pixel score is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+)
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities.data import dim_zero_cat
+
+from tw_seg.errors import InputError
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
+
+
+def native_masks(mask_logits: Tensor, native_masks: Sequence[Tensor | tuple[int, int]]) -> list[Tensor]:
+    """Predicted masks at native resolution: the logits are resized bilinearly, then comes the argmax.
+
+    Args:
+        mask_logits: Logits, shape (L, K, H, W), any float type.
+        native_masks: The L native masks, each (h, w), of which only the size is used, or those sizes.
+
+    Returns:
+        L masks of class indices, int64, each (h, w).
+
+    Raises:
+        InputError: The numbers differ.
+
+    Example:
+        >>> logits = torch.tensor([[[[2.0, -2.0]], [[0.0, 0.0]]]])  # class 0 left, class 1 right
+        >>> native_masks(logits, [(1, 4)])
+        [tensor([[0, 0, 1, 1]])]
+    """
+    if len(mask_logits) != len(native_masks):
+        raise InputError(
+            f"expected one native mask per row of mask_logits, got {len(native_masks)} for {len(mask_logits)}"
+        )
+    sizes = [tuple(mask.shape[-2:]) if isinstance(mask, Tensor) else tuple(mask) for mask in native_masks]
+    logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
+    if len(set(sizes)) == 1:
+        return list(_resized(logits, sizes[0]).argmax(dim=1))
+    return [_resized(row[None], size).argmax(dim=1)[0] for row, size in zip(logits, sizes, strict=True)]
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """Intersection over union of each class, shape (K,), NaN if absent; ``confusion[t, p]`` counts pixels."""
+    hits = confusion.diag()
+    return _ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def dice_per_class(confusion: Tensor) -> Tensor:
+    """Dice (F1) of each class, shape (K,), NaN if absent; ``confusion[t, p]`` counts pixels."""
+    return _ratio(2 * confusion.diag(), confusion.sum(0) + confusion.sum(1))
+
+
+def pixel_accuracy(confusion: Tensor) -> Tensor:
+    """Share of labelled pixels whose class is right; ``confusion[t, p]`` counts pixels."""
+    return _ratio(confusion.diag().sum(), confusion.sum())
+
+
+class SegmentationMetrics(nn.Module):
+    """All metrics of one stage (val or test), accumulated over a data set.
+
+    Args:
+        class_names: Names of the K classes; the first is the background.
+
+    Raises:
+        InputError: Fewer than 2 or more than 255 classes.
+
+    Example:
+        >>> metrics = SegmentationMetrics(["background", "cat", "dog"])
+        >>> metrics.update_masks([torch.tensor([[0, 1]])], [torch.tensor([[0, 0]])])
+        >>> {name: round(float(value), 2) for name, value in metrics.compute_masks().items()}
+        {'miou': 0.25, 'dice': 0.33, 'pixel_acc': 0.5, 'iou/background': 0.5, 'iou/cat': 0.0, 'iou/dog': nan}
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        count = len(self.class_names)
+        if not 2 <= count <= IGNORE_INDEX:
+            raise InputError(
+                f"class_names must hold 2 to {IGNORE_INDEX} names, the background first, got {count} names"
+            )
+        self.pixels = MetricCollection(
+            {
+                "miou": MulticlassJaccardIndex(
+                    count, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
+                ),
+                "dice": _MacroDice(count, ignore_index=IGNORE_INDEX, validate_args=False),
+                "pixel_acc": _PixelAccuracy(count, ignore_index=IGNORE_INDEX, validate_args=False),
+                "iou": _IoUPerClass(count, ignore_index=IGNORE_INDEX, validate_args=False),
+            },
+            compute_groups=[["miou", "dice", "pixel_acc", "iou"]],  # one confusion matrix for all
+        )
+        self.images = MetricCollection(
+            # validate_args would forbid a single object class.
+            {
+                "cls/map": _AveragePrecision(count - 1, validate_args=False),
+                "cls/f1": _MacroF1(count - 1, average="none", validate_args=False),
+            },
+            compute_groups=False,
+        )
+
+    def update_masks(self, predictions: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """Add images: predicted and true masks, int64, pairwise of the same shape (h, w).
+
+        Raises:
+            InputError: Shapes differ, or a mask holds an id that is neither a class nor 255.
+        """
+        if len(predictions) != len(masks):
+            raise InputError(f"expected one prediction per mask, got {len(predictions)} for {len(masks)}")
+        for prediction, mask in zip(predictions, masks, strict=True):
+            if prediction.shape != mask.shape:
+                raise InputError(
+                    f"a predicted mask {tuple(prediction.shape)} has another size than its mask "
+                    f"{tuple(mask.shape)}: predict with native_masks(mask_logits, batch.native_masks)"
+                )
+        if not masks:
+            return
+        target = torch.cat([mask.flatten() for mask in masks])
+        wrong = (target != IGNORE_INDEX) & ((target < 0) | (target >= len(self.class_names)))
+        if bool(wrong.any()):
+            raise InputError(
+                f"masks must hold class ids 0..{len(self.class_names) - 1} or 255 (ignored), found "
+                f"{torch.unique(target[wrong]).tolist()[:10]}: give the data set's class list all its names"
+            )
+        self.pixels.update(torch.cat([prediction.flatten() for prediction in predictions]), target)
+
+    def update_labels(self, logits: Tensor, labels: Tensor) -> None:
+        """Add images: image-level logits and multi-hot labels, both (N, K); column 0 is left out."""
+        first = BACKGROUND + 1
+        # Probabilities, not logits: torchmetrics would apply the sigmoid batch by batch, and only to batches
+        # in which some value is outside [0, 1].
+        self.images.update(logits[:, first:].float().sigmoid(), labels[:, first:].long())
+
+    def compute_masks(self) -> dict[str, Tensor]:
+        """``miou``, ``dice``, ``pixel_acc`` and ``iou/<class>`` of all masks so far; NaN where undefined."""
+        names = ("miou", "dice", "pixel_acc", *(f"iou/{name}" for name in self.class_names))
+        if not self.pixels["miou"].update_called:
+            return dict.fromkeys(names, torch.tensor(torch.nan, device=self.pixels["miou"].device))
+        values = self.pixels.compute()
+        scalars = (values["miou"], values["dice"], values["pixel_acc"], *values["iou"])
+        return dict(zip(names, scalars, strict=True))
+
+    def compute_labels(self) -> dict[str, Tensor]:
+        """``cls/map`` and ``cls/f1`` of all images so far; NaN if there were none."""
+        if not self.images["cls/map"].update_called:
+            nan = torch.tensor(torch.nan, device=self.images["cls/map"].device)
+            return {"cls/map": nan, "cls/f1": nan}
+        return dict(self.images.compute())
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.pixels.reset()
+        self.images.reset()
+
+
+class _IoUPerClass(MulticlassConfusionMatrix):
+    def compute(self) -> Tensor:
+        return iou_per_class(self.confmat)
+
+
+class _MacroDice(MulticlassConfusionMatrix):
+    def compute(self) -> Tensor:
+        return dice_per_class(self.confmat).nanmean()
+
+
+class _PixelAccuracy(MulticlassConfusionMatrix):
+    def compute(self) -> Tensor:
+        return pixel_accuracy(self.confmat)
+
+
+class _AveragePrecision(MultilabelAveragePrecision):
+    """Mean over the classes that at least one image shows: without one there is no recall."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # its own parent MultilabelAveragePrecision does too
+        scores, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        shown = (target == 1).any(dim=0)
+        count = int(shown.sum())
+        if not count:
+            return scores.new_full((), torch.nan)
+        return multilabel_average_precision(scores[:, shown], target[:, shown], count, validate_args=False)
+
+
+class _MacroF1(MultilabelF1Score):
+    """Mean over the classes that at least one image shows or is said to show, at probability 0.5."""
+
+    def compute(self) -> Tensor:
+        tp, fp, fn = (dim_zero_cat(state) for state in (self.tp, self.fp, self.fn))
+        return _ratio(2 * tp, 2 * tp + fp + fn).nanmean()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Quotient of counts in single precision; NaN for 0 / 0."""
+    return part.float() / whole.float()
+
+
+def _resized(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

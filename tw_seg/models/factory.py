@@ -1,0 +1,41 @@
+"""Models by name, so that configs and checkpoints hold strings and numbers only."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from tw_seg.errors import InputError
+from tw_seg.models.baselines import MultiTaskUNet, UNet
+from tw_seg.models.classifier import ImageClassifier
+from tw_seg.models.posthoc import CAM, GradCAM, InputXGradient
+from tw_seg.models.segmenter import HeatmapSegmenter
+
+MODELS: dict[str, type[nn.Module]] = {
+    "heatmap": HeatmapSegmenter,
+    "unet": UNet,
+    "multitask_unet": MultiTaskUNet,
+    "classifier": ImageClassifier,
+    "cam": CAM,
+    "gradcam": GradCAM,
+    "input_x_gradient": InputXGradient,
+}
+"""Every model. Each takes encoder_name, encoder_weights, in_channels, classes, encoder_kwargs and its own."""
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build ``MODELS[name](**kwargs)``.
+
+    Raises:
+        InputError: The name is unknown, or the model takes no such argument.
+    """
+    if name not in MODELS:
+        raise InputError(f"Unknown model {name!r}. Use one of: {', '.join(MODELS)}.")
+    signature = inspect.signature(MODELS[name])
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise InputError(f"Model {name!r}: {error}. It takes {', '.join(signature.parameters)}.") from error
+    return MODELS[name](**kwargs)

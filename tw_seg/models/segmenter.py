@@ -1,0 +1,179 @@
+"""HeatmapSegmenter: a classifier and its heatmap decoder as one segmentation model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tw_seg.errors import InputError
+from tw_seg.lrp import HeatmapDecoder
+from tw_seg.models.backbones import create_classifier, load_strict
+from tw_seg.models.inputs import check_images
+from tw_seg.types import BACKGROUND, SegOutput
+
+
+class HeatmapSegmenter(nn.Module):
+    """Segments with the classifier's own relevance: mask logits are scaled heatmaps.
+
+    The heatmap of read-out d has ``H_d * W_d`` cells that sum to about the logit, so it is multiplied by
+    ``H_d * W_d`` (its *mean* is then the logit, less what biases absorb), by a learned scale per read-out, brought to
+    the size of the images and summed over the read-outs; a learned offset per class is added::
+
+        mask_logits[k] = sum_d scale[d] * resize(H_d * W_d * heatmap_d[k]) + offset[k]
+
+    Args:
+        encoder_name: Classifier by name, see :func:`tw_seg.models.backbones.create_classifier`.
+        encoder_weights: Its pretrained weights by name or file; ``None`` for random ones.
+        in_channels: Channels of the images.
+        classes: Number of classes K, background included.
+        encoder_kwargs: Further arguments of the classifier.
+        composite: Preset of relevance rules, see :class:`tw_seg.lrp.HeatmapDecoder`.
+        composite_kwargs: Its numbers.
+        tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
+        read_out: Where heatmaps are read, one place or several.
+        background: ``"class"``: the background is a class of the classifier, with a heatmap of its own.
+            ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
+            learned offset and its image-level logit is 0.
+        scale: Initial scale of each read-out.
+        learn_scale: Whether scale and offset are trained.
+        chunk_size: Classes decoded at once, see :class:`tw_seg.lrp.HeatmapDecoder`.
+        recompute: Recompute the decode in the backward pass to save memory.
+
+    Attributes:
+        classifier: The image classifier; its state dict loads into any other model's classifier.
+        decoder: The heatmap decoder on it.
+        log_scale: Logarithm of the scale, shape (D,).
+        offset: Offset of each class, shape (K,).
+    """
+
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None = None,
+        *,
+        in_channels: int = 3,
+        classes: int,
+        encoder_kwargs: dict[str, Any] | None = None,
+        composite: str = "epsilon",
+        composite_kwargs: dict[str, Any] | None = None,
+        tie_weights: bool = True,
+        read_out: str | Sequence[str] = "input",
+        background: str = "class",
+        scale: float = 1.0,
+        learn_scale: bool = True,
+        chunk_size: int | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if background not in ("class", "constant"):
+            raise InputError(f"background must be 'class' or 'constant', got {background!r}")
+        if not scale > 0:
+            raise InputError(f"scale must be positive, got {scale}")
+        self.num_classes = classes
+        self.in_channels = in_channels
+        self.background = background
+        outputs = classes - (background == "constant")
+        self.decoder = HeatmapDecoder(
+            create_classifier(
+                encoder_name,
+                encoder_weights,
+                in_channels=in_channels,
+                classes=outputs,
+                encoder_kwargs=encoder_kwargs,
+            ),
+            composite,
+            tie_weights=tie_weights,
+            composite_kwargs=composite_kwargs,
+            read_out=read_out,
+            chunk_size=chunk_size,
+            recompute=recompute,
+        )
+        depths = len(self.decoder.read_out)
+        self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
+        self.offset = nn.Parameter(torch.zeros(classes), requires_grad=learn_scale)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The image classifier."""
+        return self.decoder.classifier
+
+    def forward(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> SegOutput:
+        """Classify all images, segment some.
+
+        Args:
+            images: Shape (N, C, H, W), normalised.
+            classes: Classes to decode, by index among the K; ``None`` for all.
+            samples: Rows of ``images`` to decode, int64 (S,); ``None`` for all.
+
+        Returns:
+            Logits (N, K), mask logits (S, K', H, W) and, where there are several read-outs, one such tensor for each
+            read-out alone.
+
+        Raises:
+            InputError: For images, classes or samples of the wrong type or shape.
+        """
+        check_images(images, self.in_channels)
+        wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes)
+        decoded = self.decoder(images, self._outputs(wanted, classes), samples)
+        offset = self.offset[wanted.to(images.device)][:, None, None]
+        scale = self.log_scale.exp()
+        maps = [
+            self._with_background(scale[depth] * _normalised(heatmap, images), wanted, classes)
+            for depth, heatmap in enumerate(decoded.readouts)
+        ]
+        mask_logits = torch.stack(maps).sum(0) + offset if len(maps) > 1 else maps[0] + offset
+        aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
+        logits = decoded.logits
+        if self.background == "constant":
+            logits = F.pad(logits, (1, 0))
+        return SegOutput(logits, mask_logits, aux)
+
+    def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
+        """Start from an image-level classifier: its state dict, every key of it.
+
+        An untied decoder starts from the same weights.
+
+        Raises:
+            InputError: Naming the keys that are missing, left over or of another shape.
+        """
+        load_strict(self.classifier, state, source="the classifier state")
+        self.decoder.reset_own_weights()
+
+    def _outputs(
+        self, wanted: Tensor, classes: Sequence[int] | Tensor | None
+    ) -> Sequence[int] | Tensor | None:
+        """The classifier's columns for the wanted classes."""
+        if self.background == "class" or classes is None:
+            return classes
+        return [int(k) - 1 for k in wanted if int(k) != BACKGROUND]
+
+    def _with_background(
+        self, maps: Tensor, wanted: Tensor, classes: Sequence[int] | Tensor | None
+    ) -> Tensor:
+        """Insert the background's constant map where it was asked for."""
+        if self.background == "class":
+            return maps
+        if classes is None:
+            return F.pad(maps, (0, 0, 0, 0, 1, 0))
+        columns = iter(maps.unbind(1))
+        zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))
+        return torch.stack([zero if int(k) == BACKGROUND else next(columns) for k in wanted], 1)
+
+
+def _normalised(heatmap: Tensor, images: Tensor) -> Tensor:
+    """``H*W`` times the heatmap, resized to the images."""
+    size = images.shape[2:]
+    heatmap = heatmap * (heatmap.shape[-2] * heatmap.shape[-1])
+    if heatmap.shape[2:] == size or heatmap.numel() == 0:
+        return (
+            heatmap.expand(*heatmap.shape[:2], *size)
+            if heatmap.numel()
+            else heatmap.new_zeros((*heatmap.shape[:2], *size))
+        )
+    return F.interpolate(heatmap, size=size, mode="bilinear", align_corners=False)

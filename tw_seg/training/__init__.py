@@ -1,0 +1,1 @@
+"""Training: Lightning modules, data modules, callbacks and the command line."""

@@ -1,0 +1,265 @@
+"""Data for Lightning: data sets by name, the label budget, and loaders for every stage."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from tw_seg.data import DATASETS
+from tw_seg.data.budget import LabelBudget, select_budget
+from tw_seg.data.collate import EvalItems, SegmentationData, TrainItems, collate
+from tw_seg.data.sampler import ResumableLoader, SemiSupervisedBatchSampler
+from tw_seg.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    TrainTransform,
+    init_worker,
+)
+from tw_seg.errors import BudgetError, InputError
+
+BUDGET_FILE = "label_budget.json"
+
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_SPLITS = {"train": "train", "val": "val", "test": "test", "predict": "val"}
+
+
+class SegmentationDataModule(pl.LightningDataModule):
+    """Labelled and unlabelled images for training; val for model selection; test for `test_dataloader` alone.
+
+    All arguments are names and numbers, so a YAML file can hold them and a checkpoint keeps them. On ``fit``
+    the label budget is selected, or read, and written to ``label_budget.json`` in the run directory.
+
+    A fit that resumes from a checkpoint, also one from the middle of an epoch, sees the very batches and
+    augmentations that an uninterrupted one sees, with any number of workers; see `ResumableLoader`.
+
+    Args:
+        dataset: A name in `tw_seg.data.DATASETS`: ``"digits"``, ``"voc"`` or ``"folder"``.
+        dataset_kwargs: Arguments of the data set, such as ``root``.
+        split_kwargs: For ``"train"``, ``"val"``, ``"test"`` or ``"predict"``: arguments that add to, or
+            replace, ``dataset_kwargs``; ``split`` too (predict uses the split ``"val"`` unless told
+            otherwise).
+        budget: Number (int) or share (float, 1.0 for all) of the training images with a mask whose mask is
+            used. Needed, or a ``budget_file``, unless ``labelled_per_batch`` is 0.
+        budget_file: A label budget to use again, instead of ``budget``.
+        split_seed: Seed of the budget's choice, apart from ``seed``.
+        batch_size: Images in a training batch.
+        labelled_per_batch: How many of them come with their mask; 0 for image-level pre-training: no mask is
+            read.
+        steps_per_epoch: Batches in an epoch; default one pass over the images without a budgeted mask.
+        eval_batch_size: Images in a batch of val, test and predict.
+        num_workers: Worker processes of each loader; 0 loads in the main process. The batches are the same.
+        size: Height and width of the images the model sees, or one number for both.
+        mean: Per channel, of values in [0, 1].
+        std: Per channel, of values in [0, 1].
+        scale: Augmentation, as are the next five; see `TrainTransform`.
+        shift: See `TrainTransform`.
+        rotate: See `TrainTransform`.
+        color: See `TrainTransform`.
+        recolor: See `TrainTransform`.
+        flip: See `TrainTransform`.
+        seed: Seed of batches and augmentations.
+
+    Raises:
+        InputError: For an unknown data set or arguments that do not fit.
+        BudgetError: For both a budget and a file, or an empty budget while batches have labelled rows.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        dataset_kwargs: dict[str, Any] | None = None,
+        *,
+        split_kwargs: dict[str, dict[str, Any]] | None = None,
+        budget: int | float | None = None,
+        budget_file: str | None = None,
+        split_seed: int = 0,
+        batch_size: int = 32,
+        labelled_per_batch: int = 8,
+        steps_per_epoch: int | None = None,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        size: int | tuple[int, int] = 64,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        scale: float = 0.1,
+        shift: float = 0.05,
+        rotate: float = 10.0,
+        color: float = 0.2,
+        recolor: float = 0.0,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if dataset not in DATASETS:
+            raise InputError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
+        unknown = sorted(set(split_kwargs or {}) - set(_SPLITS))
+        if unknown:
+            raise InputError(
+                f"split_kwargs: expected the keys {', '.join(_SPLITS)}, got {', '.join(unknown)}"
+            )
+        if eval_batch_size < 1 or num_workers < 0:
+            raise InputError(
+                f"expected eval_batch_size >= 1 and num_workers >= 0, got {eval_batch_size} and {num_workers}"
+            )
+        if budget is not None and budget_file is not None:
+            raise BudgetError(f"give a budget ({budget}) or a budget_file ({budget_file}), not both")
+        if labelled_per_batch > 0 and budget_file is None and (budget is None or budget <= 0):
+            raise BudgetError(
+                f"the label budget is empty ({budget}), but batches have {labelled_per_batch} labelled rows; give a "
+                "budget (1.0 for all masks) or a budget_file, or set labelled_per_batch=0 to train without masks"
+            )
+        self.save_hyperparameters()
+        self.budget: LabelBudget | None = None
+        self._data: dict[str, SegmentationData] = {}
+        self._train_transform = TrainTransform(
+            size,
+            mean=mean,
+            std=std,
+            scale=scale,
+            shift=shift,
+            rotate=rotate,
+            color=color,
+            recolor=recolor,
+            flip=flip,
+            seed=seed,
+        )
+        self._eval_transform = EvalTransform(size, mean=mean, std=std)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, the background first."""
+        return self._dataset("train").classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.class_names)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the data sets of a stage; on ``fit`` also fix the label budget and write it down.
+
+        Raises:
+            DataError: If files are missing or inconsistent.
+            BudgetError: If the label budget does not fit the data.
+        """
+        for role in _STAGES[stage] if stage is not None else _SPLITS:
+            self._dataset(role)
+        if stage in ("fit", None) and self.hparams["labelled_per_batch"] > 0:
+            self.budget = self._choose_budget()
+            if (
+                self.trainer is not None
+                and self.trainer.is_global_zero
+                and not getattr(self.trainer, "fast_dev_run", False)
+            ):
+                self.budget.save(_run_directory(self.trainer) / BUDGET_FILE)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of labelled rows first, unlabelled rows after them, without native masks."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise InputError(
+                f"trainer.devices: expected one process, got {self.trainer.world_size}; the rows of a "
+                "batch are not divided among processes yet"
+            )
+        data, hparams = self._dataset("train"), self.hparams
+        labelled = self._labelled_indices()
+        sampler = SemiSupervisedBatchSampler(
+            labelled,
+            np.setdiff1d(np.arange(len(data)), labelled),
+            batch_size=hparams["batch_size"],
+            labelled_per_batch=hparams["labelled_per_batch"],
+            steps_per_epoch=hparams["steps_per_epoch"],
+            seed=hparams["seed"],
+        )
+        return ResumableLoader(
+            TrainItems(data, self._train_transform), batch_sampler=sampler, **self._loader_kwargs()
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The split for model selection."""
+        return self._eval_loader(self._dataset("val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The split for final numbers, used nowhere else."""
+        return self._eval_loader(self._dataset("test"))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The split to write masks for; by default val."""
+        return self._eval_loader(self._dataset("predict"))
+
+    def labelled_dataloader(self) -> DataLoader[Any]:
+        """The images of the label budget, not augmented: what a training-free method may calibrate on."""
+        items = EvalItems(self._dataset("train"), self._eval_transform)
+        rows = self._labelled_indices().tolist()
+        return DataLoader(
+            items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs()
+        )
+
+    def _dataset(self, role: str) -> SegmentationData:
+        if role not in self._data:
+            name = self.hparams["dataset"]
+            kwargs = {"split": _SPLITS[role], **(self.hparams["dataset_kwargs"] or {})}
+            kwargs |= (self.hparams["split_kwargs"] or {}).get(role) or {}
+            try:
+                inspect.signature(DATASETS[name]).bind(**kwargs)
+            except TypeError as error:
+                raise InputError(f"dataset_kwargs for {name!r}: {error}; got {sorted(kwargs)}") from error
+            self._data[role] = DATASETS[name](**kwargs)
+        return self._data[role]
+
+    def _choose_budget(self) -> LabelBudget:
+        names, labels, _ = self._with_mask()
+        if self.hparams["budget_file"] is None:
+            return select_budget(labels, names, self.hparams["budget"], split_seed=self.hparams["split_seed"])
+        budget = LabelBudget.load(self.hparams["budget_file"])
+        try:
+            budget.indices(labels, names)
+        except BudgetError as error:
+            raise BudgetError(f"{self.hparams['budget_file']}: {error}") from error
+        return budget
+
+    def _with_mask(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Names, labels and indices of the training images that have a mask."""
+        data = self._dataset("train")
+        rows = np.flatnonzero(getattr(data, "has_mask", np.ones(len(data), dtype=bool)))
+        return [data.names[row] for row in rows], data.labels[rows], rows
+
+    def _labelled_indices(self) -> np.ndarray:
+        if self.hparams["labelled_per_batch"] == 0:
+            return np.empty(0, dtype=np.int64)
+        if self.budget is None:
+            self.budget = self._choose_budget()
+        names, labels, rows = self._with_mask()
+        return rows[self.budget.indices(labels, names)]
+
+    def _eval_loader(self, data: SegmentationData) -> DataLoader[Any]:
+        items = EvalItems(data, self._eval_transform)
+        return DataLoader(items, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
+
+    def _loader_kwargs(self) -> dict[str, Any]:
+        workers = self.hparams["num_workers"]
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "worker_init_fn": init_worker,
+            "collate_fn": collate,
+        }
+
+
+def _run_directory(trainer: pl.Trainer) -> Path:
+    """The folder of this run alone: the one whose ``checkpoints`` Lightning fills.
+
+    Not ``trainer.log_dir``: for loggers such as W&B it is the folder that all runs share.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    if logger.log_dir is not None:
+        return Path(logger.log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version

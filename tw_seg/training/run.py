@@ -1,0 +1,102 @@
+"""The run directory: one folder holds everything a run writes, and nothing in it is written by halves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+def run_directory(trainer: pl.Trainer) -> Path:
+    """The folder of this run alone.
+
+    Where the first logger keeps one folder per run, it is that one. W&B has one for all runs: there it is the
+    folder whose ``checkpoints`` Lightning fills.
+    """
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    if logger.log_dir is not None:
+        return Path(logger.log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+class RunLogger(CSVLogger):
+    """Metrics as CSV inside a run directory: ``metrics/<command>/metrics.csv``.
+
+    Lightning's own CSV logger deletes the metrics that it finds in its folder, which would cost a resumed run
+    its history. Here each command has a folder of its own: ``fit``, ``fit-2`` (resumed), ``test`` ... The
+    file is up to date after every logged step, so that a killed run leaves what it had.
+
+    Args:
+        run_dir: The run directory; ``log_dir`` is the same.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+    """
+
+    def __init__(self, run_dir: str | Path, command: str) -> None:
+        super().__init__(save_dir=run_dir, name="", version="", flush_logs_every_n_steps=1)
+        self._command = command
+
+    @property
+    def log_dir(self) -> str:
+        """The run directory."""
+        return self.save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of this command's metrics."""
+        if self._experiment is None:
+            folder = next_free(Path(self.save_dir) / "metrics" / self._command)
+            self._experiment = ExperimentWriter(log_dir=str(folder))
+        return self._experiment
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a kill cannot leave half of one.
+
+    Lightning writes to the temporary directory first and moves the file from there, which is a copy, not a
+    rename, where that is another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_whole(Path(path), lambda draft: torch.save(checkpoint, draft))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a draft beside ``path``, then rename it: readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def next_free(path: Path) -> Path:
+    """``path``, or the first of ``name-2``, ``name-3`` ... (before a suffix) that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def file_name(name: str, suffix: str) -> str:
+    """A sample's name as a file name: folders in it become part of the name."""
+    return name.replace("/", "__").replace("\\", "__") + suffix

@@ -1,0 +1,334 @@
+"""SegmentationTask: what every training run does, whatever the model."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from tw_seg.errors import InputError
+from tw_seg.losses import SegmentationLoss
+from tw_seg.metrics import SegmentationMetrics, native_masks
+from tw_seg.models.backbones import read_weights
+from tw_seg.models.factory import create_model
+from tw_seg.types import Batch, SegOutput
+
+Stage = Literal["train", "val", "test"]
+SCHEDULERS = ("cosine", "onecycle", "none")
+SCALE_PARAMETERS = ("log_scale", "offset")
+"""Names of the parameters, directly on a model, that turn heatmaps into mask logits."""
+
+
+class Prediction(NamedTuple):
+    """What ``predict`` returns for one batch.
+
+    Attributes:
+        names: The N sample names.
+        masks: N masks of class indices, int64, each (h, w): at the native size where the sample has a mask,
+            at the transformed image's otherwise; empty for a model without masks.
+        probabilities: Image-level probabilities, float, shape (N, K).
+    """
+
+    names: tuple[str, ...]
+    masks: tuple[Tensor, ...]
+    probabilities: Tensor
+
+
+class SegmentationTask(pl.LightningModule):
+    """Trains and evaluates one model; images without masks are classified, never decoded.
+
+    Its hyper-parameters are names and numbers only, so a checkpoint loads with ``weights_only=True``.
+
+    Args:
+        model: Name of the model, a key of :data:`tw_seg.models.factory.MODELS`.
+        model_kwargs: The model's own arguments; they win over the encoder arguments below.
+        class_names: Names of the K classes, the background first.
+        encoder_name: Encoder, by the name that :func:`tw_seg.models.backbones.create_classifier` knows.
+        encoder_weights: Its pretrained weights, by name or file; ``None``: random.
+        in_channels: Channels of the images.
+        encoder_kwargs: Further arguments of the encoder.
+        warm_start: File with the state of an image-level classifier (safetensors) to begin with. Not part of
+            the checkpoint, which holds all weights anyway.
+        ce: Weight of the pixel-wise cross-entropy.
+        dice: Weight of the soft Dice loss.
+        bce: Weight of the image-level loss.
+        aux: Weight of deep supervision.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Weight decay, of weights only (biases, norms and scales have none).
+        scale_lr_factor: Learning rate of a heatmap's scale and offset, relative to ``lr``.
+        scheduler: ``"cosine"`` (to 0), ``"onecycle"`` or ``"none"``, all by step.
+        warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
+        freeze_batchnorm: Keep BatchNorm layers in eval mode in training: their statistics stay as they are,
+            and the heatmap of an image does not depend on the others in its batch.
+
+    Raises:
+        InputError: An argument does not fit; ``warm_start`` is missing or from another encoder.
+    """
+
+    def __init__(
+        self,
+        model: str = "heatmap",
+        model_kwargs: dict[str, Any] | None = None,
+        *,
+        class_names: list[str],
+        encoder_name: str = "resnet18",
+        encoder_weights: str | None = None,
+        in_channels: int = 3,
+        encoder_kwargs: dict[str, Any] | None = None,
+        warm_start: str | None = None,
+        ce: float = 1.0,
+        dice: float = 1.0,
+        bce: float = 1.0,
+        aux: float = 0.4,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        scale_lr_factor: float = 1.0,
+        scheduler: Literal["cosine", "onecycle", "none"] = "cosine",
+        warmup_steps: int = 0,
+        freeze_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        class_names = [str(name) for name in class_names]
+        _check_numbers(lr=lr, weight_decay=weight_decay, scale_lr_factor=scale_lr_factor)
+        if scheduler not in SCHEDULERS or warmup_steps < 0:
+            raise InputError(
+                f"scheduler must be one of {', '.join(SCHEDULERS)} and warmup_steps >= 0, "
+                f"got {scheduler!r} and {warmup_steps}"
+            )
+        self.save_hyperparameters(ignore=["warm_start"])
+        self.class_names = tuple(class_names)
+        self.model = create_model(
+            model,
+            **{
+                "encoder_name": encoder_name,
+                "encoder_weights": encoder_weights,
+                "in_channels": in_channels,
+                "classes": len(class_names),
+                "encoder_kwargs": encoder_kwargs,
+                **(model_kwargs or {}),
+            },
+        )
+        if warm_start is not None:
+            self.model.load_classifier_state(read_weights(warm_start))  # type: ignore[operator]
+        self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux)
+        self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in ("val", "test")})
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K, background included."""
+        return len(self.class_names)
+
+    def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
+        """The model's output for images (N, C, H, W); see :class:`tw_seg.types.SegOutput`."""
+        output: SegOutput = self.model(images, classes=classes, samples=samples)
+        return output
+
+    # ------------------------------------------------------------------------------------------- batches
+
+    def setup(self, stage: str) -> None:
+        """Silence one warning of Lightning's: that the hook below is the task's, not the data module's."""
+        warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer`")
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Check the batch while it is still in main memory, where reading it does not wait for a GPU."""
+        check_batch(batch, self.num_classes)
+        return batch
+
+    # --------------------------------------------------------------------------------------------- steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one semi-supervised batch; only the rows ``batch.labelled`` are decoded."""
+        return self._loss("train", batch, self(batch.images, samples=batch.labelled))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Add a batch to the metrics of ``val``."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Add a batch to the metrics of ``test``."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """Masks and image-level probabilities of all images of a batch, with a mask or not."""
+        output = self(batch.images)
+        sizes: list[Any] = [batch.images.shape[-2:]] * len(batch.images)
+        for row, mask in zip(batch.labelled.tolist(), batch.native_masks, strict=False):
+            sizes[row] = mask.shape
+        masks = native_masks(output.mask_logits, sizes[: len(output.mask_logits)])
+        return Prediction(batch.names, tuple(masks), output.logits.float().sigmoid())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of ``val``."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of ``test``."""
+        self._log_metrics("test")
+
+    def on_validation_start(self) -> None:
+        """Calibrate a training-free model."""
+        self._calibrate()
+
+    def on_test_start(self) -> None:
+        """Calibrate a training-free model."""
+        self._calibrate()
+
+    def on_predict_start(self) -> None:
+        """Calibrate a training-free model."""
+        self._calibrate()
+
+    def on_train_start(self) -> None:
+        """Freeze BatchNorm if asked to; Lightning keeps the modes of modules through validation."""
+        if self.hparams["freeze_batchnorm"]:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    # -------------------------------------------------------------------------------------- optimisation
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a schedule by step."""
+        groups = self._parameter_groups()
+        if not groups:
+            raise InputError(
+                f"model {self.hparams['model']!r} has no parameter to train: run it with `tw-seg test`, and "
+                "give its classifier with --model.warm_start"
+            )
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"])
+        schedule: LRSchedulerConfigType = {"scheduler": self._scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
+        groups: dict[str, dict[str, Any]] = {
+            "weights": {"params": [], "lr": lr, "weight_decay": decay},
+            "biases": {"params": [], "lr": lr, "weight_decay": 0.0},
+            "scales": {"params": [], "lr": lr * self.hparams["scale_lr_factor"], "weight_decay": 0.0},
+        }
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                kind = "weights" if parameter.ndim > 1 else "biases"
+                groups["scales" if name in SCALE_PARAMETERS else kind]["params"].append(parameter)
+        return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+
+    def _scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        kind, warmup = self.hparams["scheduler"], self.hparams["warmup_steps"]
+        if kind == "none":
+            return LambdaLR(optimizer, lambda step: _warm_up(step, warmup))
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 1:
+            raise InputError(
+                f"scheduler {kind!r} needs to know where training ends: set trainer.max_epochs or max_steps, "
+                "or use the scheduler 'none'"
+            )
+        total = int(total)
+        if warmup >= total:
+            raise InputError(f"warmup_steps={warmup} does not fit into a run of {total} steps: lower it")
+        if kind == "onecycle":
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=warmup / total or 0.3)
+        rest = total - warmup
+        return LambdaLR(optimizer, lambda step: _warm_up(step, warmup) * _cosine(step - warmup, rest))
+
+    # ------------------------------------------------------------------------------------------- helpers
+
+    def _calibrate(self) -> None:
+        """Let a training-free model choose its threshold on the label budget's training images."""
+        if hasattr(self.model, "calibrate"):
+            data = getattr(self.trainer, "datamodule", None)
+            if data is None:
+                raise InputError(
+                    f"model {self.hparams['model']!r} is calibrated on labelled images: pass the trainer a "
+                    "datamodule with a labelled_dataloader()"
+                )
+            self.model.calibrate(data.labelled_dataloader())  # type: ignore[operator]
+
+    def _evaluate(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
+        output = self(batch.images, samples=batch.labelled)
+        self._loss(stage, batch, output)
+        metrics = self.metrics[stage]
+        assert isinstance(metrics, SegmentationMetrics)
+        metrics.update_labels(output.logits, batch.labels)
+        scored = _scored(batch, output)
+        metrics.update_masks(native_masks(output.mask_logits, scored.native_masks), scored.native_masks)
+        return {"logits": output.logits, "mask_logits": output.mask_logits}
+
+    def _loss(self, stage: Stage, batch: Batch, output: SegOutput) -> Tensor:
+        loss, parts = self.loss(output, _scored(batch, output))
+        count = len(batch.images)
+        across = stage != "train"  # means over an epoch are means over all devices
+        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", batch_size=count, sync_dist=across)
+        named = {f"{stage}/{name}": value for name, value in parts.items()}
+        self.log_dict(named, batch_size=count, sync_dist=across)
+        return loss
+
+    def _log_metrics(self, stage: Stage) -> None:
+        metrics = self.metrics[stage]
+        assert isinstance(metrics, SegmentationMetrics)
+        values = {**metrics.compute_masks(), **metrics.compute_labels()}
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("miou", "cls/map"))
+        metrics.reset()
+
+
+def check_batch(batch: Batch, num_classes: int) -> None:
+    """Check types, shapes and that the images are finite.
+
+    Raises:
+        InputError: Naming the samples if a value is not finite.
+    """
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.collate"
+        )
+    images, labels = batch.images, batch.labels
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(
+            f"batch.images must be a float tensor (N, C, H, W), got {images.dtype} {tuple(images.shape)}: "
+            "normalise images before they are collated"
+        )
+    if labels.shape != (len(images), num_classes):
+        raise InputError(
+            f"batch.labels must have the shape (N, K) = ({len(images)}, {num_classes}), got "
+            f"{tuple(labels.shape)}: the data set and the task must know the same classes"
+        )
+    if batch.masks.shape[1:] != images.shape[2:] or len(batch.masks) != len(batch.labelled):
+        raise InputError(
+            f"batch.masks must have the shape (L, H, W) = {(len(batch.labelled), *images.shape[2:])}, got "
+            f"{tuple(batch.masks.shape)}: transform an image and its mask together"
+        )
+    if images.is_cpu and not bool(images.sum().isfinite()):  # one cheap pass; the second only to say where
+        bad = [name for name, image in zip(batch.names, images, strict=True) if not image.isfinite().all()]
+        if bad:
+            raise InputError(
+                f"images must be finite, found NaN or infinity in {', '.join(bad[:5])} ({len(bad)} of "
+                f"{len(images)} in the batch): check these files and the normalisation"
+            )
+
+
+def _scored(batch: Batch, output: SegOutput) -> Batch:
+    """The batch as far as the output can be scored: no masks for a model that makes none (a classifier)."""
+    if len(output.mask_logits):
+        return batch
+    return batch._replace(labelled=batch.labelled[:0], masks=batch.masks[:0], native_masks=())
+
+
+def _warm_up(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
+def _cosine(step: int, total: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(max(step / total, 0.0), 1.0)))
+
+
+def _check_numbers(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a finite number >= 0, got {value!r}")
