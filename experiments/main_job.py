@@ -62,7 +62,10 @@ def main(args: Sequence[str] | None = None) -> Path:
     say("1/4 pre-training the classifier on image-level labels")
     pretrain = run_dir / "pretrain"
     command("fit", "main/pretrain.yaml", pretrain, common)
-    warm = [f"--model.warm_start={pretrain / 'classifier.safetensors'}", f"--data.split_seed={options.split_seed}"]
+    warm = [
+        f"--model.warm_start={pretrain / 'classifier.safetensors'}",
+        f"--data.split_seed={options.split_seed}",
+    ]
 
     rows = []
     budget = [f"--data.budget={options.budget}"]
@@ -89,14 +92,10 @@ def main(args: Sequence[str] | None = None) -> Path:
 
 
 def command(subcommand: str, config: str, run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
-    """Run one `tw-seg` command; returns the last metrics of ``test``."""
-    cli.main([subcommand, f"--config={CONFIGS / config}", f"--run_dir={run_dir}", *extra])
-    files = sorted((run_dir / "metrics").glob(f"{subcommand}*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if subcommand != "test":
-        return {}
-    with open(files[-1], newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    return {k.removeprefix("test/"): float(v) for k, v in lines[-1].items() if k.startswith("test/") and v}
+    """Run one `tw-seg` command; returns the metrics of ``test`` by name."""
+    done = cli.run([subcommand, f"--config={CONFIGS / config}", f"--run_dir={run_dir}", *extra])
+    metrics = done.trainer.callback_metrics
+    return {name.removeprefix("test/"): float(v) for name, v in metrics.items() if name.startswith("test/")}
 
 
 def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
@@ -115,7 +114,9 @@ def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
         numbers = " | ".join(f"{row.metrics.get(name, float('nan')):.3f}" for name in COLUMNS)
         lines.append(f"| {row.model} | {numbers} | {f'{row.seconds:.0f} s' if row.seconds else 'none'} |")
     write_whole(run_dir / "results.csv", write_csv)
-    write_whole(run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_whole(
+        run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    )
 
 
 def write_pictures(run_dir: Path, *, count: int) -> None:
@@ -147,7 +148,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, alpha: float = 0.6) -> np.nd
 
 
 def _predict(run_dir: Path, images: torch.Tensor) -> SegOutput:
-    task = SegmentationTask.load_from_checkpoint(run_dir / "checkpoints" / "best.ckpt", map_location="cpu").eval()
+    task = SegmentationTask.load_from_checkpoint(
+        run_dir / "checkpoints" / "best.ckpt", map_location="cpu"
+    ).eval()
     with torch.inference_mode():
         output: SegOutput = task(images)
     return output
@@ -161,7 +164,9 @@ def _masks(output: SegOutput, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarr
 
 def _picture(path, samples, masks, heatmaps, class_names) -> None:  # type: ignore[no-untyped-def]
     columns = ["image", "truth", "multi-task U-Net", "heatmap segmenter", "heatmap of one class"]
-    figure, axes = plt.subplots(len(samples), len(columns), figsize=(2 * len(columns), 2.1 * len(samples)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(samples), len(columns), figsize=(2 * len(columns), 2.1 * len(samples)), squeeze=False
+    )
     for row, sample in enumerate(samples):
         shown = [k for k in np.flatnonzero(sample.labels) if k > 0]
         label = int(shown[0]) if shown else 0
@@ -196,13 +201,19 @@ def say(text: str) -> None:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run_dir", default="runs/main_job", help="a new folder; a number is added if it exists")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run_dir", default="runs/main_job", help="a new folder; a number is added if it exists"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--split_seed", type=int, default=0, help="seed of the choice of masks")
     parser.add_argument("--budget", type=int, default=20, help="number of training images whose mask is used")
     parser.add_argument("--pictures", type=int, default=24, help="number of test images to write pictures of")
-    parser.add_argument("--set", action="append", default=[], metavar="--KEY=VALUE", help="passed on to every command")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="--KEY=VALUE", help="passed on to every command"
+    )
     return parser.parse_args(args)
 
 

@@ -22,6 +22,12 @@ def standard(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     return _classifier(request.param), nets.images(request.param)
 
 
+@pytest.fixture(params=["resnet18", "vgg11_bn", "resnet10t"])
+def quick(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    """The same, fewer of them."""
+    return _classifier(request.param), nets.images(request.param)
+
+
 @pytest.fixture
 def tiny() -> nets.Tiny:
     return nets.tiny()

@@ -61,6 +61,19 @@ def test_dropout(layer, training: bool, p: float) -> None:
     assert_same_run(net.train(training), pictures())
 
 
+def test_numbers_that_change_between_runs() -> None:
+    net = Calls(lambda s, x: s.d(s.n(s.c(x))), c=conv(), n=nn.BatchNorm2d(4), d=nn.Dropout(0.2)).train()
+    graph, images = trace(net, True), pictures()
+    net.d.p, net.n.eps = 0.7, 0.5
+    torch.manual_seed(5)
+    expected = net(images)
+    torch.manual_seed(5)
+    tape = Tape(net, graph, images)
+    assert torch.equal(tape.logits, expected)
+    variance = tape.values["c"].var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(tape.saved["n"], (variance + 0.5).rsqrt())
+
+
 def test_dropout_that_is_always_on() -> None:
     assert_same_run(Calls(lambda s, x: F.dropout(s.c(x), 0.5), c=conv()).eval(), pictures())
 

@@ -27,7 +27,7 @@ def input_x_gradient(
             logits[:, k].sum(), images, retain_graph=True, create_graph=create_graph
         )
         maps.append((images * gradient).sum(1))
-    return torch.stack(maps, 1)
+    return torch.stack(maps, 1) if create_graph else torch.stack(maps, 1).detach()
 
 
 def gradient_x_activation(classifier: nn.Module, module: nn.Module, images: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def gradient_x_activation(classifier: nn.Module, module: nn.Module, images: Tens
     for k in range(logits.shape[1]):
         (gradient,) = torch.autograd.grad(logits[:, k].sum(), seen[-1], retain_graph=True)
         maps.append((seen[-1] * gradient).sum(1))
-    return torch.stack(maps, 1)
+    return torch.stack(maps, 1).detach()
 
 
 class HeldStatistics:

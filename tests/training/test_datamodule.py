@@ -22,9 +22,6 @@ from tw_seg.training.datamodule import BUDGET_FILE, SegmentationDataModule
 from tw_seg.types import Batch
 
 pytestmark = [
-    # Lightning advises more workers; these loaders are tiny.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
     # Resumed without the callbacks that wrote the checkpoint, on purpose.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
     pytest.mark.filterwarnings(

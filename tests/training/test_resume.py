@@ -58,59 +58,53 @@ def command(folder: Path, name: str, *extra: str, die_after: int | None = None) 
     ]
 
 
-def fit_until_killed(arguments: list[str]) -> None:
+KILLED = {  # steps to live, and arguments
+    "from-the-end-of-an-epoch": (8, []),
+    "from-mid-epoch-with-a-worker": (9, ["--last.every_n_train_steps=4", "--data.num_workers=1"]),
+}
+RESUMES_AFTER = {"from-the-end-of-an-epoch": 5, "from-mid-epoch-with-a-worker": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with one uninterrupted run and two that were killed, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-m", "tw_seg.training.cli", *arguments],
-        env=environment,
-        cwd=arguments and ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    processes = []
+    for name, (die_after, extra) in KILLED.items():
+        line = [sys.executable, "-m", "tw_seg.training.cli"]
+        line += command(folder, name, *extra, die_after=die_after)
+        processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    run(command(folder, "whole"))
+    for process in processes:
+        _, messages = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, messages
+    return folder
 
 
 def trace(folder: Path, name: str) -> list[str]:
     return (folder / f"{name}.trace").read_text().splitlines()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> tuple[list[str], dict]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run(command(folder, "whole"))
-    return trace(folder, "whole"), load(folder / "whole")
+def checkpoint(folder: Path, name: str) -> dict:
+    return torch.load(folder / name / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def load(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_kill_and_resume(name, folder):
+    die_after, extra = KILLED[name]
+    whole = trace(folder, "whole")
+    assert len(whole) == len({line.split()[2] for line in whole}) == STEPS
+    assert trace(folder, name) == whole[:die_after]
 
+    run(command(folder, name, *extra, "--ckpt_path=last"))
+    assert trace(folder, name) == whole[:die_after] + whole[RESUMES_AFTER[name] :]
+    for part in ("fit", "fit-2"):  # the metrics of before are kept
+        assert (folder / name / "metrics" / part / "metrics.csv").is_file()
 
-@pytest.mark.parametrize(
-    ("die_after", "first_again", "extra"),
-    [
-        pytest.param(8, 5, [], id="from-the-end-of-an-epoch"),
-        pytest.param(
-            9, 8, ["--last.every_n_train_steps=4", "--data.num_workers=1"], id="from-mid-epoch-with-a-worker"
-        ),
-    ],
-)
-def test_kill_and_resume(die_after, first_again, extra, uninterrupted, tmp_path):
-    whole, final = uninterrupted
-    assert len(whole) == STEPS
-    assert len({line.split()[2] for line in whole}) == STEPS
-
-    fit_until_killed(command(tmp_path, "run", *extra, die_after=die_after))
-    assert trace(tmp_path, "run") == whole[:die_after]
-    assert (tmp_path / "run" / "metrics" / "fit" / "metrics.csv").is_file()
-
-    run(command(tmp_path, "run", *extra, "--ckpt_path=last"))
-    assert trace(tmp_path, "run") == whole[:die_after] + whole[first_again:]
-    assert (tmp_path / "run" / "metrics" / "fit" / "metrics.csv").is_file()
-    assert (tmp_path / "run" / "metrics" / "fit-2" / "metrics.csv").is_file()
-
-    if "--last.every_n_train_steps=4" not in extra:  # that one ends at step 12
-        resumed = load(tmp_path / "run")
+    final, resumed = checkpoint(folder, "whole"), checkpoint(folder, name)
+    if final["global_step"] == resumed["global_step"]:
         for part in ("state_dict", "current_model_state"):  # averaged and last weights
-            assert all(torch.equal(value, final[part][name]) for name, value in resumed[part].items())
+            assert all(torch.equal(value, final[part][key]) for key, value in resumed[part].items())
         assert resumed["lr_schedulers"] == final["lr_schedulers"]

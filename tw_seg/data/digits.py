@@ -21,7 +21,11 @@ CLASSES = ("background", *(str(digit) for digit in range(10)))
 
 _SPLITS = ("train", "val", "test")
 _LENGTHS = {"train": 2000, "val": 200, "test": 500}
-_SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}  # of each digit class, and of photo columns
+_SHARES = {
+    "train": (0.0, 0.6),
+    "val": (0.6, 0.75),
+    "test": (0.75, 1.0),
+}  # of each digit class, and of photo columns
 _MASK_THRESHOLD = 0.4  # of a digit's ink; lower values let its soft rim into the mask
 
 
@@ -107,9 +111,10 @@ class DigitScenes:
                 x, y = rng.uniform(0.45 * height, 1 - 0.45 * height, size=2)
                 # Digits may touch but not hide each other.
                 if all(np.hypot(x - p.x, y - p.y) > 0.42 * (height + p.height) for p in placed):
-                    color = tuple(float(v) for v in rng.uniform(0, 255, size=3))
+                    red, green, blue = (float(v) for v in rng.uniform(0, 255, size=3))
                     angle, opacity = rng.uniform(-20, 20), rng.uniform(0.8, 1.0)
-                    placed.append(_Placed(int(rng.choice(pool)), x, y, height, angle, color, opacity))
+                    digit = int(rng.choice(pool))
+                    placed.append(_Placed(digit, x, y, height, angle, (red, green, blue), opacity))
                     break
         return placed
 

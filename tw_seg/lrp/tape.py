@@ -73,6 +73,13 @@ class Tape:
             return attribute(self.classifier, call.target)
         return call.target(*args, **kwargs)
 
+    def number(self, call: Call, name: str, default: float) -> float:
+        """A number that may change between runs, such as a dropout rate: the module's present one."""
+        value = (
+            getattr(self.modules[call.target], name) if call.op == "call_module" else call.options.get(name)
+        )
+        return default if value is None else value
+
     def parameter(self, call: Call, name: str) -> Tensor | None:
         """A parameter or buffer of a call: the module's own, or the argument of a functional call."""
         if call.op == "call_module":
@@ -127,7 +134,7 @@ def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
         if not training:
             return value
         # The same draw as the module's own, kept so that relevance follows the units that were kept.
-        noise = function(torch.ones_like(value), call.options.get("p", 0.5), True)
+        noise = function(torch.ones_like(value), tape.number(call, "p", 0.5), True)
         tape.saved[call.name] = noise
         return value * noise
 
@@ -151,7 +158,7 @@ def _batch_norm(tape: Tape, call: Call) -> Tensor:
         half = value.dtype in (torch.float16, torch.bfloat16)
         var = (value.float() if half else value).var([0, *range(2, value.ndim)], unbiased=False)
     assert var is not None
-    scale = torch.rsqrt(var + call.options.get("eps", 1e-5))
+    scale = torch.rsqrt(var + tape.number(call, "eps", 1e-5))
     result: Tensor = tape.run(call)
     tape.saved[call.name] = scale
     return result

@@ -111,8 +111,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise BudgetError(f"give a budget ({budget}) or a budget_file ({budget_file}), not both")
         if labelled_per_batch > 0 and budget_file is None and (budget is None or budget <= 0):
             raise BudgetError(
-                f"the label budget is empty ({budget}), but batches have {labelled_per_batch} labelled rows; give a "
-                "budget (1.0 for all masks) or a budget_file, or set labelled_per_batch=0 to train without masks"
+                f"the label budget is empty ({budget}), but batches have {labelled_per_batch} labelled rows; "
+                "give a budget (1.0 for all masks) or a budget_file, or set labelled_per_batch=0 for no masks"
             )
         self.save_hyperparameters()
         self.budget: LabelBudget | None = None

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from tw_seg.errors import InputError
 from tw_seg.losses import SegmentationLoss
@@ -104,6 +104,7 @@ class SegmentationTask(pl.LightningModule):
             )
         self.save_hyperparameters(ignore=["warm_start"])
         self.class_names = tuple(class_names)
+        self._total_steps = 0  # known when training starts
         self.model = create_model(
             model,
             **{
@@ -185,7 +186,13 @@ class SegmentationTask(pl.LightningModule):
         self._calibrate()
 
     def on_train_start(self) -> None:
-        """Freeze BatchNorm if asked to; Lightning keeps the modes of modules through validation."""
+        """Count the steps for the schedule; freeze BatchNorm if asked to.
+
+        The steps are not counted in `configure_optimizers`: that would make Lightning 2.6 set up the training
+        data before it reads the checkpoint, and a resumed run would then not give its state to the data
+        loader. Lightning keeps the modes of modules through validation.
+        """
+        self._total_steps = self._count_steps()
         if self.hparams["freeze_batchnorm"]:
             for module in self.model.modules():
                 if isinstance(module, _BatchNorm):
@@ -202,8 +209,9 @@ class SegmentationTask(pl.LightningModule):
                 "give its classifier with --model.warm_start"
             )
         optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"])
-        schedule: LRSchedulerConfigType = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        by_step: LRSchedulerConfigType = {"scheduler": LambdaLR(optimizer, lambda step: self._factor(step))}
+        by_step["interval"] = "step"
+        return {"optimizer": optimizer, "lr_scheduler": by_step}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
@@ -218,24 +226,21 @@ class SegmentationTask(pl.LightningModule):
                 groups["scales" if name in SCALE_PARAMETERS else kind]["params"].append(parameter)
         return [{"name": name, **group} for name, group in groups.items() if group["params"]]
 
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        kind, warmup = self.hparams["scheduler"], self.hparams["warmup_steps"]
-        if kind == "none":
-            return LambdaLR(optimizer, lambda step: _warm_up(step, warmup))
+    def _factor(self, step: int) -> float:
+        numbers = {"warmup": self.hparams["warmup_steps"], "total": self._total_steps}
+        return schedule(self.hparams["scheduler"], step, **numbers)
+
+    def _count_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
-        if not math.isfinite(total) or total < 1:
+        kind, warmup = self.hparams["scheduler"], self.hparams["warmup_steps"]
+        if kind != "none" and not math.isfinite(total):
             raise InputError(
                 f"scheduler {kind!r} needs to know where training ends: set trainer.max_epochs or max_steps, "
                 "or use the scheduler 'none'"
             )
-        total = int(total)
-        if warmup >= total:
+        if kind != "none" and warmup >= total:
             raise InputError(f"warmup_steps={warmup} does not fit into a run of {total} steps: lower it")
-        if kind == "onecycle":
-            peaks = [group["lr"] for group in optimizer.param_groups]
-            return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=warmup / total or 0.3)
-        rest = total - warmup
-        return LambdaLR(optimizer, lambda step: _warm_up(step, warmup) * _cosine(step - warmup, rest))
+        return int(total) if math.isfinite(total) else 0
 
     # ------------------------------------------------------------------------------------------- helpers
 
@@ -320,12 +325,29 @@ def _scored(batch: Batch, output: SegOutput) -> Batch:
     return batch._replace(labelled=batch.labelled[:0], masks=batch.masks[:0], native_masks=())
 
 
-def _warm_up(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))
+def schedule(kind: str, step: int, *, warmup: int, total: int) -> float:
+    """Learning rate at a step, relative to its peak.
+
+    Args:
+        kind: ``"cosine"``: linear warm-up, then a half cosine to 0. ``"onecycle"``: from 1/25 up and down to
+            1/250,000 by half cosines, as torch's ``OneCycleLR``. ``"none"``: linear warm-up, then 1.
+        step: Optimiser steps taken so far, 0 for the first.
+        warmup: Steps of the warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
+        total: Steps of the run; not used for the first step.
+    """
+    if kind == "onecycle":
+        climb = max((warmup or 0.3 * total) - 1, 1)
+        if step <= climb:
+            return _half_cosine(1 / 25, 1.0, step / climb)
+        return _half_cosine(1.0, 1 / 25e4, (step - climb) / (total - 1 - climb))
+    factor = min(1.0, (step + 1) / (warmup + 1))
+    if kind == "cosine" and step > warmup:
+        factor *= _half_cosine(1.0, 0.0, (step - warmup) / (total - warmup))
+    return factor
 
 
-def _cosine(step: int, total: int) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(max(step / total, 0.0), 1.0)))
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 def _check_numbers(**values: float) -> None:

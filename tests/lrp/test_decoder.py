@@ -1,0 +1,669 @@
+"""What holds for every decode: exact values and gradients, no side effects, any way of running it."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from tests.oracles import nets
+from tests.oracles.gradients import HeldStatistics, agreement, gradients, input_x_gradient
+from tests.oracles.nets import Calls, Tiny, conv
+from tw_seg.errors import InputError, TraceError, UnsupportedOpError
+from tw_seg.lrp import Decoded, HeatmapDecoder
+
+
+def pictures(*size: int) -> Tensor:
+    return torch.randn(*(size or (3, 3, 17, 19)), dtype=torch.float64)
+
+
+def assert_equal(found: Decoded, expected: Decoded, rtol: float = 1e-12) -> None:
+    atol = rtol * float(expected.heatmaps.detach().abs().max())
+    torch.testing.assert_close(found.logits, expected.logits, rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.heatmaps, expected.heatmaps, rtol=rtol, atol=atol)
+
+
+def loss_of(heatmaps: Tensor) -> Tensor:
+    """A loss whose gradient differs from pixel to pixel and depends on the heatmaps."""
+    pixels = torch.linspace(-1, 1, heatmaps.numel(), dtype=heatmaps.dtype).reshape(heatmaps.shape)
+    return (heatmaps * pixels).sum() + heatmaps.square().sum() / heatmaps.detach().abs().max()
+
+
+# ------------------------------------------------------------------------------------------------ exactness
+
+
+def test_heatmap_is_input_x_gradient(standard) -> None:
+    net, images = standard
+    expected = input_x_gradient(net, images)
+    found = HeatmapDecoder(net)(images).heatmaps.detach()
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40), (45, 71)])
+def test_any_size(quick, size: tuple[int, int]) -> None:
+    net, _ = quick
+    images = pictures(1, 3, *size)
+    expected = input_x_gradient(net, images, [1])
+    found = HeatmapDecoder(net)(images, [1]).heatmaps.detach()
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-10
+
+
+def test_parameter_gradients_are_double_backpropagation(standard) -> None:
+    net, images = standard
+    parameters = list(net.parameters())
+    found = gradients(loss_of(HeatmapDecoder(net)(images, [2, 0]).heatmaps), parameters)
+    expected = gradients(loss_of(input_x_gradient(net, images, [2, 0], create_graph=True)), parameters)
+    direction, length = agreement(found, expected)
+    assert direction < 1e-9 and length < 1e-6
+
+
+def test_parameter_gradients_in_training_mode(quick) -> None:
+    """Batch statistics are held constant along the input, but depend on the weights."""
+    net, images = quick
+    net = copy.deepcopy(net).train()
+    held = HeldStatistics(net)
+    torch.manual_seed(4)
+    reference = input_x_gradient(held, images, [2, 0], create_graph=True)
+    torch.manual_seed(4)
+    heatmaps = HeatmapDecoder(net)(images, [2, 0]).heatmaps
+    assert float((heatmaps - reference).detach().abs().max() / reference.detach().abs().max()) < 1e-10
+    found = gradients(loss_of(heatmaps), list(net.parameters()))
+    expected = gradients(loss_of(reference), list(held.net.parameters()))
+    direction, length = agreement(found, expected)
+    assert direction < 1e-9 and length < 1e-6
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("composite", "kwargs"),
+    [
+        ("epsilon", {}),
+        ("epsilon", {"epsilon": 0.1}),
+        ("epsilon_flat", {}),
+        ("epsilon_wsquare", {}),
+        ("epsilon_box", {"low": -4.0, "high": 4.0}),
+    ],
+)
+def test_finite_differences(composite: str, kwargs: dict[str, Any], training: bool) -> None:
+    """Of the logits and heatmaps with respect to every parameter, and the images."""
+    net = Tiny(classes=2)
+    net.fc = nn.Linear(6, 2)
+    nets.initialise(net).double().train(training)
+    decoder = HeatmapDecoder(net, composite, composite_kwargs=kwargs)
+    names, parameters = zip(*decoder.named_parameters(), strict=True)
+
+    def function(images: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.func.functional_call(decoder, dict(zip(names, values, strict=True)), (images,))
+        return out.logits, out.heatmaps
+
+    images = pictures(2, 3, 9, 8).requires_grad_()
+    assert torch.autograd.gradcheck(function, (images, *parameters), fast_mode=True)
+
+
+def test_finite_differences_of_own_weights() -> None:
+    decoder = HeatmapDecoder(nets.tiny(), tie_weights=False)
+    names, weights = zip(*decoder.own_weights.items(), strict=True)
+    images = pictures(2, 3, 9, 8)
+
+    def function(*values: Tensor) -> Tensor:
+        swapped = {f"own_weights.{n}": v for n, v in zip(names, values, strict=True)}
+        return torch.func.functional_call(decoder, swapped, (images,)).heatmaps
+
+    assert torch.autograd.gradcheck(function, weights)
+
+
+# --------------------------------------------------------------------------------- subsets, chunks, batches
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_chunks_and_recompute_change_nothing(composite: str, chunk_size, recompute: bool) -> None:
+    net, images = nets.tiny(classes=5), pictures()
+    parameters = list(net.parameters())
+    whole = HeatmapDecoder(net, composite)(images)
+    part = HeatmapDecoder(net, composite, chunk_size=chunk_size, recompute=recompute)(images)
+    assert_equal(part, whole)
+    found, expected = (gradients(loss_of(d.heatmaps) + d.logits.sum(), parameters) for d in (part, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_recompute_in_training_mode_with_dropout() -> None:
+    images = pictures()
+    results = []
+    for recompute in (False, True):
+        net = nets.tiny(dropout=0.5).train()
+        torch.manual_seed(2)
+        decoded = HeatmapDecoder(net, chunk_size=1, recompute=recompute)(images)
+        results.append([*gradients(loss_of(decoded.heatmaps), list(net.parameters())), *net.buffers()])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_all_classes_at_once_are_one_by_one(quick) -> None:
+    net, images = quick
+    decoder = HeatmapDecoder(net)
+    with torch.no_grad():
+        everything = decoder(images)
+        for k in range(3):
+            torch.testing.assert_close(
+                decoder(images, [k]).heatmaps, everything.heatmaps[:, [k]], rtol=1e-11, atol=1e-13
+            )
+
+
+@pytest.mark.parametrize("classes", [[2, 0], (1,), [1, 1], range(2), torch.tensor([2, 1])])
+def test_classes_are_a_slice(decoder: HeatmapDecoder, classes) -> None:
+    images = pictures()
+    everything, some = decoder(images), decoder(images, classes)
+    torch.testing.assert_close(some.heatmaps, everything.heatmaps[:, list(classes)], rtol=1e-12, atol=1e-14)
+    assert torch.equal(some.logits, everything.logits)
+
+
+@pytest.mark.parametrize("samples", [[2, 0], [1], [1, 1], [0, 1, 2]])
+@pytest.mark.parametrize("training", [False, True])
+def test_samples_are_a_slice(samples: list[int], training: bool) -> None:
+    """Also in training mode: the statistics are those of the whole batch, the noise is that of each row."""
+    images, results = pictures(), []
+    for chosen in (None, torch.tensor(samples)):
+        torch.manual_seed(1)
+        decoder = HeatmapDecoder(nets.tiny(dropout=0.4), "epsilon", composite_kwargs={"epsilon": 0.1})
+        results.append(decoder.train(training)(images, [2, 0], chosen))
+    everything, some = results
+    torch.testing.assert_close(some.heatmaps, everything.heatmaps[samples], rtol=1e-12, atol=1e-14)
+    assert torch.equal(some.logits, everything.logits)
+
+
+def test_samples_get_no_gradient_from_others(decoder: HeatmapDecoder) -> None:
+    images = pictures().requires_grad_()
+    decoder(images, samples=torch.tensor([1])).heatmaps.square().sum().backward()
+    assert images.grad[1].any() and not images.grad[[0, 2]].any()
+
+
+def test_samples_are_independent(decoder: HeatmapDecoder) -> None:
+    images = pictures()
+    together = decoder(images)
+    for i in range(3):
+        assert_equal(decoder(images[i : i + 1]), Decoded(*(t[i : i + 1] for t in together[:2]), ()))
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples", "shape"),
+    [([], None, (3, 0)), (None, [], (0, 3)), ([1], [], (0, 1)), ([], [0], (1, 0))],
+)
+def test_nothing_to_decode(classes, samples, shape: tuple[int, int]) -> None:
+    decoder = HeatmapDecoder(nets.tiny(), read_out=["input", "conv2"])
+    rows = None if samples is None else torch.tensor(samples, dtype=torch.int64)
+    decoded = decoder(pictures(), classes, rows)
+    assert [h.shape for h in decoded.readouts] == [(*shape, 17, 19), (*shape, 5, 5)]
+    assert decoded.logits.shape == (3, 3)
+    (decoded.logits.sum() + decoded.heatmaps.sum()).backward()
+
+
+def test_an_empty_batch(decoder: HeatmapDecoder) -> None:
+    assert decoder(pictures(0, 3, 17, 19)).heatmaps.shape == (0, 3, 17, 19)
+
+
+# --------------------------------------------------------------------------------------------- side effects
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_side_effects(quick, training: bool) -> None:
+    """State after a decode is the state after the classifier's own forward."""
+    net, images = quick
+    twin = copy.deepcopy(net).train(training)
+    net = copy.deepcopy(net)
+    decoder = HeatmapDecoder(net, chunk_size=2, recompute=True).train(training)
+    attributes, given = set(vars(net)), images.clone()
+    torch.manual_seed(1)
+    expected, random = twin(images), torch.random.get_rng_state()
+    torch.manual_seed(1)
+    decoded = decoder(images)
+    assert torch.equal(decoded.logits, expected)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))
+    assert [m.training for m in net.modules()] == [m.training for m in twin.modules()]
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
+    assert torch.equal(images, given) and not images.requires_grad
+    assert set(vars(net)) == attributes
+    loss_of(decoded.heatmaps).backward()
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))
+
+
+def test_logits_carry_the_classifier_gradient(decoder: HeatmapDecoder) -> None:
+    images, parameters = pictures(), list(decoder.classifier.parameters())
+    found = gradients(decoder(images).logits.square().sum(), parameters)
+    expected = gradients(decoder.classifier(images).square().sum(), parameters)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_float32_is_close_to_float64(quick, training: bool) -> None:
+    net, images = quick
+    decoder = HeatmapDecoder(copy.deepcopy(net)).train(training)
+    for dropout in decoder.modules():
+        if isinstance(dropout, nn.Dropout):
+            dropout.p = 0.0  # its draw depends on the precision
+    exact = decoder(images).heatmaps
+    single = decoder.float()(images.float()).heatmaps
+    assert single.dtype == torch.float32
+    assert float((single - exact).norm() / exact.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_bfloat16_autocast(quick, training: bool) -> None:
+    net, images = quick
+    decoder = HeatmapDecoder(copy.deepcopy(net).float(), chunk_size=2).train(training)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoded = decoder(images.float())
+        loss = loss_of(decoded.heatmaps)
+    loss.backward()
+    assert decoded.heatmaps.isfinite().all() and decoded.logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
+    torch.manual_seed(1)
+    exact = decoder(images.float()).heatmaps
+    cosine = F.cosine_similarity(decoded.heatmaps.float().flatten(), exact.flatten(), dim=0)
+    assert float(cosine) > (0.5 if training else 0.9)  # batch statistics of 8 values at 8 bits in training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights(dtype: torch.dtype) -> None:
+    decoder = HeatmapDecoder(nets.tiny().to(dtype))
+    decoded = decoder(pictures().to(dtype))
+    assert decoded.heatmaps.isfinite().all() and decoded.heatmaps.dtype == torch.float32
+    empty = decoder(pictures().to(dtype), samples=torch.tensor([], dtype=torch.int64))
+    assert empty.heatmaps.dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------ ways of running
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context) -> None:
+    decoder, images = HeatmapDecoder(nets.tiny(), chunk_size=2, recompute=True), pictures()
+    expected = decoder(images)
+    with context():
+        found = decoder(images)
+    assert not found.heatmaps.requires_grad
+    assert torch.equal(found.heatmaps.clone(), expected.heatmaps.detach())
+
+
+def compiled_equals_eager(decoder: HeatmapDecoder, images: Tensor, backend: str, rtol: float) -> None:
+    twin = copy.deepcopy(decoder)
+    torch._dynamo.reset()
+    compiled = torch.compile(decoder, fullgraph=True, backend=backend)
+    samples = torch.tensor([1, 0])
+    found, expected = (d(images, [2, 0], samples) for d in (compiled, twin))
+    assert_equal(found, expected, rtol)
+    parameters = list(decoder.parameters()), list(twin.parameters())
+    both = [
+        gradients(loss_of(d.heatmaps) + d.logits.sum(), p)
+        for d, p in zip((found, expected), parameters, strict=True)
+    ]
+    direction, length = agreement(*both)
+    assert direction < rtol and length < rtol
+    assert all(
+        torch.allclose(a, b, rtol=rtol) for a, b in zip(decoder.buffers(), twin.buffers(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("arguments", [{}, {"chunk_size": 1}, {"tie_weights": False}], ids=str)
+def test_compile(arguments: dict[str, Any], training: bool) -> None:
+    decoder = HeatmapDecoder(nets.tiny(), "epsilon_flat", **arguments).train(training)
+    compiled_equals_eager(decoder, pictures(), "aot_eager", 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "resnet10t"])
+def test_compile_standard_nets(name: str) -> None:
+    compiled_equals_eager(HeatmapDecoder(nets.create(name)), nets.images(name), "aot_eager", 1e-10)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor() -> None:
+    compiled_equals_eager(HeatmapDecoder(nets.tiny()), pictures(), "inductor", 1e-8)
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat"])
+def test_export_with_a_dynamic_batch(composite: str) -> None:
+    decoder = HeatmapDecoder(nets.tiny(), composite, chunk_size=2)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(decoder, (pictures(),), dynamic_shapes={"images": {0: batch}})
+    for n in (1, 3, 5):
+        images = pictures(n, 3, 17, 19)
+        assert_equal(program.module()(images), decoder(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "resnet10t"])
+def test_export_standard_nets(name: str, tmp_path: Path) -> None:
+    decoder = HeatmapDecoder(nets.create(name))
+    images = nets.images(name, 3)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(decoder, (images,), dynamic_shapes={"images": {0: batch}})
+    torch.export.save(program, tmp_path / "decoder.pt2")
+    loaded = torch.export.load(tmp_path / "decoder.pt2").module()
+    assert_equal(loaded(images[:1]), decoder(images[:1]))
+
+
+# --------------------------------------------------------------------------------------------------- tying
+
+
+def assert_tied(decoder: HeatmapDecoder) -> None:
+    """Every parameter is the classifier's, and a change of one of them changes the decode."""
+    own = {id(p) for p in decoder.classifier.parameters()}
+    assert {id(p) for p in decoder.parameters()} == own
+    images = pictures(1).to(next(decoder.parameters())) if False else pictures(1, 3, 17, 19)
+    images = images.to(next(decoder.parameters()).dtype)
+    before = decoder(images).heatmaps
+    with torch.no_grad():
+        decoder.classifier.conv2.weight.mul_(1.5)
+    after = decoder(images).heatmaps
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, HeatmapDecoder(decoder.classifier)(images).heatmaps)
+
+
+@pytest.fixture(params=["as made", "to", "float", "deepcopy", "state dict", "saved whole", "reassigned"])
+def moved(request: pytest.FixtureRequest) -> Any:
+    """A way in which a module travels."""
+
+    def move(decoder: HeatmapDecoder) -> HeatmapDecoder:
+        match request.param:
+            case "to":
+                return decoder.to("cpu", torch.float32)
+            case "float":
+                return decoder.float().double()
+            case "deepcopy":
+                return copy.deepcopy(decoder)
+            case "state dict":
+                other = HeatmapDecoder(Tiny().double(), tie_weights=decoder.tie_weights).eval()
+                other.load_state_dict(decoder.state_dict())
+                return other
+            case "saved whole":
+                file = io.BytesIO()
+                torch.save(decoder, file)
+                file.seek(0)
+                return torch.load(file, weights_only=False)
+            case "reassigned":
+                decoder.load_state_dict(copy.deepcopy(decoder.state_dict()), assign=True)
+                return decoder
+        return decoder
+
+    return move
+
+
+def test_tied_parameters_are_the_classifiers(moved) -> None:
+    net = nets.tiny()
+    names = [name for name, _ in net.named_parameters()]
+    decoder = moved(HeatmapDecoder(net))
+    assert [name for name, _ in decoder.named_parameters()] == [f"classifier.{name}" for name in names]
+    assert_tied(decoder)
+
+
+def test_tied_state_dict_is_the_classifiers() -> None:
+    net = nets.tiny()
+    state = HeatmapDecoder(net).state_dict()
+    assert list(state) == [f"classifier.{name}" for name in net.state_dict()]
+
+
+def test_a_state_dict_of_data_parallel_loads() -> None:
+    net = nets.tiny()
+    wrapped = nn.DataParallel(HeatmapDecoder(net))
+    other = HeatmapDecoder(Tiny().double())
+    nn.modules.utils.consume_prefix_in_state_dict_if_present if False else None
+    state = {k.removeprefix("module."): v for k, v in wrapped.state_dict().items()}
+    other.load_state_dict(state)
+    images = pictures()
+    assert_equal(other.eval()(images), HeatmapDecoder(net)(images))
+
+
+def test_own_weights_are_apart(moved) -> None:
+    net, images = nets.tiny(), pictures()
+    decoder = moved(HeatmapDecoder(net, tie_weights=False)).double()
+    assert_equal(decoder(images), HeatmapDecoder(net)(images), 1e-5)  # equal at the start, but for float32
+    shared = {id(p) for p in decoder.classifier.parameters()}
+    assert not shared & {id(p) for p in decoder.own_weights.values()}
+    before = decoder(images)
+    with torch.no_grad():
+        for weight in decoder.own_weights.values():
+            weight.mul_(1.1)
+    after = decoder(images)
+    assert torch.equal(after.logits, before.logits)
+    assert not torch.allclose(after.heatmaps, before.heatmaps)
+    decoder.reset_own_weights()
+    assert_equal(decoder(images), before)
+
+
+def test_own_weights_have_no_biases_and_all_learn(quick) -> None:
+    net, images = quick
+    net = copy.deepcopy(net).train()
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    named = {n.replace("/", "."): w for n, w in decoder.own_weights.items()}
+    weights = {n: p for n, p in net.named_parameters() if n.endswith("weight")}
+    assert named.keys() == weights.keys()
+    assert all(w.shape == weights[n].shape and torch.equal(w, weights[n]) for n, w in named.items())
+    loss_of(decoder(images).heatmaps).backward()
+    assert all(w.grad is not None and w.grad.any() for w in named.values())
+
+
+def test_gradients_of_own_and_tied_weights_add_up() -> None:
+    """The gradient of a tied weight is its part in the decode plus its part in the forward run."""
+    images = pictures()
+    tied, untied = nets.tiny(), nets.tiny()
+    loss_of(HeatmapDecoder(tied)(images).heatmaps).backward()
+    decoder = HeatmapDecoder(untied, tie_weights=False)
+    loss_of(decoder(images).heatmaps).backward()
+    for name, parameter in untied.named_parameters():
+        own = decoder.own_weights[name.replace(".", "/")].grad if name.endswith("weight") else 0
+        forward = 0 if parameter.grad is None else parameter.grad
+        expected = dict(tied.named_parameters())[name].grad
+        if expected is not None:
+            torch.testing.assert_close(own + forward, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_own_weights_are_those_that_the_decode_reads() -> None:
+    decoder = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="bn2")
+    assert list(decoder.own_weights) == ["conv3/weight", "fc/weight"]
+    fused = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="conv2")
+    assert list(fused.own_weights) == ["bn2/weight", "conv3/weight", "fc/weight"]
+    loss_of(fused(pictures()).heatmaps).backward()
+    assert all(w.grad is not None for w in fused.own_weights.values())
+
+
+def test_own_copy_of_a_shared_weight_is_shared() -> None:
+    net = Calls(lambda s, x: s.b(F.relu(s.a(s.stem(x)))), stem=conv(), a=conv(4, 4), b=conv(4, 4))
+    net.b.weight = net.a.weight
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    assert decoder.own_weights["a/weight"] is decoder.own_weights["b/weight"]
+    assert len(list(decoder.own_weights.parameters())) == 3
+
+
+def test_own_weights_of_a_frozen_classifier_are_trained() -> None:
+    decoder = HeatmapDecoder(nets.tiny().requires_grad_(False), tie_weights=False)
+    assert all(w.requires_grad for w in decoder.own_weights.values())
+
+
+def test_functional_weights() -> None:
+    net = Calls(lambda s, x: F.relu(F.conv2d(x, s.w, padding=1)), w=nn.Parameter(torch.randn(4, 3, 3, 3)))
+    images = pictures()
+    torch.testing.assert_close(HeatmapDecoder(net)(images).heatmaps, input_x_gradient(net, images))
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    assert list(decoder.own_weights) == ["w", "fc/weight"]
+    decoder(images).heatmaps.sum().backward()
+    assert decoder.own_weights["w"].grad is not None
+
+
+def standardised(s, x):
+    weight = (s.c.weight - s.c.weight.mean()) / s.c.weight.std()
+    return F.relu(F.conv2d(x, weight, s.c.bias, padding=1))
+
+
+def test_computed_weights() -> None:
+    """Weight standardisation: tied, the gradient goes through it; own copies of such weights are refused."""
+    net, images = Calls(standardised, c=conv()), pictures()
+    parameters = list(net.parameters())
+    found = gradients(loss_of(HeatmapDecoder(net)(images).heatmaps), parameters)
+    expected = gradients(loss_of(input_x_gradient(net, images, create_graph=True)), parameters)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    with pytest.raises(InputError, match="'conv2d' in .root. is computed in its forward"):
+        HeatmapDecoder(net, tie_weights=False)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_parametrized_weights(tie_weights: bool) -> None:
+    net = Calls(lambda s, x: F.relu(s.n(s.c(x))), c=conv(), n=nn.BatchNorm2d(4))
+    parametrizations.weight_norm(net.c)
+    decoder, images = HeatmapDecoder(net, tie_weights=tie_weights), pictures()
+    torch.testing.assert_close(decoder(images).heatmaps, input_x_gradient(net, images))
+    if tie_weights:
+        parameters = list(net.parameters())
+        found = gradients(loss_of(decoder(images).heatmaps), parameters)
+        expected = gradients(loss_of(input_x_gradient(net, images, create_graph=True)), parameters)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    else:
+        assert list(decoder.own_weights) == ["c/weight", "n/weight", "fc/weight"]
+        decoder.reset_own_weights()
+
+
+# ------------------------------------------------------------------------------------------------ read-outs
+
+
+def test_several_read_outs_are_each_alone(quick) -> None:
+    net, images = quick
+    places = ["features.4", "input", "features"] if hasattr(net, "features") else ["layer3", "input", "layer1"]
+    with torch.no_grad():
+        decoded = HeatmapDecoder(net, read_out=places)(images)
+        assert decoded.heatmaps is decoded.readouts[0] and len(decoded.readouts) == 3
+        for place, found in zip(places, decoded.readouts, strict=True):
+            alone = HeatmapDecoder(net, read_out=place)(images).heatmaps
+            torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-14)
+
+
+def test_read_outs_in_chunks() -> None:
+    net, images = nets.tiny(), pictures()
+    whole = HeatmapDecoder(net, read_out=["conv1", "input"])(images)
+    part = HeatmapDecoder(net, read_out=["conv1", "input"], chunk_size=1, recompute=True)(images)
+    torch.testing.assert_close(part.readouts, whole.readouts)
+
+
+def test_a_pooled_read_out_is_a_map_of_one_cell(decoder: HeatmapDecoder) -> None:
+    net, images = decoder.classifier, pictures()
+    found = HeatmapDecoder(net, read_out="mean")(images).heatmaps
+    assert found.shape == (3, 3, 1, 1)
+    torch.testing.assert_close(found[..., 0, 0], net(images) - net.fc.bias)
+
+
+def test_images_used_twice_and_the_input_rule() -> None:
+    """A first layer with the input's rule beside a path that has none: both heatmaps add up."""
+    net = Calls(lambda s, x: torch.cat([s.a(x), F.max_pool2d(x, 3, 1, 1)], 1), channels=7, a=conv())
+    images = pictures()
+    both = HeatmapDecoder(net, "epsilon_flat")(images).heatmaps
+    plain = HeatmapDecoder(net)(images).heatmaps
+    assert not torch.allclose(both, plain)
+    net.a.weight.data.zero_()
+    net.a.bias.data.zero_()
+    torch.testing.assert_close(
+        HeatmapDecoder(net, "epsilon_flat")(images).heatmaps, HeatmapDecoder(net)(images).heatmaps
+    )
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"read_out": "nowhere"}, "read_out 'nowhere' is neither 'input'.*conv1.*fc"),
+        ({"read_out": []}, "at least one place"),
+        ({"read_out": ["input", "input"]}, "only once"),
+        ({"read_out": ["conv2", "bn1", "conv2"]}, "only once"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"composite": "nothing"}, "unknown composite"),
+        ({"composite_kwargs": {"epsilon": -1}}, "epsilon"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        HeatmapDecoder(nets.tiny(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "torch.int64"),
+        (torch.zeros(3, 8, 8), r"\(3, 8, 8\)"),
+        ("image", "got str"),
+    ],
+)
+def test_wrong_images(decoder: HeatmapDecoder, images, named: str) -> None:
+    for run in (decoder, decoder.coefficients):
+        with pytest.raises(InputError, match=named):
+            run(images)
+
+
+@pytest.mark.parametrize(
+    ("samples", "named"),
+    [
+        (torch.tensor([0.0]), "torch.float32"),
+        (torch.tensor([True, False, True]), "torch.bool"),
+        (torch.tensor([[0]]), r"\(1, 1\)"),
+        ([0, 1], "got list"),
+    ],
+)
+def test_wrong_samples(decoder: HeatmapDecoder, samples, named: str) -> None:
+    with pytest.raises(InputError, match=f"samples.*{named}"):
+        decoder(pictures(), samples=samples)
+
+
+@pytest.mark.parametrize("classes", [[3], [-1], torch.tensor([5]), torch.tensor([0.0])])
+def test_wrong_classes(decoder: HeatmapDecoder, classes) -> None:
+    with pytest.raises(InputError, match="classes"):
+        decoder(pictures(), classes)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.mean((2, 3)), x
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_wrong_classifiers() -> None:
+    with pytest.raises(TraceError, match="one tensor"):
+        HeatmapDecoder(Pair())
+    with pytest.raises(TraceError, match="cannot trace Branching"):
+        HeatmapDecoder(Branching())
+    with pytest.raises(UnsupportedOpError, match="0: Sigmoid"):
+        HeatmapDecoder(nn.Sequential(nn.Sigmoid(), nn.Flatten()))
+    with pytest.raises(InputError, match=r"logits of shape \(N, K\), it returned \(2, 4, 9, 9\)"):
+        HeatmapDecoder(Dense())(torch.randn(2, 3, 9, 9))
+
+
+def test_a_read_out_that_is_no_image() -> None:
+    net = Calls(lambda s, x: F.relu(s.a(x).flatten(2)).unsqueeze(3), a=conv())
+    with pytest.raises(InputError, match=r"not \(2, 4, 99\)"):
+        HeatmapDecoder(net, read_out="flatten")(pictures(2, 3, 11, 9))
