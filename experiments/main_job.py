@@ -22,7 +22,9 @@ import matplotlib
 import numpy as np
 import torch
 
+from tw_seg.data.digits import DigitScenes
 from tw_seg.data.transforms import EvalTransform
+from tw_seg.metrics import native_masks
 from tw_seg.training import cli
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
@@ -61,26 +63,26 @@ def main(args: Sequence[str] | None = None) -> Path:
 
     say("1/4 pre-training the classifier on image-level labels")
     pretrain = run_dir / "pretrain"
-    command("fit", "main/pretrain.yaml", pretrain, common)
-    warm = [
-        f"--model.warm_start={pretrain / 'classifier.safetensors'}",
-        f"--data.split_seed={options.split_seed}",
-    ]
+    command("fit", ["model/pretrain.yaml", "main_job/pretrain.yaml"], pretrain, common)
+    warm = [f"--model.warm_start={pretrain / 'classifier.safetensors'}"]
 
     rows = []
-    budget = [f"--data.budget={options.budget}"]
+    budget = [f"--data.budget={options.budget}", f"--data.split_seed={options.split_seed}"]
     for number, (name, title) in enumerate(TRAINED.items(), start=2):
         say(f"{number}/4 training the {title} with {options.budget} masks")
+        files = [f"model/{name}.yaml", "main_job/train.yaml", f"main_job/{name}.yaml"]
         start = time.perf_counter()
-        command("fit", f"main/{name}.yaml", run_dir / name, [*common, *warm, *budget])
+        command("fit", files, run_dir / name, [*common, *warm, *budget])
         seconds = time.perf_counter() - start
-        budget = [f"--data.budget_file={run_dir / 'heatmap' / 'label_budget.json'}"]  # the same masks for all
-        metrics = command("test", f"main/{name}.yaml", run_dir / name, [*common, *budget, "--ckpt_path=best"])
+        # The same masks for all that follows.
+        budget = ["--data.budget=null", f"--data.budget_file={run_dir / name / 'label_budget.json'}"]
+        metrics = command("test", files, run_dir / name, [*common, *budget, "--ckpt_path=best"])
         rows.append(Row(title, metrics, seconds))
 
     say("4/4 training-free rows, tables and pictures")
     for name, title in TRAINING_FREE.items():
-        metrics = command("test", f"main/{name}.yaml", run_dir / name, [*common, *warm, *budget])
+        files = [f"model/{name}.yaml", "main_job/train.yaml"]
+        metrics = command("test", files, run_dir / name, [*common, *warm, *budget])
         rows.append(Row(title, metrics, 0.0))
     write_table(run_dir, rows)
     write_pictures(run_dir, count=options.pictures)
@@ -91,9 +93,10 @@ def main(args: Sequence[str] | None = None) -> Path:
     return run_dir
 
 
-def command(subcommand: str, config: str, run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
+def command(subcommand: str, files: Sequence[str], run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
     """Run one `tw-seg` command; returns the metrics of ``test`` by name."""
-    done = cli.run([subcommand, f"--config={CONFIGS / config}", f"--run_dir={run_dir}", *extra])
+    configs = [f"--config={CONFIGS / file}" for file in ("data/digits.yaml", "encoder/resnet10t.yaml", *files)]
+    done = cli.run([subcommand, *configs, f"--run_dir={run_dir}", *extra])
     metrics = done.trainer.callback_metrics
     return {name.removeprefix("test/"): float(v) for name, v in metrics.items() if name.startswith("test/")}
 
@@ -122,11 +125,9 @@ def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
 def write_pictures(run_dir: Path, *, count: int) -> None:
     """Masks, overlays and heatmaps of the first test images, and one picture that shows both models beside the truth."""
     data = SegmentationDataModule.load_from_checkpoint(run_dir / "heatmap" / "checkpoints" / "best.ckpt")
-    data.setup("test")
-    loader = data.test_dataloader()
-    dataset = loader.dataset.data
+    scenes = DigitScenes("test", **data.hparams["dataset_kwargs"])
     transform = EvalTransform(data.hparams["size"], mean=data.hparams["mean"], std=data.hparams["std"])
-    samples = [dataset[index] for index in range(min(count, len(dataset)))]
+    samples = [scenes[index] for index in range(min(count, len(scenes)))]
     images = torch.stack([transform(sample.image, None)[0] for sample in samples])
     outputs = {name: _predict(run_dir / name, images) for name in TRAINED}
     masks = {name: _masks(output, [s.image.shape[:2] for s in samples]) for name, output in outputs.items()}
@@ -157,8 +158,6 @@ def _predict(run_dir: Path, images: torch.Tensor) -> SegOutput:
 
 
 def _masks(output: SegOutput, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    from tw_seg.metrics import native_masks
-
     return [mask.numpy() for mask in native_masks(output.mask_logits, [(int(h), int(w)) for h, w in sizes])]
 
 

@@ -170,9 +170,7 @@ def test_classes_that_no_image_shows():
 def test_one_object_class_is_enough():
     metrics = SegmentationMetrics(["background", "defect"])
     metrics.update_labels(torch.tensor([[0.0, 2], [0, -1], [0, 1]]), torch.tensor([[1.0, 1], [1, 1], [1, 0]]))
-    assert metrics.compute_labels()["cls/map"].item() == pytest.approx(
-        average_precision_score([1, 1, 0], [2, -1, 1])
-    )
+    assert metrics.compute_labels()["cls/map"].item() == pytest.approx(average_precision_score([1, 1, 0], [2, -1, 1]))
     assert metrics.compute_labels()["cls/f1"] == 0.5
 
 

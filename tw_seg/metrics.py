@@ -102,9 +102,7 @@ class SegmentationMetrics(nn.Module):
             )
         self.pixels = MetricCollection(
             {
-                "miou": MulticlassJaccardIndex(
-                    count, average="macro", ignore_index=IGNORE_INDEX, validate_args=False
-                ),
+                "miou": MulticlassJaccardIndex(count, average="macro", ignore_index=IGNORE_INDEX, validate_args=False),
                 "dice": _MacroDice(count, ignore_index=IGNORE_INDEX, validate_args=False),
                 "pixel_acc": _PixelAccuracy(count, ignore_index=IGNORE_INDEX, validate_args=False),
                 "iou": _IoUPerClass(count, ignore_index=IGNORE_INDEX, validate_args=False),

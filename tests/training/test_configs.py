@@ -129,11 +129,15 @@ def test_files_of_one_kind_add_up(tmp_path):
     assert "EMAWeightAveraging" in {type(callback).__name__ for callback in cli.trainer.callbacks}
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("main_job/")])
+def test_main_job(file, tmp_path):
+    model = f"model/{Path(file).name}"
+    files = ["data/digits_tiny.yaml", model if model in FILES else "model/unet.yaml", file]
+    assert execute("fit", files, tmp_path, *TINY_ENCODER, "--data.batch_size=4").trainer.global_step == 2
+
+
 def test_every_file_is_tested_above():
-    assert {file.split("/")[0] for file in FILES} == {"data", "encoder", "logger", "model", "trainer"}
-    assert {f for f in FILES if f.startswith("data/")} == {
-        "data/digits.yaml",
-        "data/digits_tiny.yaml",
-        "data/folder.yaml",
-        "data/voc.yaml",
-    }
+    kinds = {"data", "encoder", "logger", "main_job", "model", "trainer"}
+    assert {file.split("/")[0] for file in FILES} <= kinds
+    data = {"digits", "digits_tiny", "folder", "voc"}
+    assert {file for file in FILES if file.startswith("data/")} == {f"data/{name}.yaml" for name in data}

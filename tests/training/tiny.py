@@ -45,9 +45,7 @@ class Stub(nn.Module):
         self.offset = nn.Parameter(torch.zeros(classes))
         self.decoded: list[list[int] | None] = []
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
+    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
         self.decoded.append(None if samples is None else samples.tolist())
         maps = self.dropout(self.classifier(images))
         rows = maps if samples is None else maps[samples]

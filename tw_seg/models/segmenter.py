@@ -23,7 +23,10 @@ class HeatmapSegmenter(nn.Module):
     ``H_d * W_d`` (its *mean* is then the logit, less what biases absorb), by a learned scale per read-out, brought to
     the size of the images and summed over the read-outs; a learned offset per class is added::
 
-        mask_logits[k] = sum_d scale[d] * resize(H_d * W_d * heatmap_d[k]) + offset[k]
+        mask_logits[k] = sum_d scale[d] * resize(f(H_d * W_d * heatmap_d[k])) + offset[k]
+
+    ``f`` is the identity, or with ``compress=g`` the function ``asinh(g * x)``: relevance has heavy tails (a few
+    cells hold most of it), and cross-entropy on raw heatmaps spends itself on them. It is odd, so signs stay.
 
     Args:
         encoder_name: Classifier by name, see :func:`tw_seg.models.backbones.create_classifier`.
@@ -39,6 +42,7 @@ class HeatmapSegmenter(nn.Module):
             ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
             learned offset and its image-level logit is 0.
         scale: Initial scale of each read-out.
+        compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
         chunk_size: Classes decoded at once, see :class:`tw_seg.lrp.HeatmapDecoder`.
         recompute: Recompute the decode in the backward pass to save memory.
@@ -64,6 +68,7 @@ class HeatmapSegmenter(nn.Module):
         read_out: str | Sequence[str] = "input",
         background: str = "class",
         scale: float = 1.0,
+        compress: float | None = None,
         learn_scale: bool = True,
         chunk_size: int | None = None,
         recompute: bool = False,
@@ -73,9 +78,12 @@ class HeatmapSegmenter(nn.Module):
             raise InputError(f"background must be 'class' or 'constant', got {background!r}")
         if not scale > 0:
             raise InputError(f"scale must be positive, got {scale}")
+        if compress is not None and not compress > 0:
+            raise InputError(f"compress must be positive, or None for no compression, got {compress}")
         self.num_classes = classes
         self.in_channels = in_channels
         self.background = background
+        self.compress = compress
         outputs = classes - (background == "constant")
         self.decoder = HeatmapDecoder(
             create_classifier(
@@ -124,7 +132,7 @@ class HeatmapSegmenter(nn.Module):
         offset = self.offset[wanted.to(images.device)][:, None, None]
         scale = self.log_scale.exp()
         maps = [
-            self._with_background(scale[depth] * _normalised(heatmap, images), wanted, classes)
+            self._with_background(scale[depth] * _normalised(heatmap, images, self.compress), wanted, classes)
             for depth, heatmap in enumerate(decoded.readouts)
         ]
         mask_logits = torch.stack(maps).sum(0) + offset if len(maps) > 1 else maps[0] + offset
@@ -166,14 +174,14 @@ class HeatmapSegmenter(nn.Module):
         return torch.stack([zero if int(k) == BACKGROUND else next(columns) for k in wanted], 1)
 
 
-def _normalised(heatmap: Tensor, images: Tensor) -> Tensor:
-    """``H*W`` times the heatmap, resized to the images."""
+def _normalised(heatmap: Tensor, images: Tensor, compress: float | None) -> Tensor:
+    """``H*W`` times the heatmap, compressed if asked for, resized to the images."""
     size = images.shape[2:]
+    if heatmap.numel() == 0:
+        return heatmap.new_zeros((*heatmap.shape[:2], *size))
     heatmap = heatmap * (heatmap.shape[-2] * heatmap.shape[-1])
-    if heatmap.shape[2:] == size or heatmap.numel() == 0:
-        return (
-            heatmap.expand(*heatmap.shape[:2], *size)
-            if heatmap.numel()
-            else heatmap.new_zeros((*heatmap.shape[:2], *size))
-        )
+    if compress is not None:
+        heatmap = torch.asinh(compress * heatmap)
+    if heatmap.shape[2:] == size:
+        return heatmap
     return F.interpolate(heatmap, size=size, mode="bilinear", align_corners=False)

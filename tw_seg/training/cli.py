@@ -14,7 +14,9 @@ directory of the run that wrote it. There are::
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 import os
 import sys
 import warnings
@@ -113,13 +115,9 @@ class SegmentationCLI(LightningCLI):
             }
         )
         parser.add_lightning_class_args(ExampleImages, "examples")
-        # jsonargparse turns the annotation into a typing.Union, which typing may hand out from its cache with
-        # the order of another Union[float, int, None]: a budget of 1 image would become 1.0, all images.
-        for action in parser._actions:
-            if action.dest == "data.budget":
-                action._typehint = int | float | None  # type: ignore[attr-defined]
+        _integers_first(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_number)
-        parser.link_arguments("data", "model.class_names", compute_fn=_class_names, apply_on="instantiate")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Not super's: it warns if arguments are given in code while sys.argv has some, as under pytest.
@@ -260,6 +258,20 @@ def error_message(error: BaseException) -> str:
     return text
 
 
+def _integers_first(parser: LightningArgumentParser) -> None:
+    """Let every argument that takes an integer or a float try the integer first.
+
+    ``typing`` hands out ``Union[int, float, None]`` from a cache in which ``Union[float, int, None]`` counts as
+    the same, so the order depends on what was imported before. With floats first, ``budget: 1`` (one image) and
+    ``limit_train_batches: 1`` (one batch) become 1.0, which means all.
+    """
+    for action in parser._actions:
+        members = getattr(getattr(action, "_typehint", None), "__args__", None)
+        if isinstance(members, tuple) and float in members and int in members[members.index(float) :]:
+            others = [member for member in members if member is not int]
+            action._typehint = functools.reduce(operator.or_, others, int)  # type: ignore[attr-defined]
+
+
 def _remove_empty_folders(root: Path) -> None:
     """Leave nothing of a run that failed before it wrote a file."""
     for folder in (*sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True), root):
@@ -300,10 +312,6 @@ def _finish_wandb() -> None:
 def _no_adverts(record: logging.LogRecord) -> bool:
     """Whether a message is about this run, not about a product."""
     return "Tip: For seamless" not in record.getMessage()
-
-
-def _class_names(data: SegmentationDataModule) -> list[str]:
-    return list(data.class_names)
 
 
 def _number(seed: bool | int) -> int:

@@ -68,9 +68,7 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
         InputError: The mask is not integer, not two-dimensional or holds other ids.
     """
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
-        raise InputError(
-            f"{path}: a mask must be an integer array (H, W) of ids 0..255, got {mask.dtype} {mask.shape}"
-        )
+        raise InputError(f"{path}: a mask must be an integer array (H, W) of ids 0..255, got {mask.dtype} {mask.shape}")
     picture = Image.fromarray(mask.astype(np.uint8), mode="P")
     picture.putpalette(palette().tobytes())
     write_whole(path, lambda draft: picture.save(draft, format="PNG"))

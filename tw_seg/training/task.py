@@ -24,6 +24,8 @@ Stage = Literal["train", "val", "test"]
 SCHEDULERS = ("cosine", "onecycle", "none")
 SCALE_PARAMETERS = ("log_scale", "offset")
 """Names of the parameters, directly on a model, that turn heatmaps into mask logits."""
+DECODERS = ("decoder.own_weights.", "net.decoder.", "net.segmentation_head.")
+"""Where in a model the weights are that are the decoder's alone: an untied heatmap decoder's, a U-Net's."""
 
 
 class Prediction(NamedTuple):
@@ -62,11 +64,13 @@ class SegmentationTask(pl.LightningModule):
         aux: Weight of deep supervision.
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay, of weights only (biases, norms and scales have none).
+        decoder_lr_factor: Learning rate of the decoder's own weights (an untied heatmap decoder's, a U-Net's),
+            relative to ``lr``.
         scale_lr_factor: Learning rate of a heatmap's scale and offset, relative to ``lr``.
         scheduler: ``"cosine"`` (to 0), ``"onecycle"`` or ``"none"``, all by step.
         warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
-        freeze_batchnorm: Keep BatchNorm layers in eval mode in training: their statistics stay as they are,
-            and the heatmap of an image does not depend on the others in its batch.
+        freeze_batchnorm: Keep the encoder's BatchNorm layers in eval mode in training: their statistics stay as
+            they are, and the heatmap of an image does not depend on the others in its batch.
 
     Raises:
         InputError: An argument does not fit; ``warm_start`` is missing or from another encoder.
@@ -89,6 +93,7 @@ class SegmentationTask(pl.LightningModule):
         aux: float = 0.4,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
+        decoder_lr_factor: float = 1.0,
         scale_lr_factor: float = 1.0,
         scheduler: Literal["cosine", "onecycle", "none"] = "cosine",
         warmup_steps: int = 0,
@@ -96,7 +101,9 @@ class SegmentationTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         class_names = [str(name) for name in class_names]
-        _check_numbers(lr=lr, weight_decay=weight_decay, scale_lr_factor=scale_lr_factor)
+        _check_numbers(
+            lr=lr, weight_decay=weight_decay, decoder_lr_factor=decoder_lr_factor, scale_lr_factor=scale_lr_factor
+        )
         if scheduler not in SCHEDULERS or warmup_steps < 0:
             raise InputError(
                 f"scheduler must be one of {', '.join(SCHEDULERS)} and warmup_steps >= 0, "
@@ -194,8 +201,8 @@ class SegmentationTask(pl.LightningModule):
         """
         self._total_steps = self._count_steps()
         if self.hparams["freeze_batchnorm"]:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
+            for name, module in self.model.named_modules():
+                if isinstance(module, _BatchNorm) and not name.startswith(DECODERS):
                     module.eval()
 
     # -------------------------------------------------------------------------------------- optimisation
@@ -215,14 +222,19 @@ class SegmentationTask(pl.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
+        decoder_lr = lr * self.hparams["decoder_lr_factor"]
         groups: dict[str, dict[str, Any]] = {
             "weights": {"params": [], "lr": lr, "weight_decay": decay},
             "biases": {"params": [], "lr": lr, "weight_decay": 0.0},
+            "decoder weights": {"params": [], "lr": decoder_lr, "weight_decay": decay},
+            "decoder biases": {"params": [], "lr": decoder_lr, "weight_decay": 0.0},
             "scales": {"params": [], "lr": lr * self.hparams["scale_lr_factor"], "weight_decay": 0.0},
         }
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                kind = "weights" if parameter.ndim > 1 else "biases"
+                kind = ("decoder " if name.startswith(DECODERS) else "") + (
+                    "weights" if parameter.ndim > 1 else "biases"
+                )
                 groups["scales" if name in SCALE_PARAMETERS else kind]["params"].append(parameter)
         return [{"name": name, **group} for name, group in groups.items() if group["params"]]
 
@@ -290,9 +302,7 @@ def check_batch(batch: Batch, num_classes: int) -> None:
         InputError: Naming the samples if a value is not finite.
     """
     if not isinstance(batch, Batch):
-        raise InputError(
-            f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.collate"
-        )
+        raise InputError(f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.collate")
     images, labels = batch.images, batch.labels
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
@@ -339,7 +349,7 @@ def schedule(kind: str, step: int, *, warmup: int, total: int) -> float:
         climb = max((warmup or 0.3 * total) - 1, 1)
         if step <= climb:
             return _half_cosine(1 / 25, 1.0, step / climb)
-        return _half_cosine(1.0, 1 / 25e4, (step - climb) / (total - 1 - climb))
+        return _half_cosine(1.0, 1 / 25e4, (step - climb) / max(total - 1 - climb, 1))
     factor = min(1.0, (step + 1) / (warmup + 1))
     if kind == "cosine" and step > warmup:
         factor *= _half_cosine(1.0, 0.0, (step - warmup) / (total - warmup))
