@@ -117,9 +117,7 @@ def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
         numbers = " | ".join(f"{row.metrics.get(name, float('nan')):.3f}" for name in COLUMNS)
         lines.append(f"| {row.model} | {numbers} | {f'{row.seconds:.0f} s' if row.seconds else 'none'} |")
     write_whole(run_dir / "results.csv", write_csv)
-    write_whole(
-        run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    )
+    write_whole(run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
 def write_pictures(run_dir: Path, *, count: int) -> None:
@@ -149,9 +147,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, alpha: float = 0.6) -> np.nd
 
 
 def _predict(run_dir: Path, images: torch.Tensor) -> SegOutput:
-    task = SegmentationTask.load_from_checkpoint(
-        run_dir / "checkpoints" / "best.ckpt", map_location="cpu"
-    ).eval()
+    task = SegmentationTask.load_from_checkpoint(run_dir / "checkpoints" / "best.ckpt", map_location="cpu").eval()
     with torch.inference_mode():
         output: SegOutput = task(images)
     return output
@@ -200,19 +196,13 @@ def say(text: str) -> None:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--run_dir", default="runs/main_job", help="a new folder; a number is added if it exists"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", default="runs/main_job", help="a new folder; a number is added if it exists")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--split_seed", type=int, default=0, help="seed of the choice of masks")
     parser.add_argument("--budget", type=int, default=20, help="number of training images whose mask is used")
     parser.add_argument("--pictures", type=int, default=24, help="number of test images to write pictures of")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="--KEY=VALUE", help="passed on to every command"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="--KEY=VALUE", help="passed on to every command")
     return parser.parse_args(args)
 
 

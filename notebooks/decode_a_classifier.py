@@ -119,9 +119,9 @@ show({"image": scenes[0].image, **maps})
 #
 # `HeatmapSegmenter` puts a scale and an offset on the heatmaps and calls them mask logits: their argmax is
 # the mask. The loss has two ends. All 16 scenes tell which digits they show, so the logits of all of them
-# are trained; only the first 8 have masks here, and `samples=batch.labelled` decodes no others. There is one
-# set of weights, the classifier's, and both ends train it (`tie_weights=False` would give the way back
-# weights of its own). A small net is enough for digits.
+# are trained; only the first 8 have masks here, and `samples` decodes no others. There is one set of
+# weights, the classifier's, and both ends train it (`tie_weights=False` would give the way back weights of
+# its own). A small net is enough for digits.
 
 # %%
 few_masks = batch._replace(labelled=torch.arange(8), masks=batch.masks[:8])

@@ -70,9 +70,7 @@ def test_every_further_image_is_the_best_one_by_exhaustive_search(labels_names):
             Fraction(0),
         )
 
-    first = next(
-        k for k in range(total + 1) if (strata[order[:k], :-1].any(axis=0) == (sizes > 0)[:-1]).all()
-    )
+    first = next(k for k in range(total + 1) if (strata[order[:k], :-1].any(axis=0) == (sizes > 0)[:-1]).all())
     for count in range(first, total):
         costs = [distance([*order[:count], candidate]) for candidate in order[count:]]
         assert costs[0] == min(costs)
@@ -85,9 +83,7 @@ def test_class_counts_follow_the_data_set_more_closely_than_a_random_choice():
         wanted = labels[:, 1:].mean(axis=0) * count
         rows = [names.index(name) for name in select_budget(labels, names, count).names]
         ours = np.abs(labels[rows, 1:].sum(axis=0) - wanted).max()
-        randoms = [
-            np.abs(labels[rng.permutation(400)[:count], 1:].sum(axis=0) - wanted).max() for _ in range(50)
-        ]
+        randoms = [np.abs(labels[rng.permutation(400)[:count], 1:].sum(axis=0) - wanted).max() for _ in range(50)]
         assert ours < 2 and ours < min(randoms)
 
 

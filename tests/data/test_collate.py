@@ -100,11 +100,7 @@ def test_workers_give_the_batches_of_the_main_process(epoch):
     sampler.set_epoch(epoch)
     items = TrainItems(Shapes(), TrainTransform(16))
     loads = [
-        list(
-            DataLoader(
-                items, batch_sampler=sampler, num_workers=n, collate_fn=collate, worker_init_fn=init_worker
-            )
-        )
+        list(DataLoader(items, batch_sampler=sampler, num_workers=n, collate_fn=collate, worker_init_fn=init_worker))
         for n in (0, 2)
     ]
     assert len(loads[0]) == len(loads[1]) == 3

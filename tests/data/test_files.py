@@ -102,9 +102,7 @@ def test_color_masks_are_refused(tmp_path, mask):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
 def test_truncated_files(tmp_path, suffix):
     rng = np.random.default_rng(0)
-    whole = write(
-        tmp_path / f"whole.{suffix}", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    ).read_bytes()
+    whole = write(tmp_path / f"whole.{suffix}", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).read_bytes()
     path = tmp_path / f"cut.{suffix}"
     for share in (0, 0.02, 0.3, 0.7):
         path.write_bytes(whole[: int(share * len(whole))])

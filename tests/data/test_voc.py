@@ -21,9 +21,7 @@ def root(tmp_path: Path) -> Path:
         palette = Image.fromarray(mask)
         palette.putpalette([v for i in range(256) for v in (255 - i, i, 3 * i % 256)])
         palette.save(tmp_path / "SegmentationClass" / f"{name}.png")
-        Image.fromarray(np.full((9, 12, 3), 100, dtype=np.uint8)).save(
-            tmp_path / "JPEGImages" / f"{name}.jpg"
-        )
+        Image.fromarray(np.full((9, 12, 3), 100, dtype=np.uint8)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("2007_1\n2007_2 \n\n")
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("2007_3\n")
     return tmp_path
@@ -54,9 +52,7 @@ def test_own_classes_and_table(root):
     np.testing.assert_array_equal(data.labels[0], [1, 1, *[0] * 19])
     np.testing.assert_array_equal(data.labels[1], np.ones(21))
     assert data.has_mask.tolist() == [True, False] and data[1].mask is None
-    with pytest.raises(
-        DataError, match=r"image_labels.csv: no row for 1 images of the split, first '2007_3'"
-    ):
+    with pytest.raises(DataError, match=r"image_labels.csv: no row for 1 images of the split, first '2007_3'"):
         VOCDataset(root, "val")
 
 
@@ -92,9 +88,7 @@ def test_missing_files(root):
     with pytest.raises(DataError, match=r"2007_3.jpg: .*val.txt lists this image, but there is no such file"):
         VOCDataset(root, "val")
     (root / "SegmentationClass" / "2007_1.png").unlink()
-    with pytest.raises(
-        DataError, match=r"2007_1.png: the mask file is missing and there is no .*image_labels.csv"
-    ):
+    with pytest.raises(DataError, match=r"2007_1.png: the mask file is missing and there is no .*image_labels.csv"):
         VOCDataset(root, "train")
 
 
@@ -105,9 +99,7 @@ def test_bad_masks(root):
     with pytest.raises(DataError, match=r"2007_1.png: the mask has 12x9 pixels"):
         data[0]
     Image.fromarray(np.full((9, 12), 21, dtype=np.uint8)).save(path)
-    with pytest.raises(
-        DataError, match=r"2007_1.png: the mask holds the class ids 21, but there are 21 classes"
-    ):
+    with pytest.raises(DataError, match=r"2007_1.png: the mask holds the class ids 21, but there are 21 classes"):
         data[0]
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(DataError, match=r"2007_1.png: cannot read the mask"):

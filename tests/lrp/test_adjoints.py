@@ -176,6 +176,12 @@ def test_unbroadcast(shape) -> None:
     close(adjoints.unbroadcast(c, shape), expected)
 
 
+def test_stabilize_keeps_the_precision() -> None:
+    z = torch.zeros(1, dtype=torch.float64)
+    assert adjoints.stabilize(z, 0.1).item() == 0.1  # not 0.1 in float32
+    assert adjoints.stabilize(z.bfloat16(), 0.1).dtype == torch.bfloat16
+
+
 def test_stabilize_takes_zero_as_positive() -> None:
     z = torch.tensor([-2.0, -0.0, 0.0, 3.0])
     assert adjoints.stabilize(z, 0.5).tolist() == [-2.5, 0.5, 0.5, 3.5]

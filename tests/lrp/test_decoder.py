@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,8 +252,9 @@ def test_float32_is_close_to_float64(quick, training: bool) -> None:
     for dropout in decoder.modules():
         if isinstance(dropout, nn.Dropout):
             dropout.p = 0.0  # its draw depends on the precision
-    exact = decoder(images).heatmaps
-    single = decoder.float()(images.float()).heatmaps
+    with torch.no_grad():
+        exact = decoder(images).heatmaps
+        single = decoder.float()(images.float()).heatmaps
     assert single.dtype == torch.float32
     assert float((single - exact).norm() / exact.norm()) < 1e-3
 
@@ -307,14 +307,11 @@ def compiled_equals_eager(decoder: HeatmapDecoder, images: Tensor, backend: str,
     assert_equal(found, expected, rtol)
     parameters = list(decoder.parameters()), list(twin.parameters())
     both = [
-        gradients(loss_of(d.heatmaps) + d.logits.sum(), p)
-        for d, p in zip((found, expected), parameters, strict=True)
+        gradients(loss_of(d.heatmaps) + d.logits.sum(), p) for d, p in zip((found, expected), parameters, strict=True)
     ]
     direction, length = agreement(*both)
     assert direction < rtol and length < rtol
-    assert all(
-        torch.allclose(a, b, rtol=rtol) for a, b in zip(decoder.buffers(), twin.buffers(), strict=True)
-    )
+    assert all(torch.allclose(a, b, rtol=rtol) for a, b in zip(decoder.buffers(), twin.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -347,14 +344,12 @@ def test_export_with_a_dynamic_batch(composite: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "resnet10t"])
-def test_export_standard_nets(name: str, tmp_path: Path) -> None:
+def test_export_standard_nets(name: str) -> None:
     decoder = HeatmapDecoder(nets.create(name))
     images = nets.images(name, 3)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(decoder, (images,), dynamic_shapes={"images": {0: batch}})
-    torch.export.save(program, tmp_path / "decoder.pt2")
-    loaded = torch.export.load(tmp_path / "decoder.pt2").module()
-    assert_equal(loaded(images[:1]), decoder(images[:1]))
+    assert_equal(program.module()(images[:1]), decoder(images[:1]))
 
 
 # --------------------------------------------------------------------------------------------------- tying
@@ -364,8 +359,7 @@ def assert_tied(decoder: HeatmapDecoder) -> None:
     """Every parameter is the classifier's, and a change of one of them changes the decode."""
     own = {id(p) for p in decoder.classifier.parameters()}
     assert {id(p) for p in decoder.parameters()} == own
-    images = pictures(1).to(next(decoder.parameters())) if False else pictures(1, 3, 17, 19)
-    images = images.to(next(decoder.parameters()).dtype)
+    images = pictures(1, 3, 17, 19).to(next(decoder.parameters()).dtype)
     before = decoder(images).heatmaps
     with torch.no_grad():
         decoder.classifier.conv2.weight.mul_(1.5)
@@ -421,7 +415,6 @@ def test_a_state_dict_of_data_parallel_loads() -> None:
     net = nets.tiny()
     wrapped = nn.DataParallel(HeatmapDecoder(net))
     other = HeatmapDecoder(Tiny().double())
-    nn.modules.utils.consume_prefix_in_state_dict_if_present if False else None
     state = {k.removeprefix("module."): v for k, v in wrapped.state_dict().items()}
     other.load_state_dict(state)
     images = pictures()
@@ -499,7 +492,7 @@ def test_functional_weights() -> None:
     images = pictures()
     torch.testing.assert_close(HeatmapDecoder(net)(images).heatmaps, input_x_gradient(net, images))
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert list(decoder.own_weights) == ["w", "fc/weight"]
+    assert set(decoder.own_weights) == {"w", "fc/weight"}
     decoder(images).heatmaps.sum().backward()
     assert decoder.own_weights["w"].grad is not None
 
@@ -532,7 +525,7 @@ def test_parametrized_weights(tie_weights: bool) -> None:
         expected = gradients(loss_of(input_x_gradient(net, images, create_graph=True)), parameters)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     else:
-        assert list(decoder.own_weights) == ["c/weight", "n/weight", "fc/weight"]
+        assert set(decoder.own_weights) == {"c/weight", "n/weight", "fc/weight"}
         decoder.reset_own_weights()
 
 

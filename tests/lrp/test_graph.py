@@ -234,9 +234,7 @@ class Counts(nn.Module):
         n = self.norm
         if self.training:
             n.num_batches_tracked.add_(1)
-        return F.relu(
-            F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.1, n.eps)
-        )
+        return F.relu(F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, self.training, 0.1, n.eps))
 
 
 def test_buffers_that_the_forward_changes_itself_are_not_changed_by_tracing() -> None:

@@ -120,9 +120,7 @@ def test_linear_layer_and_batch_norm(axes: int, epsilon: float) -> None:
     net, images = LinearNorm(axes), pictures()
     decoder = HeatmapDecoder(net, composite_kwargs={"epsilon": epsilon})
     if not epsilon:
-        torch.testing.assert_close(
-            decoder(images).heatmaps, input_x_gradient(net, images), rtol=1e-12, atol=1e-13
-        )
+        torch.testing.assert_close(decoder(images).heatmaps, input_x_gradient(net, images), rtol=1e-12, atol=1e-13)
     assert all(b.missing.abs().max() < 1e-12 for b in conservation(decoder, images))
 
 

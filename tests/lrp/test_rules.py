@@ -45,7 +45,7 @@ class Dense:
 
     def relevance(self, terms: Tensor, denominator: Tensor, stabilizer: float) -> Tensor:
         """``R_i = sum_j terms_ji / (d_j + stabilizer * sign d_j) * R_j``; terms (2, out, in), d (2, out)."""
-        signs = torch.where(denominator < 0, -1.0, 1.0)
+        signs = torch.where(denominator < 0, -1.0, 1.0).double()
         out = self.z.flatten(1).unsqueeze(1) * self.c.flatten(2)
         share = terms / (denominator + stabilizer * signs).unsqueeze(2)
         return torch.einsum("nkj,nji->nki", out, share).reshape(2, 5, *self.a.shape[1:])
@@ -84,7 +84,7 @@ def test_epsilon_of_a_pool() -> None:
     )
     z = layer.forward(a, None, None)
     c = torch.randn(1, 3, *z.shape[1:], dtype=torch.float64)
-    share = c * z / (z + 0.2 * torch.where(z < 0, -1, 1))
+    share = c * z / (z + 0.2 * torch.where(z < 0, -1.0, 1.0).double())
     expected = share.repeat_interleave(2, 3).repeat_interleave(2, 4) / 4
     close(Epsilon(0.2).coefficient(c, a, z, layer), expected)
 

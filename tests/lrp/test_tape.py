@@ -213,9 +213,7 @@ def test_layouts(images: Tensor) -> None:
 
 
 def test_shared_weights_and_parametrizations() -> None:
-    net = Calls(
-        lambda s, x: s.b(s.c(F.relu(s.b(s.c(s.a(x)))))), a=conv(), c=conv(4, 4), b=nn.BatchNorm2d(4)
-    )
+    net = Calls(lambda s, x: s.b(s.c(F.relu(s.b(s.c(s.a(x)))))), a=conv(), c=conv(4, 4), b=nn.BatchNorm2d(4))
     parametrizations.weight_norm(net.c)
     assert_same_run(net.train(), pictures())
 

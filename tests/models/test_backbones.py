@@ -74,9 +74,7 @@ def test_output_stride_keeps_the_feature_map_large():
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
-@pytest.mark.parametrize(
-    ("name", "kwargs"), [("timm/resnet10t", SMALL), (f"{__name__}:OwnNet", {"width": 6})]
-)
+@pytest.mark.parametrize(("name", "kwargs"), [("timm/resnet10t", SMALL), (f"{__name__}:OwnNet", {"width": 6})])
 def test_weights_from_a_file(tmp_path, name, kwargs, suffix):
     saved = create_classifier(name, classes=7, encoder_kwargs=kwargs).eval()
     path = tmp_path / f"weights.{suffix}"
@@ -139,9 +137,7 @@ def test_timm_weights_by_name(tmp_path, name, weights):
     kwargs = {**SMALL, "pretrained_cfg_overlay": {"file": str(tmp_path / "weights.pth")}}
     model = create_classifier(f"timm/{name}", weights, classes=7, in_channels=1, encoder_kwargs=kwargs)
     state = model.state_dict()
-    torch.testing.assert_close(
-        state["conv1.0.weight"], saved.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
-    )
+    torch.testing.assert_close(state["conv1.0.weight"], saved.state_dict()["conv1.0.weight"].sum(1, keepdim=True))
     assert torch.equal(state["layer4.0.conv1.weight"], saved.state_dict()["layer4.0.conv1.weight"])
     assert state["fc.weight"].shape == (7, 16)
 
@@ -240,7 +236,5 @@ def test_real_weights_load_with_and_without_their_head(shared_data, name):
 
 def test_real_partial_weights_are_refused(shared_data):
     path = shared_data / "weights" / "resnet18_imagenet_to_layer3.pth"
-    with pytest.raises(
-        InputError, match=r"resnet18_imagenet_to_layer3.pth does not fit ResNet.*missing: layer4"
-    ):
+    with pytest.raises(InputError, match=r"resnet18_imagenet_to_layer3.pth does not fit ResNet.*missing: layer4"):
         create_classifier("resnet18", str(path), classes=1000)

@@ -23,9 +23,7 @@ def input_x_gradient(
     logits = classifier(images)
     maps = []
     for k in range(logits.shape[1]) if classes is None else classes:
-        (gradient,) = torch.autograd.grad(
-            logits[:, k].sum(), images, retain_graph=True, create_graph=create_graph
-        )
+        (gradient,) = torch.autograd.grad(logits[:, k].sum(), images, retain_graph=True, create_graph=create_graph)
         maps.append((images * gradient).sum(1))
     return torch.stack(maps, 1) if create_graph else torch.stack(maps, 1).detach()
 

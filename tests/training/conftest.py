@@ -7,6 +7,7 @@ import pytest
 from tests.training.tiny import Stub
 from tw_seg.models.factory import MODELS
 
+
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model named "stub"."""

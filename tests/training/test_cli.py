@@ -82,8 +82,9 @@ def test_fit_test_predict_and_resume_share_a_directory(capsys):
     with Image.open(masks[0]) as picture:
         assert (picture.mode, picture.size) == ("P", (32, 32))
 
-    cli = run(["fit", *again, "--ckpt_path=last", "--trainer.max_epochs=3"])
+    cli = run(["fit", *again, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.lr=9"])
     assert cli.trainer.global_step == 3
+    assert cli.model.hparams["lr"] == 1e-3  # the checkpoint's model arguments win
     configs = {"config.yaml", "config-2.yaml", "test_config.yaml", "validate_config.yaml", "predict_config.yaml"}
     assert configs <= files(root)
     assert {"metrics/fit/metrics.csv", "metrics/fit-2/metrics.csv"} <= files(root)
@@ -128,7 +129,9 @@ def test_later_configs_win_and_the_saved_one_repeats_the_run():
 
 
 def test_one_key_of_a_dictionary_can_be_set_alone():
-    cli = run([*FIT, "--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2", "--trainer.fast_dev_run=true"])
+    cli = run(
+        [*FIT, "--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2", "--trainer.fast_dev_run=true"]
+    )
     assert len(cli.datamodule.train_dataloader().dataset) == 14
     assert len(cli.datamodule.val_dataloader().dataset) == 4
     assert cli.model.hparams["model_kwargs"] == {"read_out": "layer3", "scale": 2}
@@ -285,7 +288,7 @@ def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
 def test_the_command_line_itself(folder):
     root = Path(__file__).resolve().parents[2]
     line = [sys.executable, "-m", "tw_seg.training.cli", *FIT, "--data.budget=99"]
-    done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=600)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("tw-seg: error: the label budget asks for 99 images")

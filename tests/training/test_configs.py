@@ -133,7 +133,7 @@ def test_files_of_one_kind_add_up(tmp_path):
 def test_main_job(file, tmp_path):
     model = f"model/{Path(file).name}"
     files = ["data/digits_tiny.yaml", model if model in FILES else "model/unet.yaml", file]
-    assert execute("fit", files, tmp_path, *TINY_ENCODER, "--data.batch_size=4").trainer.global_step == 2
+    assert execute("fit", files, tmp_path, *TINY_ENCODER).trainer.global_step == 2
 
 
 def test_every_file_is_tested_above():

@@ -24,9 +24,7 @@ from tw_seg.types import Batch
 pytestmark = [
     # Resumed without the callbacks that wrote the checkpoint, on purpose.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks"),
-    pytest.mark.filterwarnings(
-        "ignore:The number of training batches .* is smaller than the logging interval"
-    ),
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
 ]
 
 LENGTHS = {"train": {"length": 30}, "val": {"length": 6}, "test": {"length": 5}, "predict": {"length": 7}}
@@ -98,9 +96,7 @@ def test_training_batches():
         assert batch.labels.shape == (6, 11) and (batch.labels[:, 0] == 1).all()
         assert batch.labelled.tolist() == [0, 1] and batch.masks.shape == (2, 32, 32)
         assert batch.masks.dtype == torch.int64 and batch.native_masks == ()
-        assert set(batch.names[:2]) <= set(data.budget.names) and not set(batch.names[2:]) & set(
-            data.budget.names
-        )
+        assert set(batch.names[:2]) <= set(data.budget.names) and not set(batch.names[2:]) & set(data.budget.names)
         seen |= set(batch.names)
     assert len(data.budget.names) == 6 and len(seen) == 30
 
@@ -197,9 +193,7 @@ def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
     runner = trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
     runner.fit(model, module(num_workers=2))
     resumed = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(
-        resumed, module(num_workers=2), ckpt_path=tmp_path / "epoch=0-step=4.ckpt"
-    )
+    trainer(tmp_path, max_epochs=2).fit(resumed, module(num_workers=2), ckpt_path=tmp_path / "epoch=0-step=4.ckpt")
     assert resumed.trace == model.trace[4:]
 
 
@@ -345,9 +339,7 @@ def test_bad_arguments(kwargs, error, message):
 
 
 def test_bad_arguments_of_a_data_set():
-    with pytest.raises(
-        InputError, match=r"dataset_kwargs for 'digits': .*'sise'; got \['length', 'sise', 'split'"
-    ):
+    with pytest.raises(InputError, match=r"dataset_kwargs for 'digits': .*'sise'; got \['length', 'sise', 'split'"):
         module(dataset_kwargs={"sise": 3}).setup("fit")
     with pytest.raises(InputError, match=r"dataset_kwargs for 'voc': .*'root'"):
         module(dataset="voc", dataset_kwargs={}, split_kwargs=None).setup("fit")
@@ -392,9 +384,7 @@ def write_folder(root: Path, count: int) -> None:
 
 def test_a_folder_with_few_masks(tmp_path):
     write_folder(tmp_path, count=16)
-    data = module(
-        dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={"val": {"split": "train"}}
-    )
+    data = module(dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={"val": {"split": "train"}})
     data.setup("fit")
     assert data.budget.names == tuple(data.budget.names) and max(data.budget.names) < "12"
     # Only masks in the budget are ever opened in training: break all the others.
@@ -433,9 +423,7 @@ def test_msrc_objects(shared_data):
     batch = next(iter(data.train_dataloader()))
     assert batch.images.shape == (6, 3, 64, 96) and batch.masks.shape == (2, 64, 96)
     batch = next(iter(data.val_dataloader()))
-    assert {mask.shape for mask in batch.native_masks} <= {(213, 320), (320, 213)} and len(
-        batch.native_masks
-    ) == 4
+    assert {mask.shape for mask in batch.native_masks} <= {(213, 320), (320, 213)} and len(batch.native_masks) == 4
 
 
 def test_several_processes_are_refused():

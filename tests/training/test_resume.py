@@ -77,7 +77,7 @@ def folder(tmp_path_factory) -> Path:
         processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     run(command(folder, "whole"))
     for process in processes:
-        _, messages = process.communicate(timeout=300)
+        _, messages = process.communicate(timeout=900)
         assert process.returncode == -signal.SIGKILL, messages
     return folder
 

@@ -46,9 +46,7 @@ class LabelBudget:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            draft.write_text(
-                json.dumps(self._content() | {"sha256": self.sha256}, indent=1) + "\n", encoding="utf-8"
-            )
+            draft.write_text(json.dumps(self._content() | {"sha256": self.sha256}, indent=1) + "\n", encoding="utf-8")
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
@@ -68,17 +66,11 @@ class LabelBudget:
                 f"{path}: cannot read the label budget file ({error.strerror}); check budget_file"
             ) from error
         except ValueError as error:
-            raise BudgetError(
-                f"{path}: expected a JSON label budget, found other content ({error})"
-            ) from error
+            raise BudgetError(f"{path}: expected a JSON label budget, found other content ({error})") from error
         if not isinstance(content, dict) or content.get("kind") != _KIND:
-            raise BudgetError(
-                f"{path}: expected a JSON object with kind {_KIND!r}; write one with LabelBudget.save"
-            )
+            raise BudgetError(f"{path}: expected a JSON object with kind {_KIND!r}; write one with LabelBudget.save")
         if set(content) != _FIELDS:
-            raise BudgetError(
-                f"{path}: expected the fields {sorted(_FIELDS)}, found {sorted(content)}; write it again"
-            )
+            raise BudgetError(f"{path}: expected the fields {sorted(_FIELDS)}, found {sorted(content)}; write it again")
         names, amount = content["names"], content["amount"]
         valid = (
             isinstance(names, list)
@@ -88,9 +80,7 @@ class LabelBudget:
             and isinstance(content["fingerprint"], str)
         )
         if not valid:
-            raise BudgetError(
-                f"{path}: a field has the wrong type; write the label budget again with LabelBudget.save"
-            )
+            raise BudgetError(f"{path}: a field has the wrong type; write the label budget again with LabelBudget.save")
         if not names or len(set(names)) != len(names):
             raise BudgetError(f"{path}: the label budget is empty or names an image twice; select a new one")
         budget = cls(tuple(names), amount, content["split_seed"], content["fingerprint"])
@@ -182,9 +172,7 @@ def select_budget(
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or len(labels) != len(names):
-        raise BudgetError(
-            f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}"
-        )
+        raise BudgetError(f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}")
     if len(set(names)) != len(names):
         raise BudgetError("sample names are not unique; a label budget needs one name for each image")
     count = _count(amount, len(names))
@@ -201,9 +189,7 @@ def _count(amount: int | float | None, available: int) -> int:
         raise BudgetError(f"expected a label budget as a number, a share or null (all), got {amount!r}")
     if isinstance(amount, int):
         if amount < 1:
-            raise BudgetError(
-                f"the label budget is empty ({amount} images); ask for at least 1, or null for all"
-            )
+            raise BudgetError(f"the label budget is empty ({amount} images); ask for at least 1, or null for all")
         if amount > available:
             raise BudgetError(
                 f"the label budget asks for {amount} images, but only {available} have a mask; ask for at "
@@ -216,9 +202,7 @@ def _count(amount: int | float | None, available: int) -> int:
         )
     count = int(amount * available + 0.5)
     if count == 0:
-        raise BudgetError(
-            f"the label budget is empty: {amount!r} of {available} images rounds to none; ask for more"
-        )
+        raise BudgetError(f"the label budget is empty: {amount!r} of {available} images rounds to none; ask for more")
     return count
 
 

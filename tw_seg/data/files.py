@@ -44,9 +44,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     image = _open(path, "image")
     if image.mode not in _EIGHT_BIT:
-        raise DataError(
-            f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB"
-        )
+        raise DataError(f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
@@ -107,16 +105,12 @@ def check_classes(classes: Sequence[str], source: str) -> tuple[str, ...]:
     """
     if not classes or classes[BACKGROUND] != BACKGROUND_NAME:
         first = repr(classes[BACKGROUND]) if classes else "nothing"
-        raise DataError(
-            f"{source}: the first class must be {BACKGROUND_NAME!r}, found {first}; add it in front"
-        )
+        raise DataError(f"{source}: the first class must be {BACKGROUND_NAME!r}, found {first}; add it in front")
     if len(set(classes)) != len(classes):
         twice = sorted({name for name in classes if list(classes).count(name) > 1})
         raise DataError(f"{source}: class names must be unique, found twice: {', '.join(twice)}")
     if not 2 <= len(classes) <= IGNORE_INDEX:
-        raise DataError(
-            f"{source}: expected 2 to {IGNORE_INDEX} classes, background included, found {len(classes)}"
-        )
+        raise DataError(f"{source}: expected 2 to {IGNORE_INDEX} classes, background included, found {len(classes)}")
     return tuple(classes)
 
 
@@ -149,9 +143,7 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None) -> LabelT
     reader = csv.reader(read_lines(path))
     header = [column.strip() for column in next(reader, [])]
     if "image" not in header:
-        raise DataError(
-            f"{path}: expected a column 'image' in the first line, found {header}; add the header"
-        )
+        raise DataError(f"{path}: expected a column 'image' in the first line, found {header}; add the header")
     if classes is None:
         others = [column for column in header if column not in ("image", "split", BACKGROUND_NAME)]
         classes = check_classes([BACKGROUND_NAME, *others], str(path))
@@ -168,9 +160,7 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None) -> LabelT
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != len(header):
-            raise DataError(
-                f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}"
-            )
+            raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
         rows.append([cell.strip() for cell in row])
         labels.append([1.0, *(_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns)])
     if not rows:
@@ -202,9 +192,7 @@ def _open(path: Path, what: str) -> Image.Image:
         raise DataError(f"{path}: the {what} file is missing; add it or take it off the list") from error
     # Pillow's decoders raise all of these on broken files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated"
-        ) from error
+        raise DataError(f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated") from error
 
 
 def _zero_or_one(text: str, path: Path, line: int, column: str) -> float:

@@ -120,9 +120,7 @@ def _image_file(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_pa
         )
     if len(found) > 1:
         files = ", ".join(path.name for path in found)
-        raise DataError(
-            f"{csv_path}: the image {entry!r} may be {files} in {folder}; write the name with its suffix"
-        )
+        raise DataError(f"{csv_path}: the image {entry!r} may be {files} in {folder}; write the name with its suffix")
     return found[0]
 
 

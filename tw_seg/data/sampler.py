@@ -62,19 +62,13 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
         if not 0 <= labelled_per_batch <= batch_size:
-            raise InputError(
-                f"labelled_per_batch: expected 0 to batch_size={batch_size}, got {labelled_per_batch}"
-            )
+            raise InputError(f"labelled_per_batch: expected 0 to batch_size={batch_size}, got {labelled_per_batch}")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise InputError(f"steps_per_epoch: expected at least 1 or None, got {steps_per_epoch}")
         if labelled_per_batch and len(labelled) == 0:
-            raise InputError(
-                f"labelled: no index, but labelled_per_batch is {labelled_per_batch}; set it to 0"
-            )
+            raise InputError(f"labelled: no index, but labelled_per_batch is {labelled_per_batch}; set it to 0")
         if not labelled_per_batch and len(unlabelled) == 0:
-            raise InputError(
-                "unlabelled: no index, but labelled_per_batch is 0; pass all images as unlabelled"
-            )
+            raise InputError("unlabelled: no index, but labelled_per_batch is 0; pass all images as unlabelled")
         if labelled_per_batch and len(unlabelled) == 0:
             labelled_per_batch = batch_size
         self.epoch = 0

@@ -67,9 +67,7 @@ class VOCDataset:
         masks = [root / "SegmentationClass" / f"{name}.png" for name in self.names]
         self._masks = [path if path.is_file() else None for path in masks]
         self.has_mask = np.array([path is not None for path in self._masks])
-        self.labels = (
-            self._labels_of_table(csv_path) if csv_path.is_file() else self._labels_of_masks(masks, csv_path)
-        )
+        self.labels = self._labels_of_table(csv_path) if csv_path.is_file() else self._labels_of_masks(masks, csv_path)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -37,7 +37,7 @@ def unfold(c: Tensor, like: Tensor) -> Tensor:
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
     """``z + epsilon * sign(z)`` with ``sign(0) = +1``."""
-    return z + torch.where(z < 0, -epsilon, epsilon)
+    return torch.where(z < 0, z - epsilon, z + epsilon)  # epsilon in the precision of z
 
 
 @dataclass(frozen=True)

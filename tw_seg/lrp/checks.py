@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tw_seg.lrp.adjoints import stabilize
 from tw_seg.lrp.decoder import HeatmapDecoder
 from tw_seg.lrp.graph import Call, Ref
 from tw_seg.lrp.propagate import Pass, before_norm, fused_norm, input_relevance, linear_map, step
@@ -148,9 +149,7 @@ def bias_relevance(
 
 
 @torch.no_grad()
-def non_finite(
-    decoder: HeatmapDecoder, images: Tensor, classes: Sequence[int] | Tensor | None = None
-) -> list[str]:
+def non_finite(decoder: HeatmapDecoder, images: Tensor, classes: Sequence[int] | Tensor | None = None) -> list[str]:
     """One line for each call whose output or coefficient is not finite, in the order of computing.
 
     The first line names the origin: NaN and infinity spread from there. An empty list: all is finite.
@@ -221,9 +220,7 @@ def _norm_balance(run: Pass, source: Call, norm: Call, c: Tensor) -> CallBalance
     return CallBalance(norm.name, norm.path, norm.kind, out, into, zero, bias, zero)
 
 
-def _balance(
-    run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call], wanted: frozenset[str]
-) -> CallBalance:
+def _balance(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call], wanted: frozenset[str]) -> CallBalance:
     fused = fused_norm(run, call)
     z = run.value(fused or call.name).unsqueeze(1)
     out = _total(z * c)
@@ -243,9 +240,7 @@ def _balance(
         bias = _bias(run, call, shared, calls, zero)
     elsewhere = sum((r for name, r in handed.items() if name not in wanted), zero)
     kind = f"{call.kind}+batch_norm" if fused else call.kind
-    return CallBalance(
-        call.name, call.path, kind, out, sum(handed.values(), zero), elsewhere, bias, stabilizer
-    )
+    return CallBalance(call.name, call.path, kind, out, sum(handed.values(), zero), elsewhere, bias, stabilizer)
 
 
 _STABILIZED = ("conv", "linear", "batch_norm", "avg_pool2d", "adaptive_avg_pool2d", "mean")
@@ -258,8 +253,7 @@ def _absorbed_at_input(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Cal
     assert rule is not None
     relevance = c * run.value(fused_norm(run, call) or call.name).unsqueeze(1)
     bottom = rule.denominator(run.value(call.inputs[0]), linear_map(run, call, calls)).unsqueeze(1)
-    guard = torch.where(bottom < 0, -rule.stabilizer, rule.stabilizer)
-    return _total(relevance * (guard / (bottom + guard)))
+    return _total(relevance * (1 - bottom / stabilize(bottom, rule.stabilizer)))
 
 
 def _bias(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call], zero: Tensor) -> Tensor:

@@ -125,21 +125,15 @@ class HeatmapDecoder(nn.Module):
         tape = Tape(self.classifier, self._graphs[mode], images)
         logits = tape.logits
         if logits.ndim != 2:
-            raise InputError(
-                f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}"
-            )
+            raise InputError(f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}")
         chosen = class_indices(classes, logits.shape[1])
         run = self.prepare(tape, samples)
         if len(chosen) == 0 or (samples is not None and samples.shape[0] == 0):
             readouts = tuple(_empty(run.value(name), len(chosen)) for name in self._readouts[mode])
             return Decoded(logits, readouts[0], readouts)
         size = self.chunk_size or len(chosen)
-        parts = [
-            self._chunk(run, mode, chosen[start : start + size]) for start in range(0, len(chosen), size)
-        ]
-        readouts = tuple(
-            torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True)
-        )
+        parts = [self._chunk(run, mode, chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        readouts = tuple(torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True))
         return Decoded(logits, readouts[0], readouts)
 
     def reset_own_weights(self) -> None:
@@ -157,9 +151,7 @@ class HeatmapDecoder(nn.Module):
         tape = Tape(self.classifier, self._graphs[mode], images)
         run = self.prepare(tape)
         kept: dict[str, Tensor] = {}
-        self._propagate(
-            run, mode, logit_seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept
-        )
+        self._propagate(run, mode, logit_seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
         return tape, kept
 
     def prepare(self, tape: Tape, samples: Tensor | None = None) -> Pass:
@@ -196,17 +188,13 @@ class HeatmapDecoder(nn.Module):
             if kept is not None:
                 kept[call.name] = c
             if call.name in readouts:
-                heatmaps[call.name] = _heatmap(
-                    run.value(call.name).unsqueeze(1) * before_norm(run, call, c, calls)
-                )
+                heatmaps[call.name] = _heatmap(run.value(call.name).unsqueeze(1) * before_norm(run, call, c, calls))
             if not any(name in run.wanted for name in call.inputs):
                 continue
             at_input = input_relevance(run, call, c, calls)
             if at_input is not None:
                 relevance = _heatmap(at_input)
-                heatmaps[graph.input] = (
-                    heatmaps[graph.input] + relevance if graph.input in heatmaps else relevance
-                )
+                heatmaps[graph.input] = heatmaps[graph.input] + relevance if graph.input in heatmaps else relevance
                 continue
             for name, part in step(run, call, c, calls).items():
                 if name in run.wanted:
@@ -273,15 +261,14 @@ def _empty(activation: Tensor, num_classes: int) -> Tensor:
 
 def _check(images: Tensor, samples: Tensor | None) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-        found = (
-            f"{images.dtype} of shape {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
         raise InputError(
-            f"images must be a floating-point tensor (N, C, H, W), got {found}; convert with .float() / 255"
+            f"images must be a floating-point tensor (N, C, H, W), got {_describe(images)}; convert with .float() / 255"
         )
-    if samples is not None and (samples.ndim != 1 or samples.dtype != torch.int64):
-        raise InputError(
-            f"samples must be an int64 tensor (S,), got {samples.dtype} of shape {tuple(samples.shape)}"
-        )
+    if samples is None:
+        return
+    if not isinstance(samples, Tensor) or samples.ndim != 1 or samples.dtype != torch.int64:
+        raise InputError(f"samples must be an int64 tensor (S,), got {_describe(samples)}")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

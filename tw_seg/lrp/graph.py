@@ -202,6 +202,19 @@ class Graph:
         return frozenset(reached)
 
 
+def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to every leaf of nested arguments; the containers of the result are plain ones."""
+    if isinstance(value, dict):
+        return {key: map_leaves(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_leaves(item, function) for item in value]
+    if isinstance(value, tuple):
+        return tuple(map_leaves(item, function) for item in value)
+    if isinstance(value, slice):
+        return slice(*(map_leaves(item, function) for item in (value.start, value.stop, value.step)))
+    return function(value)
+
+
 @contextmanager
 def training_mode(module: nn.Module, mode: bool) -> Iterator[None]:
     """Put every submodule into one mode, and back into its own afterwards."""
@@ -253,9 +266,7 @@ def trace(classifier: nn.Module, training: bool) -> Graph:
         names = [p.name for p in parameters]
         raise TraceError(f"the classifier must take one argument (images), it takes {names}")
     # The other arguments keep their defaults, so that the classifier may branch on them.
-    defaults = {
-        p.name: p.default for p in parameters[1:] if isinstance(p.default, (bool, int, float, type(None)))
-    }
+    defaults = {p.name: p.default for p in parameters[1:] if isinstance(p.default, (bool, int, float, type(None)))}
     try:
         with training_mode(classifier, training):
             fx_graph = _Tracer().trace(classifier, defaults)
@@ -272,9 +283,7 @@ def trace(classifier: nn.Module, training: bool) -> Graph:
     for node in fx_graph.nodes:
         if node.op == "output":
             if not isinstance(node.args[0], fx.Node):
-                raise TraceError(
-                    f"the classifier must return one tensor of logits, it returns {node.args[0]}"
-                )
+                raise TraceError(f"the classifier must return one tensor of logits, it returns {node.args[0]}")
             output = builder.rename(node.args[0])
         else:
             builder.add(node)
@@ -311,12 +320,9 @@ class _Builder:
     def add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             return  # the images, or an optional argument that keeps its default
-        args: Any = fx.node.map_aggregate(node.args, self._ref)
-        kwargs: Any = fx.node.map_aggregate(node.kwargs, self._ref)
+        args, kwargs = map_leaves(node.args, self._ref), map_leaves(node.kwargs, self._ref)
         stack = list((node.meta.get("nn_module_stack") or {"": None}).keys())
-        path = (
-            str(node.target) if node.op == "call_module" else str(stack[-1]).partition("@")[0]
-        )  # "@2": 2nd call
+        path = str(node.target) if node.op == "call_module" else str(stack[-1]).partition("@")[0]  # "@2": 2nd call
         call = Call(node.name, path, "constant", node.op, node.target, tuple(args), dict(kwargs), ())
         if node.op == "get_attr":
             self.attributes[node.name] = str(node.target)
@@ -329,9 +335,7 @@ class _Builder:
                 call = self._function(call)
         for name in sources:
             if name in self.stale:
-                call = self._unsupported(
-                    call, f"reads {name!r} after a change in place that it shares (clone it)"
-                )
+                call = self._unsupported(call, f"reads {name!r} after a change in place that it shares (clone it)")
         self.calls.append(self._remember(call, args, kwargs))
 
     def _ref(self, value: Any) -> Any:
@@ -350,11 +354,7 @@ class _Builder:
 
     def _function(self, call: Call) -> Call:
         entry = FUNCTIONS.get(call.target)
-        name = (
-            call.target
-            if isinstance(call.target, str)
-            else getattr(call.target, "__name__", str(call.target))
-        )
+        name = call.target if isinstance(call.target, str) else getattr(call.target, "__name__", str(call.target))
         if entry is None or "out" in call.kwargs:
             return self._unsupported(call, str(name))
         kind, names = entry
@@ -414,9 +414,7 @@ class _Builder:
 def _refs(call: Call) -> list[str]:
     """Names of all values that a call reads."""
     names: list[str] = []
-    fx.node.map_aggregate(
-        (call.args, call.kwargs), lambda a: names.append(a.name) if isinstance(a, Ref) else None
-    )
+    map_leaves((call.args, call.kwargs), lambda a: names.append(a.name) if isinstance(a, Ref) else None)
     return names
 
 
@@ -453,8 +451,7 @@ def follow_modes(evaluation: Graph, training: Graph) -> tuple[Graph, Graph]:
         if other is None or other.target != call.target or call.op != "call_function":
             continue
         changed: dict[str, Any] = {
-            part: _modes(getattr(call, part), getattr(other, part), call.path)
-            for part in ("args", "kwargs", "options")
+            part: _modes(getattr(call, part), getattr(other, part), call.path) for part in ("args", "kwargs", "options")
         }
         found[call.name] = replace(call, **{part: pair[0] for part, pair in changed.items()})
         others[call.name] = replace(other, **{part: pair[1] for part, pair in changed.items()})

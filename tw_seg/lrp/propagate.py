@@ -155,9 +155,7 @@ def _relu6(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[
 
 def _leaky_relu(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
     positive = run.value(call.inputs[0]) > 0
-    return {
-        call.inputs[0]: torch.where(positive.unsqueeze(1), c, c * call.options.get("negative_slope", 0.01))
-    }
+    return {call.inputs[0]: torch.where(positive.unsqueeze(1), c, c * call.options.get("negative_slope", 0.01))}
 
 
 def _max_pool(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.graph import Call, Graph, Mode, Ref
+from tw_seg.lrp.graph import Call, Graph, Mode, Ref, map_leaves
 
 
 class Tape:
@@ -55,7 +55,7 @@ class Tape:
 
     def resolve(self, value: Any) -> Any:
         """Replace references by the values of the calls they name."""
-        return fx.node.map_aggregate(value, self._resolve)
+        return map_leaves(value, self._resolve)
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Ref):
@@ -75,9 +75,7 @@ class Tape:
 
     def number(self, call: Call, name: str, default: float) -> float:
         """A number that may change between runs, such as a dropout rate: the module's present one."""
-        value = (
-            getattr(self.modules[call.target], name) if call.op == "call_module" else call.options.get(name)
-        )
+        value = getattr(self.modules[call.target], name) if call.op == "call_module" else call.options.get(name)
         return default if value is None else value
 
     def parameter(self, call: Call, name: str) -> Tensor | None:

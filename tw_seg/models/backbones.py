@@ -59,16 +59,12 @@ def create_classifier(
     if in_channels < 1 or classes < 1:
         raise InputError(f"in_channels and classes must be at least 1, got {in_channels} and {classes}.")
     if taken := {"num_classes", "in_chans", "in_channels", "pretrained", "weights"} & kwargs.keys():
-        raise InputError(
-            f"encoder_kwargs must not hold {sorted(taken)}: use encoder_weights, in_channels and classes."
-        )
+        raise InputError(f"encoder_kwargs must not hold {sorted(taken)}: use encoder_weights, in_channels and classes.")
 
     file = weights_file(encoder_weights)
     weights_name = None if file else encoder_weights
     if encoder_name.startswith(TIMM_PREFIX):
-        model = _timm_model(
-            encoder_name.removeprefix(TIMM_PREFIX), weights_name, in_channels, classes, kwargs
-        )
+        model = _timm_model(encoder_name.removeprefix(TIMM_PREFIX), weights_name, in_channels, classes, kwargs)
     elif ":" in encoder_name:
         if weights_name is not None:
             raise InputError(
@@ -140,14 +136,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, classes: int,
     head = head_name(model, classes)
     head_keys = [key for key in own if key.startswith(f"{head}.")]
     weight = f"{head}.weight"
-    if (
-        weight in state
-        and state[weight].shape[0] != classes
-        and state[weight].shape[1:] == own[weight].shape[1:]
-    ):
-        log.info(
-            "%s has %d classes, not %d: its head %r is not loaded.", source, len(state[weight]), classes, head
-        )
+    if weight in state and state[weight].shape[0] != classes and state[weight].shape[1:] == own[weight].shape[1:]:
+        log.info("%s has %d classes, not %d: its head %r is not loaded.", source, len(state[weight]), classes, head)
         state.update({key: own[key] for key in head_keys})
     _adapt_stem(model, state)
     load_strict(model, state, source=source)
@@ -232,20 +222,15 @@ def _torchvision_model(
     return model
 
 
-def _timm_model(
-    name: str, weights: str | None, in_channels: int, classes: int, kwargs: dict[str, Any]
-) -> nn.Module:
+def _timm_model(name: str, weights: str | None, in_channels: int, classes: int, kwargs: dict[str, Any]) -> nn.Module:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise InputError(
-            f"encoder_name='{TIMM_PREFIX}{name}' is no timm model. "
-            f"{_suggest(architecture, timm.list_models())}"
+            f"encoder_name='{TIMM_PREFIX}{name}' is no timm model. {_suggest(architecture, timm.list_models())}"
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise InputError(
-            f"encoder_name='{TIMM_PREFIX}{name}': {architecture} has the tags {tags}, not {tag!r}."
-        )
+        raise InputError(f"encoder_name='{TIMM_PREFIX}{name}': {architecture} has the tags {tags}, not {tag!r}.")
     if weights not in (None, "DEFAULT", tag):
         if weights not in tags or tag:
             raise InputError(

@@ -70,9 +70,7 @@ class UNet(nn.Module):
         if encoder_weights is not None:
             self._load_encoder_weights(encoder_weights)
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
+    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
         check_images(images, self.in_channels)
         samples = check_samples(samples, images)
         chosen = check_classes(classes, self.num_classes)
@@ -187,9 +185,7 @@ def _smp_unet(
             "The U-Net baselines need segmentation-models-pytorch: pip install 'tw-seg[baselines]'."
         ) from error
     if len(decoder_channels) != 5:
-        raise InputError(
-            f"decoder_channels must be five numbers, deepest first, got {list(decoder_channels)}."
-        )
+        raise InputError(f"decoder_channels must be five numbers, deepest first, got {list(decoder_channels)}.")
     if encoder_name.startswith(TIMM_PREFIX):
         name = f"tu-{encoder_name.removeprefix(TIMM_PREFIX)}"
     elif encoder_name not in smp.encoders.get_encoder_names():

@@ -48,9 +48,7 @@ class ImageClassifier(nn.Module):
             encoder_kwargs=encoder_kwargs,
         )
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
+    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
         check_images(images, self.in_channels)
         check_samples(samples, images)
         chosen = check_classes(classes, self.num_classes)

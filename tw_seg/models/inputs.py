@@ -17,9 +17,7 @@ def check_images(images: Tensor, in_channels: int) -> None:
         InputError: Says what was found and what to do.
     """
     if not isinstance(images, Tensor):
-        raise InputError(
-            f"images must be a torch.Tensor (N, {in_channels}, H, W), got {type(images).__name__}."
-        )
+        raise InputError(f"images must be a torch.Tensor (N, {in_channels}, H, W), got {type(images).__name__}.")
     if images.ndim != 4 or images.shape[1] != in_channels or 0 in images.shape:
         hint = "add the batch axis with images[None]" if images.ndim == 3 else "channels come second (NCHW)"
         raise InputError(

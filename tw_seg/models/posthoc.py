@@ -84,9 +84,7 @@ class PostHoc(nn.Module):
     def train(self, mode: bool = True) -> PostHoc:
         return super().train(False)
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
+    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
         check_images(images, self.in_channels)
         samples = check_samples(samples, images)
         chosen = check_classes(classes, self.num_classes)
@@ -130,9 +128,7 @@ class PostHoc(nn.Module):
             index = (masks[keep] * k + winner[keep]) * (len(grid) + 1) + exceeded
             counts += torch.bincount(index, minlength=len(counts))
         if not counts.any():
-            raise InputError(
-                "calibrate needs at least one labelled pixel; give it labelled training batches."
-            )
+            raise InputError("calibrate needs at least one labelled pixel; give it labelled training batches.")
         scores_per_threshold = _mean_iou(counts.view(k, k, len(grid) + 1))
         index_of_best = int(scores_per_threshold.argmax())
         self.threshold.fill_(float(grid[index_of_best]))
@@ -240,9 +236,7 @@ class GradCAM(PostHoc):
         )
         names = [name for name, _ in self.classifier.named_modules() if name]
         if layer is not None and layer not in names:
-            raise InputError(
-                f"layer={layer!r} is no module of {encoder_name!r}. Its modules: {', '.join(names)}."
-            )
+            raise InputError(f"layer={layer!r} is no module of {encoder_name!r}. Its modules: {', '.join(names)}.")
         self.layer = layer or last_feature_map(self.classifier, in_channels)
 
     def attribute(self, images: Tensor, targets: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp.seeds import class_indices
 from tw_seg.models.backbones import create_classifier, load_strict
 from tw_seg.models.inputs import check_images
 from tw_seg.types import BACKGROUND, SegOutput
@@ -120,19 +121,22 @@ class HeatmapSegmenter(nn.Module):
             samples: Rows of ``images`` to decode, int64 (S,); ``None`` for all.
 
         Returns:
-            Logits (N, K), mask logits (S, K', H, W) and, where there are several read-outs, one such tensor for each
-            read-out alone.
+            Logits (N, K), mask logits (S, K', H, W) and, where there are several read-outs, one such tensor for
+            each read-out alone.
 
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
         check_images(images, self.in_channels)
-        wanted = torch.arange(self.num_classes) if classes is None else torch.as_tensor(classes)
-        decoded = self.decoder(images, self._outputs(wanted, classes), samples)
-        offset = self.offset[wanted.to(images.device)][:, None, None]
+        wanted = class_indices(classes, self.num_classes)
+        if len(wanted) == 0:
+            raise InputError("classes must name at least one class, got none; use None for all of them")
+        decoded = self.decoder(images, self._outputs(wanted), samples)
+        offset = self.offset if classes is None else self.offset[torch.as_tensor(wanted, device=images.device)]
+        offset = offset[:, None, None]
         scale = self.log_scale.exp()
         maps = [
-            self._with_background(scale[depth] * _normalised(heatmap, images, self.compress), wanted, classes)
+            self._with_background(scale[depth] * _normalised(heatmap, images, self.compress), wanted)
             for depth, heatmap in enumerate(decoded.readouts)
         ]
         mask_logits = torch.stack(maps).sum(0) + offset if len(maps) > 1 else maps[0] + offset
@@ -153,21 +157,17 @@ class HeatmapSegmenter(nn.Module):
         load_strict(self.classifier, state, source="the classifier state")
         self.decoder.reset_own_weights()
 
-    def _outputs(
-        self, wanted: Tensor, classes: Sequence[int] | Tensor | None
-    ) -> Sequence[int] | Tensor | None:
+    def _outputs(self, wanted: tuple[int, ...] | Tensor) -> tuple[int, ...] | Tensor:
         """The classifier's columns for the wanted classes."""
-        if self.background == "class" or classes is None:
-            return classes
-        return [int(k) - 1 for k in wanted if int(k) != BACKGROUND]
+        if self.background == "class":
+            return wanted
+        return tuple(int(k) - 1 for k in wanted if int(k) != BACKGROUND)
 
-    def _with_background(
-        self, maps: Tensor, wanted: Tensor, classes: Sequence[int] | Tensor | None
-    ) -> Tensor:
+    def _with_background(self, maps: Tensor, wanted: tuple[int, ...] | Tensor) -> Tensor:
         """Insert the background's constant map where it was asked for."""
         if self.background == "class":
             return maps
-        if classes is None:
+        if not isinstance(wanted, Tensor) and wanted == tuple(range(self.num_classes)):
             return F.pad(maps, (0, 0, 0, 0, 1, 0))
         columns = iter(maps.unbind(1))
         zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))

@@ -10,6 +10,9 @@ directory of the run that wrote it. There are::
     metrics/fit/metrics.csv  every logged number
     classifier.safetensors   the image-level classifier, for the next run's `--model.warm_start`
     images/, predictions/    pictures of validation images; masks and probabilities from `predict`
+
+With ``--ckpt_path``, a file or ``best`` or ``last`` of the run directory, the model's arguments are those in the
+checkpoint, whatever else is given (Lightning's rule); data and trainer arguments are those of the command.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ _EXPECTED_WARNINGS = (
     r"The '.*_dataloader' does not have many workers",
     # Short epochs: the loss of a step is logged every few steps, the rest by epoch.
     r"The number of training batches .* is smaller than the logging interval",
+    # Averaging, checkpoints and the like belong to training; `test` and `predict` need none of them.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # Lightning 2.6 with torch 2.11 and newer.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )

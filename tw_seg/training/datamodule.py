@@ -100,9 +100,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise InputError(f"dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
         unknown = sorted(set(split_kwargs or {}) - set(_SPLITS))
         if unknown:
-            raise InputError(
-                f"split_kwargs: expected the keys {', '.join(_SPLITS)}, got {', '.join(unknown)}"
-            )
+            raise InputError(f"split_kwargs: expected the keys {', '.join(_SPLITS)}, got {', '.join(unknown)}")
         if eval_batch_size < 1 or num_workers < 0:
             raise InputError(
                 f"expected eval_batch_size >= 1 and num_workers >= 0, got {eval_batch_size} and {num_workers}"
@@ -176,9 +174,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             steps_per_epoch=hparams["steps_per_epoch"],
             seed=hparams["seed"],
         )
-        return ResumableLoader(
-            TrainItems(data, self._train_transform), batch_sampler=sampler, **self._loader_kwargs()
-        )
+        return ResumableLoader(TrainItems(data, self._train_transform), batch_sampler=sampler, **self._loader_kwargs())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The split for model selection."""
@@ -196,9 +192,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""
         items = EvalItems(self._dataset("train"), self._eval_transform)
         rows = self._labelled_indices().tolist()
-        return DataLoader(
-            items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs()
-        )
+        return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
     def _dataset(self, role: str) -> SegmentationData:
         if role not in self._data:

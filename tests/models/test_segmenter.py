@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models.contract import ENCODER, ModelContract, randomise
+from tw_seg.errors import InputError, UnsupportedOpError
+from tw_seg.lrp import HeatmapDecoder
+from tw_seg.models.backbones import create_classifier
+from tw_seg.models.segmenter import HeatmapSegmenter
+
+PLACES = ["layer3", "input", "layer1"]
+
+
+class TestTied(ModelContract):
+    model_class = HeatmapSegmenter
+    arguments = ENCODER
+
+
+class TestUntiedAtSeveralDepths(ModelContract):
+    model_class = HeatmapSegmenter
+    arguments = {**ENCODER, "tie_weights": False, "read_out": PLACES, "compress": 0.5, "chunk_size": 3}
+
+
+class TestConstantBackground(ModelContract):
+    model_class = HeatmapSegmenter
+    arguments = {**ENCODER, "background": "constant", "composite": "epsilon_flat", "recompute": True}
+
+    def create_classifier(self) -> nn.Module:
+        return create_classifier(**{**ENCODER, "classes": 3})
+
+
+def create(**kwargs: Any) -> HeatmapSegmenter:
+    model = randomise(HeatmapSegmenter(**{**ENCODER, **kwargs})).double().eval()
+    with torch.no_grad():
+        model.offset.copy_(torch.linspace(-1, 1, len(model.offset)))
+        model.log_scale.copy_(torch.linspace(-0.5, 0.5, len(model.log_scale) + 1)[1:])
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 33, 47, dtype=torch.float64)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def by_hand(model: HeatmapSegmenter, heatmap: Tensor, depth: int, compress: float | None = None) -> Tensor:
+    """scale * resize(f(H * W * heatmap)), class by class."""
+    h, w = heatmap.shape[-2:]
+    scaled = torch.asinh(compress * h * w * heatmap) if compress else h * w * heatmap
+    resized = [F.interpolate(scaled[:, [k]], (33, 47), mode="bilinear") for k in range(heatmap.shape[1])]
+    return model.log_scale[depth].exp() * torch.cat(resized, 1)
+
+
+@pytest.mark.parametrize("compress", [None, 0.3])
+@pytest.mark.parametrize("read_out", ["input", "layer3"])
+def test_mask_logits_are_scaled_heatmaps(images: Tensor, read_out: str, compress: float | None) -> None:
+    model = create(read_out=read_out, compress=compress)
+    output = model(images)
+    decoded = HeatmapDecoder(model.classifier, read_out=read_out)(images)
+    expected = by_hand(model, decoded.heatmaps, 0, compress) + model.offset[:, None, None]
+    close(output.mask_logits, expected)
+    assert torch.equal(output.logits, decoded.logits) and output.aux == ()
+
+
+@pytest.mark.parametrize("compress", [None, 0.3])
+def test_several_read_outs_add_up(images: Tensor, compress: float | None) -> None:
+    model = create(read_out=PLACES, compress=compress)
+    output, decoded = model(images), model.decoder(images)
+    maps = [by_hand(model, heatmap, d, compress) for d, heatmap in enumerate(decoded.readouts)]
+    offset = model.offset[:, None, None]
+    close(output.mask_logits, sum(maps) + offset)
+    assert len(output.aux) == 3
+    for found, expected in zip(output.aux, maps, strict=True):
+        close(found, expected + offset)
+
+
+def test_the_mean_is_the_logit_less_what_biases_absorb(images: Tensor) -> None:
+    model = create()
+    with torch.no_grad():
+        model.log_scale.zero_()
+        model.offset.zero_()
+        for name, parameter in model.classifier.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.zero_()
+    output = model(images)
+    close(output.mask_logits.mean((2, 3)), output.logits)
+
+
+@pytest.mark.parametrize("classes", [None, [0], [3, 0, 1], [2], [1, 3], torch.tensor([0, 2])])
+def test_constant_background(images: Tensor, classes) -> None:
+    """Class k of the mask is the classifier's class k - 1; the background's logit is its offset."""
+    model = create(background="constant")
+    output = model(images, classes)
+    logits, heatmaps, _ = HeatmapDecoder(model.classifier)(images)
+    assert logits.shape == (3, 3)
+    close(output.logits[:, 1:], logits)
+    assert not output.logits[:, 0].any()
+    maps = torch.cat([torch.zeros(3, 1, 33, 47, dtype=torch.float64), by_hand(model, heatmaps, 0)], 1)
+    expected = (maps + model.offset[:, None, None])[:, range(4) if classes is None else list(classes)]
+    close(output.mask_logits, expected)
+
+
+@pytest.mark.parametrize("background", ["class", "constant"])
+@pytest.mark.parametrize("classes", [[4], [-1], [0, 9], torch.tensor([4]), torch.tensor([0.5]), []])
+def test_wrong_classes_are_named_as_given(images: Tensor, background: str, classes) -> None:
+    given = r"\[4\]|\[-1\]|\[9\]|torch.float32|none"
+    with pytest.raises(InputError, match=f"classes.*({given})"):
+        create(background=background)(images, classes)
+
+
+def test_parameters_are_the_classifiers_and_scale_and_offset() -> None:
+    tied, untied = create(), create(tie_weights=False)
+    count = sum(p.numel() for p in create_classifier(**ENCODER).parameters())
+    assert sum(p.numel() for p in tied.parameters()) == count + 1 + 4
+    assert {n for n, _ in tied.named_parameters() if not n.startswith("decoder.classifier.")} == {
+        "log_scale",
+        "offset",
+    }
+    own = sum(p.numel() for n, p in untied.classifier.named_parameters() if n.endswith("weight"))
+    assert sum(p.numel() for p in untied.parameters()) == count + 1 + 4 + own
+    assert tied.classifier is tied.decoder.classifier
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_warm_start_reaches_the_decoder(images: Tensor, tie_weights: bool) -> None:
+    model = create(tie_weights=tie_weights)
+    state = randomise(create_classifier(**ENCODER)).double().state_dict()
+    model.load_classifier_state(state)
+    other = create(tie_weights=True)
+    other.load_classifier_state(state)
+    close(model(images).mask_logits, other(images).mask_logits)
+
+
+def test_tied_and_untied_learn_apart(images: Tensor) -> None:
+    """One step on the mask logits alone: tied, the image-level logits move with them in another way."""
+    results = []
+    for tie_weights in (True, False):
+        torch.manual_seed(0)
+        model = create(tie_weights=tie_weights)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        model(images).mask_logits.square().mean().backward()
+        optimizer.step()
+        results.append(model(images))
+    tied, untied = results
+    assert not torch.allclose(tied.logits, untied.logits, rtol=1e-3)
+    assert not torch.allclose(tied.mask_logits, untied.mask_logits, rtol=1e-3)
+
+
+def test_scale_and_offset_can_be_fixed() -> None:
+    model = HeatmapSegmenter(**ENCODER, scale=0.25, learn_scale=False)
+    assert not model.log_scale.requires_grad and not model.offset.requires_grad
+    torch.testing.assert_close(model.log_scale.exp(), torch.tensor([0.25]))
+    assert set(model.state_dict()) >= {"log_scale", "offset"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(images: Tensor, dtype: torch.dtype) -> None:
+    model = create(read_out=PLACES)
+    exact = model(images).mask_logits
+    output = copy.deepcopy(model).to(dtype)(images.to(dtype))
+    assert output.logits.isfinite().all() and output.mask_logits.isfinite().all()
+    assert F.cosine_similarity(output.mask_logits.double().flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_a_module_of_ones_own() -> None:
+    model = HeatmapSegmenter("tests.models.test_segmenter:factory", classes=5, in_channels=2)
+    assert model(torch.randn(2, 2, 20, 24)).mask_logits.shape == (2, 5, 20, 24)
+
+
+def factory(in_channels: int, num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"background": "none"}, InputError, "background must be 'class' or 'constant', got 'none'"),
+        ({"scale": 0.0}, InputError, "scale must be positive"),
+        ({"compress": -1.0}, InputError, "compress must be positive"),
+        ({"chunk_size": 0}, InputError, "chunk_size"),
+        ({"read_out": "layer9"}, InputError, "read_out 'layer9'"),
+        ({"composite": "nothing"}, InputError, "unknown composite"),
+        ({"encoder_name": "efficientnet_b0", "encoder_kwargs": None}, UnsupportedOpError, "SiLU"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        HeatmapSegmenter(**{**ENCODER, **arguments})
+
+
+def test_compiled_whole(images: Tensor) -> None:
+    model = create(read_out=["layer3", "input"], compress=0.5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found, expected = (m(images, [2, 0], torch.tensor([1])) for m in (compiled, model))
+    close(found.mask_logits, expected.mask_logits)
+
+
+def test_exported_with_a_dynamic_batch(images: Tensor) -> None:
+    model = create(background="constant")
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
+    for n in (1, 2):
+        close(program.module()(images[:n]).mask_logits, model(images[:n]).mask_logits)
