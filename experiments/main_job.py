@@ -121,7 +121,7 @@ def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
 
 
 def write_pictures(run_dir: Path, *, count: int) -> None:
-    """Masks, overlays and heatmaps of the first test images, and one picture that shows both models beside the truth."""
+    """Masks, overlays and heatmaps of the first test images, and one picture of both models beside the truth."""
     data = SegmentationDataModule.load_from_checkpoint(run_dir / "heatmap" / "checkpoints" / "best.ckpt")
     scenes = DigitScenes("test", **data.hparams["dataset_kwargs"])
     transform = EvalTransform(data.hparams["size"], mean=data.hparams["mean"], std=data.hparams["std"])

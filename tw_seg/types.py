@@ -40,6 +40,7 @@ class Batch(NamedTuple):
         masks: Masks at the resolution of ``images``, int64, shape (L, H, W).
         native_masks: The L masks at their native resolution, int64, each (h, w); for metrics.
         names: The N sample names.
+        sizes: The native sizes (h, w) of the N images, for predicted masks; empty where nobody predicts.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
     masks: Tensor
     native_masks: tuple[Tensor, ...]
     names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 class SegOutput(NamedTuple):

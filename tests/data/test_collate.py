@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tw_seg.data.collate import EvalItems, TrainItems, collate
+from tw_seg.data.digits import DigitScenes
 from tw_seg.data.sampler import Draw, SemiSupervisedBatchSampler
 from tw_seg.data.transforms import EvalTransform, TrainTransform, init_worker
 from tw_seg.types import Batch, Sample
@@ -106,3 +107,11 @@ def test_workers_give_the_batches_of_the_main_process(epoch):
     assert len(loads[0]) == len(loads[1]) == 3
     for one, other in zip(*loads, strict=True):
         assert_same(one, other)
+
+
+def test_batches_know_native_sizes() -> None:
+    """Also of images without a mask: predicted masks have the size of the file."""
+    data = DigitScenes("val", size=24, length=3)
+    batch = collate([EvalItems(data, EvalTransform(16))[index] for index in range(3)])
+    assert batch.images.shape[2:] == (16, 16)
+    assert batch.sizes == ((24, 24),) * 3

@@ -122,13 +122,15 @@ def test_a_model_without_masks_has_image_level_scores_only(tmp_path):
 
 
 def test_predictions_have_the_native_size_where_it_is_known(tmp_path):
-    batch = make_batch(4, native=24)
-    two = {"masks": batch.masks[:2], "native_masks": batch.native_masks[:2]}
-    batch = batch._replace(labelled=torch.tensor([1, 3]), **two)
-    found = make_trainer(tmp_path).predict(make_task(), datamodule=TinyData([], [batch]))[0]
+    sizes = ((16, 20), (24, 24), (7, 9), (24, 24))
+    batch = make_batch(0)._replace(sizes=sizes)  # no mask is needed for it
+    found, unknown = make_trainer(tmp_path).predict(
+        make_task(), datamodule=TinyData([], [batch, batch._replace(sizes=())])
+    )
     assert isinstance(found, Prediction)
     assert found.names == batch.names
-    assert [tuple(mask.shape) for mask in found.masks] == [(16, 16), (24, 24), (16, 16), (24, 24)]
+    assert tuple(tuple(mask.shape) for mask in found.masks) == sizes
+    assert [tuple(mask.shape) for mask in unknown.masks] == [(16, 16)] * 4
     assert found.probabilities.shape == (4, 3)
     assert found.probabilities.min() >= 0
     assert found.probabilities.max() <= 1

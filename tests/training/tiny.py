@@ -75,6 +75,7 @@ def make_batch(labelled: int, total: int = 4, *, size: int = 16, native: int | N
         masks=masks,
         native_masks=tuple(masks if native is None else ids(native)),
         names=tuple(f"image-{seed}-{row}" for row in range(total)),
+        sizes=((native or size, native or size),) * total,
     )
 
 

@@ -46,6 +46,7 @@ class Item(NamedTuple):
     mask: Tensor | None
     native_mask: Tensor | None
     name: str
+    size: tuple[int, int]
 
 
 class TrainItems(Dataset[Item]):
@@ -61,7 +62,7 @@ class TrainItems(Dataset[Item]):
         load = getattr(self._data, "load", None)
         sample = self._data[draw.image] if load is None else load(draw.image, mask=draw.labelled)
         image, mask = self._transform(sample.image, sample.mask if draw.labelled else None, key=draw.key)
-        return Item(image, torch.from_numpy(sample.labels), mask, None, sample.name)
+        return Item(image, torch.from_numpy(sample.labels), mask, None, sample.name, _size(sample))
 
 
 class EvalItems(Dataset[Item]):
@@ -77,7 +78,7 @@ class EvalItems(Dataset[Item]):
         sample = self._data[index]
         image, mask = self._transform(sample.image, sample.mask)
         native = None if sample.mask is None else torch.from_numpy(sample.mask.astype(np.int64))
-        return Item(image, torch.from_numpy(sample.labels), mask, native, sample.name)
+        return Item(image, torch.from_numpy(sample.labels), mask, native, sample.name, _size(sample))
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -92,4 +93,10 @@ def collate(items: Sequence[Item]) -> Batch:
         masks=torch.stack(masks) if masks else torch.empty((0, *images.shape[-2:]), dtype=torch.int64),
         native_masks=tuple(item.native_mask for item in items if item.native_mask is not None),
         names=tuple(item.name for item in items),
+        sizes=tuple(item.size for item in items),
     )
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    height, width = sample.image.shape[:2]
+    return height, width

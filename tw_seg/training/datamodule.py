@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tw_seg.data.transforms import (
     init_worker,
 )
 from tw_seg.errors import BudgetError, InputError
+from tw_seg.training.run import run_directory
 
 BUDGET_FILE = "label_budget.json"
 
@@ -155,7 +155,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 and self.trainer.is_global_zero
                 and not getattr(self.trainer, "fast_dev_run", False)
             ):
-                self.budget.save(_run_directory(self.trainer) / BUDGET_FILE)
+                self.budget.save(run_directory(self.trainer) / BUDGET_FILE)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of labelled rows first, unlabelled rows after them, without native masks."""
@@ -243,17 +243,3 @@ class SegmentationDataModule(pl.LightningDataModule):
             "worker_init_fn": init_worker,
             "collate_fn": collate,
         }
-
-
-def _run_directory(trainer: pl.Trainer) -> Path:
-    """The folder of this run alone: the one whose ``checkpoints`` Lightning fills.
-
-    Not ``trainer.log_dir``: for loggers such as W&B it is the folder that all runs share.
-    """
-    if not trainer.loggers:
-        return Path(trainer.default_root_dir)
-    logger = trainer.loggers[0]
-    if logger.log_dir is not None:
-        return Path(logger.log_dir)
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version

@@ -33,8 +33,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         names: The N sample names.
-        masks: N masks of class indices, int64, each (h, w): at the native size where the sample has a mask,
-            at the transformed image's otherwise; empty for a model without masks.
+        masks: N masks of class indices, int64, each (h, w): at the native size of the image, if the batch knows
+            it; empty for a model without masks.
         probabilities: Image-level probabilities, float, shape (N, K).
     """
 
@@ -166,9 +166,8 @@ class SegmentationTask(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Masks and image-level probabilities of all images of a batch, with a mask or not."""
         output = self(batch.images)
-        sizes: list[Any] = [batch.images.shape[-2:]] * len(batch.images)
-        for row, mask in zip(batch.labelled.tolist(), batch.native_masks, strict=False):
-            sizes[row] = mask.shape
+        height, width = batch.images.shape[2:]
+        sizes = batch.sizes or ((height, width),) * len(batch.images)
         masks = native_masks(output.mask_logits, sizes[: len(output.mask_logits)])
         return Prediction(batch.names, tuple(masks), output.logits.float().sigmoid())
 
