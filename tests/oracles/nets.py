@@ -75,7 +75,8 @@ class Tiny(nn.Module):
         y = F.relu(y, inplace=True)
         y = torch.cat([y, self.conv3(y)], 1)
         y = F.dropout(y, self.dropout, self.training)
-        y = F.avg_pool2d(y, 2, ceil_mode=True)
+        # Without count_include_pad: torch's inductor has the gradient wrong with it (pytorch issue 198119).
+        y = F.avg_pool2d(y, 2, ceil_mode=True, count_include_pad=False)
         return self.fc(y.mean([2, 3]))
 
 

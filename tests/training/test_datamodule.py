@@ -189,11 +189,12 @@ def test_resuming_from_any_checkpoint_continues_the_trace(tmp_path, schedule):
 
 
 def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
-    model, keep = Recorder(), ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=4, save_top_k=-1)
+    folder = tmp_path / "checkpoints"
+    model, keep = Recorder(), ModelCheckpoint(dirpath=folder, every_n_train_steps=4, save_top_k=-1)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
     runner.fit(model, module(num_workers=2))
     resumed = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(resumed, module(num_workers=2), ckpt_path=tmp_path / "epoch=0-step=4.ckpt")
+    trainer(tmp_path, max_epochs=2).fit(resumed, module(num_workers=2), ckpt_path=folder / "epoch=0-step=4.ckpt")
     assert resumed.trace == model.trace[4:]
 
 
@@ -314,8 +315,8 @@ def test_arguments_fit_into_yaml(text, budget):
         "  split_kwargs: {test: {split: val}}\n  size: [213, 320]\n  mean: [0.5, 0.5, 0.5]\n"
         f"  labelled_per_batch: {0 if budget is None else 4}\n"
     )
-    assert config.data.budget == budget and type(config.data.budget) is type(budget)
     data = SegmentationDataModule(**config.data.as_dict())
+    assert data.hparams["budget"] == budget and type(data.hparams["budget"]) is type(budget)
     assert data.hparams["split_kwargs"] == {"test": {"split": "val"}}
     assert tuple(data.hparams["size"]) == (213, 320)
 

@@ -105,6 +105,9 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise InputError(
                 f"expected eval_batch_size >= 1 and num_workers >= 0, got {eval_batch_size} and {num_workers}"
             )
+        # A parser of `int | float` may hand out 20 as 20.0, by the order in which typing caches a union.
+        if isinstance(budget, float) and budget > 1 and budget.is_integer():
+            budget = int(budget)
         if budget is not None and budget_file is not None:
             raise BudgetError(f"give a budget ({budget}) or a budget_file ({budget_file}), not both")
         if labelled_per_batch > 0 and budget_file is None and (budget is None or budget <= 0):
