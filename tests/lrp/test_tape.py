@@ -212,10 +212,19 @@ def test_layouts(images: Tensor) -> None:
     assert_same_run(tiny(dropout=0.3), images)
 
 
-def test_shared_weights_and_parametrizations() -> None:
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("parametrization", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_shared_weights_and_parametrizations(parametrization: str, training: bool) -> None:
+    """spectral_norm goes one step on whenever its weight is looked at in training mode."""
     net = Calls(lambda s, x: s.b(s.c(F.relu(s.b(s.c(s.a(x)))))), a=conv(), c=conv(4, 4), b=nn.BatchNorm2d(4))
-    parametrizations.weight_norm(net.c)
-    assert_same_run(net.train(), pictures())
+    getattr(parametrizations, parametrization)(net.c)
+    images = pictures()
+    assert_same_run(net.double().train(training), images)
+    twin = copy.deepcopy(net)
+    twin(images)
+    HeatmapDecoder(net, recompute=True)(images).heatmaps.sum().backward()
+    for (name, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
 
 
 @pytest.mark.parametrize(

@@ -348,7 +348,9 @@ class _Builder:
         if getattr(module, "padding_mode", "zeros") != "zeros":
             return self._unsupported(call, f"{type(module).__name__}(padding_mode={module.padding_mode!r})")
         options = {name: getattr(module, name) for name in _MODULE_OPTIONS if hasattr(module, name)}
-        weight = f"{call.path}.weight" if getattr(module, "weight", None) is not None else None
+        # A parametrized weight is not looked at: that alone can change buffers (spectral_norm).
+        weighted = parametrize.is_parametrized(module, "weight") or getattr(module, "weight", None) is not None
+        weight = f"{call.path}.weight" if weighted else None
         inputs = [*call.args, *call.kwargs.values()]
         return replace(call, kind=kind, inputs=(inputs[0].name,), options=options, weight=weight)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.graph import Call, Graph, Mode, Ref, map_leaves
@@ -23,6 +24,7 @@ class Tape:
     Attributes:
         values: Output of each call by name, the images included.
         saved: What a call's adjoint needs besides its input and output (winners, noise, BatchNorm scale).
+        weights: The weights of this run that a parametrization computed.
     """
 
     def __init__(self, classifier: nn.Module, graph: Graph, images: Tensor) -> None:
@@ -36,7 +38,7 @@ class Tape:
         self.graph = graph
         self.values: dict[str, Any] = {graph.input: images}
         self.saved: dict[str, Tensor] = {}
-        self._norms = {call.norm for call in graph.calls if call.norm}
+        self.weights: dict[str, Tensor] = {}
         for call in graph.calls:
             forward = FORWARD.get(call.kind)
             value = self.values[call.name] = forward(self, call) if forward else self.run(call)
@@ -66,7 +68,15 @@ class Tape:
         """Run a call as the classifier would."""
         args, kwargs = self.resolve(call.args), self.resolve(call.kwargs)
         if call.op == "call_module":
-            return self.modules[call.target](*args, **kwargs)
+            module = self.modules[call.target]
+            if not parametrize.is_parametrized(module, "weight"):
+                return module(*args, **kwargs)
+            with parametrize.cached():  # another look would compute it anew: spectral_norm goes one step on
+                value = module(*args, **kwargs)
+                weight = module.weight
+                assert isinstance(weight, Tensor)
+                self.weights[call.name] = weight
+            return value
         if call.op == "call_method":
             return getattr(args[0], call.target)(*args[1:], **kwargs)
         if call.op == "get_attr":
@@ -80,6 +90,8 @@ class Tape:
 
     def parameter(self, call: Call, name: str) -> Tensor | None:
         """A parameter or buffer of a call: the module's own, or the argument of a functional call."""
+        if name == "weight" and call.name in self.weights:
+            return self.weights[call.name]
         if call.op == "call_module":
             value = getattr(self.modules[call.target], name, None)
         else:
