@@ -64,6 +64,16 @@ def zennit_heatmap(net: nn.Module, name: str, composite: str, epsilon: float, im
     return relevance.sum(1)
 
 
+def _takes_zero_eps() -> bool:
+    """Whether torch runs the BatchNorm with eps = 0 that zennit's canonizers leave behind; 2.11 does not."""
+    try:
+        torch.nn.functional.batch_norm(torch.ones(2, 1), torch.zeros(1), torch.ones(1), eps=0.0)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _takes_zero_eps(), reason="this torch refuses the BatchNorm eps of 0 that zennit sets")
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11", "vgg11_bn"])
 @pytest.mark.parametrize("composite", FIRST)
 def test_composites(name: str, composite: str) -> None:
