@@ -143,6 +143,18 @@ def test_a_warm_start_reaches_the_decoder(images: Tensor, tie_weights: bool) -> 
     close(model(images).mask_logits, other(images).mask_logits)
 
 
+def test_a_constant_background_takes_the_objects_of_a_whole_classifier(images: Tensor) -> None:
+    classifier = randomise(create_classifier(**ENCODER)).double().eval()
+    model = create(background="constant")
+    model.load_classifier_state(classifier.state_dict())
+    logits = model(images).logits
+    close(logits[:, 1:], classifier(images)[:, 1:])
+    assert (logits[:, 0] == 0).all()
+    again = create(background="constant")  # its own state fits as it is
+    again.load_classifier_state(model.classifier.state_dict())
+    close(again(images).logits, logits)
+
+
 def test_tied_and_untied_learn_apart(images: Tensor) -> None:
     """One step on the mask logits alone: tied, the image-level logits move with them in another way."""
     results = []

@@ -11,12 +11,42 @@ import numpy as np
 from PIL import Image
 
 from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, IGNORE_INDEX
+from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
 BACKGROUND_NAME = "background"
 
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _INTEGER = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
+
+
+class ImageFiles:
+    """What the data sets on disk share: image and mask files that are opened when they are asked for."""
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: np.ndarray
+    has_mask: np.ndarray
+    _images: list[Path]
+    _masks: list[Path | None]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The image at ``index`` with its mask, if it has one."""
+        return self.load(index, mask=True)
+
+    def load(self, index: int, *, mask: bool) -> Sample:
+        """The image at ``index``; its mask file is opened only if ``mask`` is true.
+
+        Raises:
+            DataError: If a file is unreadable, or the mask does not fit the image or the class list.
+        """
+        image = read_image(self._images[index])
+        path = self._masks[index] if mask else None
+        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
+        return Sample(image, ids, self.labels[index], self.names[index])
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.files import (
-    check_classes,
-    check_unique,
-    read_classes,
-    read_image,
-    read_label_table,
-    read_mask,
-)
+from tw_seg.data.files import ImageFiles, check_classes, check_unique, read_classes, read_label_table
 from tw_seg.errors import DataError
-from tw_seg.types import Sample
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
-class FolderDataset:
+class FolderDataset(ImageFiles):
     """Images with image-level labels in a table, and masks for some or all of them.
 
     Layout: ``images/NAME.jpg`` (or png, bmp, tif, webp), ``masks/NAME.png`` (class ids, single-channel or
@@ -77,25 +69,6 @@ class FolderDataset:
         masks = _files_by_stem(root / "masks") if (root / "masks").is_dir() else {}
         self._masks = [_mask_file(name, masks) for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The image at ``index`` with its mask, if it has one."""
-        return self.load(index, mask=True)
-
-    def load(self, index: int, *, mask: bool) -> Sample:
-        """The image at ``index``; its mask file is opened only if ``mask`` is true.
-
-        Raises:
-            DataError: If a file is unreadable, or the mask does not fit the image or the class list.
-        """
-        image = read_image(self._images[index])
-        path = self._masks[index] if mask else None
-        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
-        return Sample(image, ids, self.labels[index], self.names[index])
 
 
 def _files_by_stem(folder: Path) -> dict[str, list[Path]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.files import check_unique, read_classes, read_image, read_label_table, read_lines, read_mask
+from tw_seg.data.files import ImageFiles, check_unique, read_classes, read_label_table, read_lines, read_mask
 from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -28,7 +28,7 @@ VOC_CLASSES = (
 )
 
 
-class VOCDataset:
+class VOCDataset(ImageFiles):
     """Photographs with palette masks, 255 = void.
 
     Layout: ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` (an image without one is unlabelled),
@@ -68,25 +68,6 @@ class VOCDataset:
         self._masks = [path if path.is_file() else None for path in masks]
         self.has_mask = np.array([path is not None for path in self._masks])
         self.labels = self._labels_of_table(csv_path) if csv_path.is_file() else self._labels_of_masks(masks, csv_path)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The image at ``index`` with its mask, if it has one."""
-        return self.load(index, mask=True)
-
-    def load(self, index: int, *, mask: bool) -> Sample:
-        """The image at ``index``; its mask file is opened only if ``mask`` is true.
-
-        Raises:
-            DataError: If a file is unreadable, or the mask does not fit the image or the class list.
-        """
-        image = read_image(self._images[index])
-        path = self._masks[index] if mask else None
-        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
-        return Sample(image, ids, self.labels[index], self.names[index])
 
     def _labels_of_table(self, csv_path: Path) -> np.ndarray:
         table = read_label_table(csv_path, self.classes)

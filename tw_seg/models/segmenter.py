@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.seeds import class_indices
-from tw_seg.models.backbones import create_classifier, load_strict
+from tw_seg.models.backbones import create_classifier, head_name, load_strict
 from tw_seg.models.inputs import check_images
 from tw_seg.types import BACKGROUND, SegOutput
 
@@ -149,11 +149,14 @@ class HeatmapSegmenter(nn.Module):
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
         """Start from an image-level classifier: its state dict, every key of it.
 
-        An untied decoder starts from the same weights.
+        An untied decoder starts from the same weights. With ``background="constant"`` a classifier of all K classes
+        loses its background.
 
         Raises:
             InputError: Naming the keys that are missing, left over or of another shape.
         """
+        if self.background == "constant":
+            state = _without_background(state, head_name(self.classifier, self.num_classes - 1), self.num_classes)
         load_strict(self.classifier, state, source="the classifier state")
         self.decoder.reset_own_weights()
 
@@ -172,6 +175,12 @@ class HeatmapSegmenter(nn.Module):
         columns = iter(maps.unbind(1))
         zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))
         return torch.stack([zero if int(k) == BACKGROUND else next(columns) for k in wanted], 1)
+
+
+def _without_background(state: Mapping[str, Tensor], head: str, classes: int) -> dict[str, Tensor]:
+    """The state of a classifier of K classes without the background's row of its head."""
+    own = (f"{head}.weight", f"{head}.bias")
+    return {k: v[BACKGROUND + 1 :] if k in own and len(v) == classes else v for k, v in state.items()}
 
 
 def _normalised(heatmap: Tensor, images: Tensor, compress: float | None) -> Tensor:
