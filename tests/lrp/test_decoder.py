@@ -405,6 +405,24 @@ def test_tied_parameters_are_the_classifiers(moved) -> None:
     assert_tied(decoder)
 
 
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_tying_survives_ddp(tie_weights: bool, tmp_path) -> None:
+    """One process: DDP synchronises parameters at the start and hooks every gradient."""
+    decoder, images = HeatmapDecoder(nets.tiny(), tie_weights=tie_weights), pictures()
+    expected = gradients(decoder(images).heatmaps.square().sum(), list(decoder.parameters()))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(decoder, find_unused_parameters=True)
+        assert wrapped.module is decoder
+        assert {id(p) for p in wrapped.parameters()} == {id(p) for p in decoder.parameters()}
+        decoder.zero_grad()
+        wrapped(images).heatmaps.square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in decoder.parameters()]
+    torch.testing.assert_close(found, expected)
+
+
 def test_tied_state_dict_is_the_classifiers() -> None:
     net = nets.tiny()
     state = HeatmapDecoder(net).state_dict()
