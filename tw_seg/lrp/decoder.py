@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import create_composite
 from tw_seg.lrp.graph import Graph, follow_modes, trace
-from tw_seg.lrp.propagate import Pass, before_norm, input_relevance, step
+from tw_seg.lrp.propagate import Pass, accumulate, before_norm, input_relevance, step
 from tw_seg.lrp.seeds import class_indices, logit_seed
 from tw_seg.lrp.tape import Tape, attribute
 
@@ -193,18 +193,16 @@ class HeatmapDecoder(nn.Module):
                 continue
             at_input = input_relevance(run, call, c, calls)
             if at_input is not None:
-                relevance = _heatmap(at_input)
-                heatmaps[graph.input] = heatmaps[graph.input] + relevance if graph.input in heatmaps else relevance
+                accumulate(heatmaps, graph.input, _heatmap(at_input))
                 continue
             for name, part in step(run, call, c, calls).items():
                 if name in run.wanted:
-                    coefficients[name] = coefficients[name] + part if name in coefficients else part
+                    accumulate(coefficients, name, part)
         c = coefficients.pop(graph.input, None)
         if c is not None:
             if kept is not None:
                 kept[graph.input] = c
-            part = _heatmap(run.value(graph.input).unsqueeze(1) * c)
-            heatmaps[graph.input] = heatmaps[graph.input] + part if graph.input in heatmaps else part
+            accumulate(heatmaps, graph.input, _heatmap(run.value(graph.input).unsqueeze(1) * c))
         return tuple(heatmaps[name] for name in readouts)
 
     def _copy_weights(self) -> nn.ParameterDict:

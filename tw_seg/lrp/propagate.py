@@ -111,6 +111,11 @@ def input_relevance(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call])
     return rule.relevance(c, run.value(call.inputs[0]), z, linear_map(run, call, calls))
 
 
+def accumulate(parts: dict[str, Tensor], name: str, part: Tensor) -> None:
+    """Add one reader's part to what a value has received so far."""
+    parts[name] = parts[name] + part if name in parts else part
+
+
 def step(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[str, Tensor]:
     """Coefficients (S, K, ...) that one call hands to its wanted inputs.
 
@@ -183,7 +188,7 @@ def _add(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[st
         part = adjoints.unbroadcast(c, run.tape.values[name].shape[1:])
         if position == len(call.inputs) - 1 and getattr(call.options.get("other"), "name", None) == name:
             part = part * call.options.get("alpha", 1)
-        result[name] = result[name] + part if name in result else part
+        accumulate(result, name, part)
     return result
 
 
@@ -196,7 +201,7 @@ def _cat(run: Pass, call: Call, c: Tensor, calls: Mapping[str, Call]) -> dict[st
         length = run.tape.values[ref.name].shape[dim]
         if ref.name in call.inputs:
             part = c.narrow(dim + 1, start, length)
-            result[ref.name] = result[ref.name] + part if ref.name in result else part
+            accumulate(result, ref.name, part)
         start = start + length
     return result
 
