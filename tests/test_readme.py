@@ -258,7 +258,7 @@ def test_commands_parse_and_write_nothing(clone: Path, capsys: pytest.CaptureFix
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known: set[str] = set()
-    for command in ("fit", "test", "predict"):
+    for command in ("fit", "test", "predict", "doctor"):
         known |= options(exit_status(cli.main, [command, "--help"], capsys)[1])
     main_job = importlib.import_module("experiments.main_job")
     known |= options(exit_status(main_job.main, ["--help"], capsys)[1])

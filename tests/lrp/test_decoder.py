@@ -35,7 +35,7 @@ def loss_of(heatmaps: Tensor) -> Tensor:
     return (heatmaps * pixels).sum() + heatmaps.square().sum() / heatmaps.detach().abs().max()
 
 
-# ------------------------------------------------------------------------------------------------ exactness
+# Exactness
 
 
 def test_heatmap_is_input_x_gradient(standard) -> None:
@@ -118,7 +118,7 @@ def test_finite_differences_of_own_weights() -> None:
     assert torch.autograd.gradcheck(function, weights)
 
 
-# --------------------------------------------------------------------------------- subsets, chunks, batches
+# Subsets, chunks, batches
 
 
 @pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat"])
@@ -208,7 +208,7 @@ def test_an_empty_batch(decoder: HeatmapDecoder) -> None:
     assert decoder(pictures(0, 3, 17, 19)).heatmaps.shape == (0, 3, 17, 19)
 
 
-# --------------------------------------------------------------------------------------------- side effects
+# Side effects
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -242,7 +242,7 @@ def test_logits_carry_the_classifier_gradient(decoder: HeatmapDecoder) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-# ------------------------------------------------------------------------------------------------ precision
+# Precision
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -285,7 +285,7 @@ def test_half_precision_weights(dtype: torch.dtype) -> None:
     assert empty.heatmaps.dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------ ways of running
+# Ways of running
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -352,7 +352,7 @@ def test_export_standard_nets(name: str) -> None:
     assert_equal(program.module()(images[:1]), decoder(images[:1]))
 
 
-# --------------------------------------------------------------------------------------------------- tying
+# Tying
 
 
 def assert_tied(decoder: HeatmapDecoder) -> None:
@@ -547,7 +547,7 @@ def test_parametrized_weights(tie_weights: bool) -> None:
         decoder.reset_own_weights()
 
 
-# ------------------------------------------------------------------------------------------------ read-outs
+# Read-outs
 
 
 def test_several_read_outs_are_each_alone(quick) -> None:
@@ -589,7 +589,7 @@ def test_images_used_twice_and_the_input_rule() -> None:
     )
 
 
-# --------------------------------------------------------------------------------------------------- errors
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -614,7 +614,8 @@ def test_wrong_arguments(arguments: dict[str, Any], named: str) -> None:
     [
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "torch.int64"),
-        (torch.zeros(3, 8, 8), r"\(3, 8, 8\)"),
+        (torch.zeros(3, 8, 8), r"\(N, C, H, W\), got .*\(3, 8, 8\).*images\[None\]"),
+        (torch.zeros(1, 3, 2, 8, 8), r"\(1, 3, 2, 8, 8\)"),
         ("image", "got str"),
     ],
 )
@@ -644,11 +645,6 @@ def test_wrong_classes(decoder: HeatmapDecoder, classes) -> None:
         decoder(pictures(), classes)
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.mean((2, 3)), x
-
-
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -663,18 +659,47 @@ class Branching(nn.Module):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x.mean((2, 3))}
+
+
 def test_wrong_classifiers() -> None:
-    with pytest.raises(TraceError, match="one tensor"):
-        HeatmapDecoder(Pair())
-    with pytest.raises(TraceError, match="cannot trace Branching"):
+    with pytest.raises(TraceError, match="must return logits, or a tuple that begins with them"):
+        HeatmapDecoder(Named())
+    with pytest.raises(TraceError, match="Branching cannot be traced"):
         HeatmapDecoder(Branching())
-    with pytest.raises(UnsupportedOpError, match="0: Sigmoid"):
-        HeatmapDecoder(nn.Sequential(nn.Sigmoid(), nn.Flatten()))
+    with pytest.raises(UnsupportedOpError, match="0: Softsign"):
+        HeatmapDecoder(nn.Sequential(nn.Softsign(), nn.Flatten()))
     with pytest.raises(InputError, match=r"logits of shape \(N, K\), it returned \(2, 4, 9, 9\)"):
         HeatmapDecoder(Dense())(torch.randn(2, 3, 9, 9))
 
 
-def test_a_read_out_that_is_no_image() -> None:
-    net = Calls(lambda s, x: F.relu(s.a(x).flatten(2)).unsqueeze(3), a=conv())
-    with pytest.raises(InputError, match=r"not \(2, 4, 99\)"):
+class Pair(nn.Module):
+    """Logits and something else, such as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nets.tiny()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), x
+
+
+def test_logits_come_first_in_a_tuple() -> None:
+    images, net = pictures(), Pair()
+    assert_equal(HeatmapDecoder(net)(images), HeatmapDecoder(net.net)(images))
+
+
+def test_a_read_out_that_is_no_map() -> None:
+    net = Calls(lambda s, x: F.relu(s.a(x).flatten(1, 2)).unsqueeze(3), channels=44, a=conv())
+    with pytest.raises(InputError, match="the 9 tokens of 'flatten' fit no grid"):
         HeatmapDecoder(net, read_out="flatten")(pictures(2, 3, 11, 9))
+
+
+def test_a_flattened_read_out_is_the_map() -> None:
+    """A map whose pixels were laid out in a row is that map."""
+    net = Calls(lambda s, x: F.relu(s.a(x).flatten(2)).unsqueeze(3), a=conv())
+    images = pictures(2, 3, 11, 9)
+    found = HeatmapDecoder(net, read_out=["flatten", "a"])(images).readouts
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.lrp.test_graph import Counts
+from tests.lrp.test_build import Counts
+from tests.oracles.gradients import input_x_gradient
 from tests.oracles.nets import Calls, Tiny, conv, tiny
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.graph import follow_modes, trace
+from tw_seg.lrp.build import follow_modes, trace
 from tw_seg.lrp.tape import Tape
 
 
@@ -71,7 +72,7 @@ def test_numbers_that_change_between_runs() -> None:
     tape = Tape(net, graph, images)
     assert torch.equal(tape.logits, expected)
     variance = tape.values["c"].var((0, 2, 3), unbiased=False)
-    torch.testing.assert_close(tape.saved["n"], (variance + 0.5).rsqrt())
+    torch.testing.assert_close(tape.saved["n"], ((variance + 0.5).rsqrt(), tape.values["c"].mean((0, 2, 3))))
 
 
 def test_dropout_that_is_always_on() -> None:
@@ -163,8 +164,29 @@ def images_in_place(s, x):
     return s.c(x)
 
 
+def dead_in_place(s, x):
+    y = s.c(x)
+    y.mul_(2)
+    return y
+
+
+def aliased_in_place(s, x):
+    z = y = s.c(x)
+    z *= 2
+    w = z
+    w -= 1.0
+    return y
+
+
+def clamped_in_place(s, x):
+    y = s.c(x).clamp_(-0.5, 0.5)
+    y.sigmoid_().sub_(0.2).div_(2)
+    y.masked_fill_(y < 0, 0.0)
+    return y
+
+
 IN_PLACE = [
-    reread, reread_method, reread_operator, reread_identity, reread_module, constant_in_place,
+    reread, reread_method, dead_in_place, aliased_in_place, clamped_in_place, reread_operator, reread_identity, reread_module, constant_in_place,
     images_into_constant, images_in_place,
 ]  # fmt: skip
 
@@ -230,21 +252,53 @@ def test_shared_weights_and_parametrizations(parametrization: str, training: boo
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (lambda s, x: torch.cat((s.c(x), s.c(x))), "cat"),
-        (lambda s, x: s.c(x).flatten(0, 1), "reshape"),
-        (lambda s, x: s.c(x) + x.mean((0, 1), keepdim=True), "mean"),
+        (lambda s, x: torch.cat((s.c(x), s.c(x))), r"cat .* over axes \(0,\) mixes the images"),
+        (lambda s, x: s.c(x) + x.mean((0, 1), keepdim=True), r"mean .* over axes \(0, 1\) mixes the images"),
+        (lambda s, x: s.c(x) + s.c(x).sum(0, keepdim=True), r"sum .* over axes \(0,\) mixes the images"),
+        (lambda s, x: s.c(x).permute(1, 0, 2, 3).reshape(8, 11, 9)[:, None] + 0 * x[:1, :1], "joins the batch axis 1"),
+        (lambda s, x: s.c(x)[:1], "mixes the images"),
+        (lambda s, x: s.c(x).view(3, 8, 11, 3), r"reshape .* turns 2 images into \(3, 8, 11, 3\)"),
+        (lambda s, x: s.c(x).view(1, 8, 11, 9), r"reshape .* turns 2 images into \(1, 8, 11, 9\)"),
+        (lambda s, x: s.c(x).roll(1, 0), "mixes the images"),
+        (lambda s, x: s.c(x).flip(0), "mixes the images"),
     ],
 )
-def test_the_batch_stays_first(function, named: str) -> None:
-    with pytest.raises(UnsupportedOpError, match=f"{named}.* turns 2 images into"):
-        tape_of(Calls(function, c=conv()), pictures())
+def test_the_batch_is_not_mixed(function, named: str) -> None:
+    net, images = Calls(function, c=conv()), pictures()
+    with pytest.raises(UnsupportedOpError, match=named):
+        HeatmapDecoder(net)(images)
+
+
+AXES = {
+    "first": (lambda s, x: s.c(x), {"c": 0}),
+    "moved": (lambda s, x: s.c(x).permute(1, 2, 0, 3).relu().transpose(0, 2).transpose(1, 2), {"permute": 2, "relu": 2}),
+    "behind a new axis": (lambda s, x: s.c(x).unsqueeze(0).relu().squeeze(0), {"unsqueeze": 1, "squeeze": 0}),
+    "qkv": (
+        lambda s, x: (lambda q, k: q + k)(*s.c(x).unflatten(1, (2, 2)).permute(1, 0, 2, 3, 4).unbind(0)).repeat(1, 2, 1, 1),
+        {"permute": 1, "unbind": 0, "getitem": 0, "repeat": 0},
+    ),
+    "several rows for each image": (
+        lambda s, x: s.c(x).view(-1, 2, 11, 9).relu().view(-1, 4, 11, 9), {"view": 0, "relu": 0, "view_1": 0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_where_the_batch_is(name: str) -> None:
+    function, expected = AXES[name]
+    net, images = Calls(function, c=conv()), pictures()
+    tape = tape_of(net, images)
+    assert {call: tape.axes[call] for call in expected} == expected
+    assert tape.axes.keys() == {tape.graph.input, *(c.name for c in tape.graph.calls if c.inputs)}
+    expected_maps = input_x_gradient(net, images)
+    torch.testing.assert_close(HeatmapDecoder(net)(images).heatmaps, expected_maps, rtol=1e-12, atol=1e-13)
 
 
 def test_only_what_the_decode_needs_is_saved() -> None:
     net = Tiny(dropout=0.3).train()
     tape = tape_of(net.double(), pictures())
     kinds = {c.name: c.kind for c in tape.graph.calls}
-    assert sorted(kinds[name] for name in tape.saved) == ["batch_norm", "batch_norm", "dropout", "max_pool2d"]
+    assert sorted(kinds[name] for name in tape.saved) == ["batch_norm", "batch_norm", "dropout", "max_pool"]
     tape = tape_of(net.eval(), pictures())
     assert "dropout" not in {kinds.get(name) for name in tape.saved}
 
@@ -255,8 +309,9 @@ def test_statistics_of_half_precision_are_float32() -> None:
     full = tape_of(net, images).saved["n"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = tape_of(net, images).saved["n"]
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, full, rtol=1e-3, atol=0)
+    assert [statistic.dtype for statistic in half] == [torch.float32] * 2
+    torch.testing.assert_close(half[0], full[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(half[1], full[1], rtol=0, atol=2**-8)
 
 
 def test_random_state_of_a_decode_is_that_of_the_forward() -> None:

@@ -108,7 +108,7 @@ def test_constant_background(images: Tensor, classes) -> None:
     close(output.logits[:, 1:], logits)
     assert not output.logits[:, 0].any()
     maps = torch.cat([torch.zeros(3, 1, 33, 47, dtype=torch.float64), by_hand(model, heatmaps, 0)], 1)
-    expected = (maps + model.offset[:, None, None])[:, range(4) if classes is None else list(classes)]
+    expected = (maps + model.offset[:, None, None])[:, range(4) if classes is None else [int(k) for k in classes]]
     close(output.mask_logits, expected)
 
 
@@ -197,6 +197,71 @@ def factory(in_channels: int, num_classes: int) -> nn.Module:
     )
 
 
+class Sorted(nn.Module):
+    """A classifier with an operation that has no rule."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(2).sort(2).values.mean(2))
+
+
+class Sort(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(2).values.mean(2)
+
+
+class SortedInAModule(Sorted):
+    """The same, with the operation in a module of its own."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+        self.sort = Sort()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.sort(x.flatten(2)))
+
+
+OWN_RULES = {Sort: lambda c, inputs, output, module: (c / inputs[0].shape[2]).unsqueeze(2).expand(inputs[0].shape)}
+NO_RULES = [Sort]
+
+
+@pytest.mark.parametrize("own_rules", ["tests.models.test_segmenter:OWN_RULES", OWN_RULES])
+def test_own_rules_by_name_or_as_they_are(own_rules) -> None:
+    model = HeatmapSegmenter(
+        "tests.models.test_segmenter:SortedInAModule", classes=4, own_rules=own_rules, learn_scale=False
+    ).double()
+    images = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    weight = model.classifier.head.weight
+    close(model(images).mask_logits, torch.einsum("nchw,kc->nkhw", images, weight))
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("tests.models.test_segmenter:NO_RULES", "must be a mapping of module classes"),
+        ("tests.models.test_segmenter:NONE", "has no attribute 'NONE'"),
+        ("no.such:RULES", "No module named 'no'"),
+        ("RULES", "'package.module:NAME'"),
+    ],
+)
+def test_own_rules_that_are_not_there(place: str, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        HeatmapSegmenter("tests.models.test_segmenter:SortedInAModule", classes=4, own_rules=place)
+
+
+def test_seed_and_fractions_reach_the_decoder(images: Tensor) -> None:
+    model = create(seed="contrastive", read_out=[1.0, 0.5])
+    decoder = HeatmapDecoder(model.classifier, seed="contrastive", read_out=[1.0, 0.5])
+    for found, expected in zip(model.decoder(images).readouts, decoder(images).readouts, strict=True):
+        close(found, expected)
+    logit = HeatmapDecoder(model.classifier, read_out=[1.0, 0.5])
+    assert not torch.allclose(model.decoder(images).heatmaps, logit(images).heatmaps)
+    assert len(model.log_scale) == 2 and create(read_out=0.5).decoder.read_out == (0.5,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
@@ -206,7 +271,7 @@ def factory(in_channels: int, num_classes: int) -> nn.Module:
         ({"chunk_size": 0}, InputError, "chunk_size"),
         ({"read_out": "layer9"}, InputError, "read_out 'layer9'"),
         ({"composite": "nothing"}, InputError, "unknown composite"),
-        ({"encoder_name": "efficientnet_b0", "encoder_kwargs": None}, UnsupportedOpError, "SiLU"),
+        ({"encoder_name": "tests.models.test_segmenter:Sorted", "encoder_kwargs": None}, UnsupportedOpError, "sort"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:

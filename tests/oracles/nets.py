@@ -50,7 +50,7 @@ def initialise(net: nn.Module, seed: int = 0) -> nn.Module:
 
 def images(name: str, samples: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(samples, 3, *SIZES[name], generator=generator, dtype=torch.float64)
+    return torch.randn(samples, 3, *SIZES.get(name, (33, 35)), generator=generator, dtype=torch.float64)
 
 
 class Tiny(nn.Module):

@@ -1,9 +1,10 @@
-"""Adjoints of the linear pieces of a network, as plain forward ops on coefficients.
+"""Linear maps and their adjoints, as plain forward ops on coefficients.
 
-A *coefficient* tensor has shape (S, K, *activation): S samples, K classes, then the shape of one sample's
-activation. Relevance is ``activation * coefficient``. Every function maps the coefficient at a call's output
-to the coefficient at its input; classes are folded into the batch where an op wants a batch. All of it is
-ordinary differentiable tensor code: no hooks, no ``autograd.grad``, no custom function.
+A *coefficient* ``c`` belongs to an activation ``a``; relevance is ``a * c``. It has the shape that the activation
+would have for a batch of K*S images, S decoded samples for each of K classes, classes outermost: row ``k*S + s``
+of its batch axis. So every function here is ordinary batched tensor code that knows nothing of classes, and
+:func:`times` is the one place where a value of S samples meets a coefficient. No hooks, no ``autograd.grad``, no
+custom function: all of it can be differentiated again, compiled and exported.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tw_seg.errors import UnsupportedOpError
-
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
@@ -25,14 +24,21 @@ _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def fold(c: Tensor) -> Tensor:
-    """(S, K, ...) -> (S*K, ...)."""
-    return c.flatten(0, 1)
+def times(c: Tensor, value: Tensor, axis: int = 0) -> Tensor:
+    """A coefficient (.., K*R, ..) times a value (.., R, ..) of the samples, for each class.
+
+    Example:
+        >>> times(torch.ones(4, 1), torch.tensor([[2.0], [3.0]])).flatten().tolist()
+        [2.0, 3.0, 2.0, 3.0]
+    """
+    product: Tensor = c.unflatten(axis, (-1, value.shape[axis])) * value.unsqueeze(axis)
+    return product.flatten(axis, axis + 1)
 
 
-def unfold(c: Tensor, like: Tensor) -> Tensor:
-    """(S*K, ...) -> (S, K, ...), with S and K of ``like``."""
-    return c.reshape(*like.shape[:2], *c.shape[1:])
+def expand(value: Tensor, like: Tensor, axis: int = 0) -> Tensor:
+    """A value (.., R, ..) of the samples repeated for each class, (.., K*R, ..)."""
+    classes = like.shape[axis] // value.shape[axis]
+    return value.unsqueeze(axis).expand(*value.shape[:axis], classes, *value.shape[axis:]).flatten(axis, axis + 1)
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:
@@ -45,21 +51,39 @@ class LinearMap:
     """``z = W a + b`` of one call: what a rule needs to know of a convolution, linear layer or pool.
 
     Attributes:
-        weight: The weight, with a following BatchNorm already multiplied in; ``None`` for a pool.
-        bias: The bias, with a following BatchNorm folded in; ``None`` if there is none.
-        forward: ``forward(a, weight, bias) -> z`` for activations of shape (B, ...).
-        adjoint: ``adjoint(c, weight) -> W^T c`` for coefficients of shape (S, K, ...).
+        weight: The weight, with a BatchNorm fused into it already multiplied in; ``None`` for a pool.
+        bias: What is added, in a shape that broadcasts against z, with the shift of such a BatchNorm;
+            ``None`` if there is none.
+        forward: ``forward(a, weight, bias) -> z`` for activations (R, *in).
+        adjoint: ``adjoint(c, weight) -> W^T c`` for coefficients (K*R, *out).
+        in_axis: Batch axis of the input.
+        out_axis: Batch axis of the output.
+        nonnegative: The input is known to be >= 0, as after a ReLU.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     forward: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
     adjoint: Callable[[Tensor, Tensor | None], Tensor]
+    in_axis: int = 0
+    out_axis: int = 0
+    nonnegative: bool = False
 
 
-def per_dim(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def per_dim(value: int | Sequence[int], dims: int) -> list[int]:
     """One number per spatial dimension."""
-    return (value,) * dims if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return [value] * dims
+    return list(value) * dims if len(value) == 1 else list(value)
+
+
+def per_channel(vector: Tensor, ndim: int) -> Tensor:
+    """(C,) -> (C, 1, ...), which broadcasts with (N, C, ...) of ``ndim`` axes."""
+    return vector.reshape(-1, *([1] * (ndim - 2)))
+
+
+def _plus(z: Tensor, bias: Tensor | None) -> Tensor:
+    return z if bias is None else z + bias
 
 
 def conv(
@@ -76,7 +100,7 @@ def conv(
 
     Args:
         weight: Shape (C_out, C_in / groups, *kernel).
-        bias: Shape (C_out,) or ``None``.
+        bias: Shape (C_out,), or broadcasting against (N, C_out, *out), or ``None``.
         input_size: Spatial size of the input: a stride forgets it, the adjoint has to restore it.
         stride: As in ``torch.nn.functional.conv2d``.
         padding: As there, ``"same"`` and ``"valid"`` included.
@@ -90,40 +114,68 @@ def conv(
         before = [span // 2 if padding == "same" else 0 for span in spans]
         after = [span - b if padding == "same" else 0 for span, b in zip(spans, before, strict=True)]
     else:
-        before = after = list(per_dim(padding, dims))
+        before = after = per_dim(padding, dims)
 
     def forward(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
-        return _CONV[dims](a, w, b, stride, padding, dilation, groups)
+        return _plus(_CONV[dims](a, w, None, stride, padding, dilation, groups), b)
 
     def adjoint(c: Tensor, w: Tensor | None) -> Tensor:
         assert w is not None
-        sizes = c.shape[3:]
         # The rows that the last stride did not reach: they exist in the input and get no coefficient.
         rest = [
             n + pb + pa - span - 1 - (m - 1) * s
-            for n, m, s, span, pb, pa in zip(input_size, sizes, strides, spans, before, after, strict=True)
+            for n, m, s, span, pb, pa in zip(input_size, c.shape[2:], strides, spans, before, after, strict=True)
         ]
         crop = [pa - pb for pb, pa in zip(before, after, strict=True)]
-        folded = _CONV_TRANSPOSE[dims](
-            fold(c),
-            w,
-            None,
-            strides,
-            before,
-            [0 if x else r for r, x in zip(rest, crop, strict=True)],
-            groups,
-            dilations,
-        )
+        output_padding = [0 if x else r for r, x in zip(rest, crop, strict=True)]
+        spread = _CONV_TRANSPOSE[dims](c, w, None, strides, before, output_padding, groups, dilations)
         for dim, extra in enumerate(crop):
             if extra:  # padding="same" with an even kernel pads one more behind than before
-                folded = folded.narrow(2 + dim, 0, input_size[dim])
-        return unfold(folded, c)
+                spread = spread.narrow(2 + dim, 0, input_size[dim])
+        return spread
 
-    return LinearMap(weight, bias, forward, adjoint)
+    return LinearMap(weight, _broadcast(bias, weight.ndim), forward, adjoint)
 
 
-def linear(weight: Tensor, bias: Tensor | None) -> LinearMap:
-    """The linear map of ``torch.nn.functional.linear``; weight of shape (C_out, C_in)."""
+def conv_transpose(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    input_size: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> LinearMap:
+    """The linear map of a transposed convolution in 1, 2 or 3 dimensions.
+
+    Args:
+        weight: Shape (C_in, C_out / groups, *kernel).
+        bias: Shape (C_out,), or broadcasting against (N, C_out, *out), or ``None``.
+        input_size: Spatial size of the input.
+        stride: As in ``torch.nn.functional.conv_transpose2d``.
+        padding: As there.
+        output_padding: As there.
+        dilation: As there.
+        groups: As there.
+    """
+    dims = weight.ndim - 2
+
+    def forward(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        return _plus(_CONV_TRANSPOSE[dims](a, w, None, stride, padding, output_padding, groups, dilation), b)
+
+    def adjoint(c: Tensor, w: Tensor | None) -> Tensor:
+        gathered = _CONV[dims](c, w, None, stride, padding, dilation, groups)
+        for dim, n in enumerate(input_size):  # an output padding as wide as the stride reaches one cell further
+            gathered = gathered.narrow(2 + dim, 0, n)
+        return gathered
+
+    return LinearMap(weight, _broadcast(bias, weight.ndim), forward, adjoint)
+
+
+def linear(weight: Tensor, bias: Tensor | None, *, axis: int = 0) -> LinearMap:
+    """The linear map of ``torch.nn.functional.linear``; weight of shape (C_out, C_in), batch axis ``axis``."""
 
     def forward(a: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
         assert w is not None
@@ -133,7 +185,17 @@ def linear(weight: Tensor, bias: Tensor | None) -> LinearMap:
         assert w is not None
         return F.linear(c, w.t())
 
-    return LinearMap(weight, bias, forward, adjoint)
+    return LinearMap(weight, bias, forward, adjoint, axis, axis)
+
+
+def scale(weight: Tensor, bias: Tensor | None, ndim: int) -> LinearMap:
+    """The linear map of a BatchNorm that stands alone: one factor and shift per channel, axis 1 of ``ndim``."""
+
+    def apply(a: Tensor, w: Tensor | None) -> Tensor:
+        assert w is not None
+        return a * per_channel(w, ndim)
+
+    return LinearMap(weight, _broadcast(bias, ndim), lambda a, w, b: _plus(apply(a, w), b), apply)
 
 
 def avg_pool(run: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> LinearMap:
@@ -141,7 +203,11 @@ def avg_pool(run: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor
     return LinearMap(None, None, lambda a, w, b: run(a), lambda c, w: adjoint(c))
 
 
-def avg_pool2d_adjoint(
+def _broadcast(bias: Tensor | None, ndim: int) -> Tensor | None:
+    return per_channel(bias, ndim) if bias is not None and bias.ndim == 1 else bias
+
+
+def avg_pool_adjoint(
     c: Tensor,
     *,
     input_size: Sequence[int],
@@ -152,30 +218,29 @@ def avg_pool2d_adjoint(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Each output's coefficient is spread evenly over its window; overlapping windows add up."""
-    folded = fold(c)
-    like = folded.new_empty(1).expand(*folded.shape[:2], *input_size)
-    kernel = list(per_dim(kernel_size, 2))
-    strides = kernel if stride is None or stride == [] else list(per_dim(stride, 2))
-    spread = torch.ops.aten.avg_pool2d_backward(
-        folded,
-        like,
-        kernel,
-        strides,
-        list(per_dim(padding, 2)),
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-    )
-    return unfold(spread, c)
+    """Each output's coefficient is spread evenly over its window; overlapping windows add up. 1, 2 or 3 axes."""
+    dims = len(input_size)
+    kernel = per_dim(kernel_size, dims)
+    strides = kernel if stride is None or stride == [] else per_dim(stride, dims)
+    paddings = per_dim(padding, dims)
+    size = list(input_size)
+    if dims == 1:  # torch has no such backward op: a plane of one row
+        c, size, kernel, strides, paddings = c.unsqueeze(-2), [1, *size], [1, *kernel], [1, *strides], [0, *paddings]
+    like = c.new_empty(1).expand(*c.shape[:2], *size)
+    backward = torch.ops.aten.avg_pool3d_backward if dims == 3 else torch.ops.aten.avg_pool2d_backward
+    spread: Tensor = backward(c, like, kernel, strides, paddings, ceil_mode, count_include_pad, divisor_override)
+    return spread.squeeze(-2) if dims == 1 else spread
 
 
-def adaptive_avg_pool2d_adjoint(c: Tensor, input_size: Sequence[int]) -> Tensor:
+def adaptive_avg_pool_adjoint(c: Tensor, input_size: Sequence[int]) -> Tensor:
     """Each output's coefficient is spread evenly over its (uneven) window."""
-    if c.shape[-2:] == (1, 1):
-        return (c / (input_size[0] * input_size[1])).expand(*c.shape[:-2], *input_size)
+    count = 1
+    for n in input_size:
+        count = count * n
+    if all(n == 1 for n in c.shape[2:]):
+        return (c / count).expand(*c.shape[:2], *input_size)
     # The pool is separable: one averaging matrix per axis.
-    for axis, size in ((-2, input_size[0]), (-1, input_size[1])):
+    for axis, size in enumerate(input_size, start=2):
         cells = torch.arange(c.shape[axis], device=c.device)
         pixels = torch.arange(size, device=c.device)
         start = (cells * size) // c.shape[axis]
@@ -186,41 +251,32 @@ def adaptive_avg_pool2d_adjoint(c: Tensor, input_size: Sequence[int]) -> Tensor:
     return c
 
 
-def mean_adjoint(c: Tensor, input_shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Tensor:
-    """Adjoint of ``a.mean(dims)`` for a of shape (S, *input_shape); ``dims`` count the batch axis as 0."""
-    rank = len(input_shape) + 1
-    axes = sorted(d % rank for d in dims)
-    if 0 in axes:
-        raise UnsupportedOpError(f"mean over {tuple(dims)} of (N, ...) mixes the images of a batch")
-    count = 1
-    for axis in axes:
-        count = count * input_shape[axis - 1]
-        if not keepdim:
-            c = c.unsqueeze(axis + 1)
-    return (c / count).expand(*c.shape[:2], *input_shape)
-
-
-def max_pool_adjoint(c: Tensor, indices: Tensor, input_size: Sequence[int]) -> Tensor:
+def max_pool_adjoint(c: Tensor, winners: Tensor, input_size: Sequence[int]) -> Tensor:
     """Each output's coefficient goes to the winner of its window, added up where windows overlap.
 
     Args:
-        c: Shape (S, K, C, *out).
-        indices: Flat position of each winner in its input plane, shape (S, C, *out).
+        c: Shape (K*S, C, *out).
+        winners: Flat position of each winner in its input plane, shape (S, C, *out).
         input_size: Spatial size of the input.
     """
-    spatial = len(input_size)
     plane = 1
     for n in input_size:
         plane = plane * n
-    target = indices.flatten(-spatial).unsqueeze(1).expand(-1, c.shape[1], -1, -1)
-    flat = c.new_zeros((*c.shape[:3], plane)).scatter_add(-1, target, c.flatten(-spatial))
-    return flat.reshape(*flat.shape[:3], *input_size)
+    target = expand(winners.flatten(2), c)
+    flat = c.new_zeros((*c.shape[:2], plane)).scatter_add(-1, target, c.flatten(2))
+    return flat.reshape(*flat.shape[:2], *input_size)
 
 
-def unbroadcast(c: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sum a coefficient (S, K, ...) over the axes along which an operand of ``shape`` was broadcast."""
-    extra = c.ndim - 2 - len(shape)
+def unbroadcast(c: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    """Sum a coefficient over the axes along which an operand of ``shape`` was broadcast.
+
+    Args:
+        c: Coefficient at the output.
+        shape: Shape of the operand as recorded.
+        axis: Batch axis of the operand: its length differs by the classes, not by broadcasting.
+    """
+    extra = c.ndim - len(shape)
     if extra > 0:
-        c = c.sum(dim=tuple(range(2, 2 + extra)))
-    axes = tuple(i + 2 for i, n in enumerate(shape) if n == 1 and c.shape[i + 2] != 1)
+        c = c.sum(dim=tuple(range(extra)))
+    axes = tuple(i for i, n in enumerate(shape) if i != axis and n == 1 and c.shape[i] != 1)
     return c.sum(dim=axes, keepdim=True) if axes else c

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +11,40 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.composite import create_composite
-from tw_seg.lrp.graph import Graph, follow_modes, trace
-from tw_seg.lrp.propagate import Pass, accumulate, before_norm, input_relevance, step
-from tw_seg.lrp.seeds import class_indices, logit_seed
+from tw_seg.lrp.adjoints import times
+from tw_seg.lrp.backward import Pass, accumulate
+from tw_seg.lrp.build import OwnRules, follow_modes, trace
+from tw_seg.lrp.choices import check_samples, class_indices
+from tw_seg.lrp.composite import Assign, create_composite
+from tw_seg.lrp.graph import Call, Graph, Ref
+from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.ops.linear import before_norm, input_relevance
+from tw_seg.lrp.readout import heatmap
+from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.tape import Tape, attribute
+from tw_seg.lrp.tracer import default_image_shape
 
-_WEIGHTED = ("conv", "linear", "batch_norm")
+_WEIGHTED = (
+    "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
+)  # fmt: skip
+_FACTORS = ("mul", "div", "matmul", "einsum", "addcmul")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to decode in one mode.
+
+    Attributes:
+        graph: The calls.
+        calls: The same by name.
+        readouts: Names of the calls that are read.
+        wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
+    """
+
+    graph: Graph
+    calls: Mapping[str, Call]
+    readouts: tuple[str, ...]
+    wanted: frozenset[str]
 
 
 class Decoded(NamedTuple):
@@ -49,9 +77,13 @@ class HeatmapDecoder(nn.Module):
             initialised from them, in ``own_weights``.
         composite_kwargs: Numbers for the preset, for example ``{"epsilon": 1e-6}``.
         read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
-            name of a call, or several of them.
+            name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
+        seed: Name of a seed in ``tw_seg.lrp.seeds.SEEDS``.
         chunk_size: Classes decoded at once; ``None`` for all. Changes memory, not results.
         recompute: Recompute each chunk in the backward pass instead of keeping its activations.
+        image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
+            usual one. At another size it is traced again.
+        own_rules: Rules of your own for module classes, functions or methods, see ``docs/own_rule.md``.
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to
@@ -79,27 +111,39 @@ class HeatmapDecoder(nn.Module):
         *,
         tie_weights: bool = True,
         composite_kwargs: dict[str, Any] | None = None,
-        read_out: str | Sequence[str] = "input",
+        read_out: str | float | Sequence[str | float] = "input",
+        seed: str = "logit",
         chunk_size: int | None = None,
         recompute: bool = False,
+        image_size: tuple[int, int] | None = None,
+        own_rules: OwnRules | None = None,
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1 class or None for all, got {chunk_size}")
         self.classifier = classifier
+        self.seed = create_seed(seed)
         self.composite = create_composite(composite, composite_kwargs)
+        if seed in HEAD_RULES:
+            head = Assign(HEAD_RULES[seed], ("convolution", "dense"), depth=(1.0, 1.0))
+            self.composite = replace(self.composite, overrides=(head, *self.composite.overrides))
         self.tie_weights = tie_weights
         self.chunk_size = chunk_size
         self.recompute = recompute
-        # A classifier may take another path in training: one trace for each mode.
-        evaluation, training = follow_modes(trace(classifier, False), trace(classifier, True))
-        self._graphs = {False: evaluation, True: training}
-        self._calls = {mode: {c.name: c for c in graph.calls} for mode, graph in self._graphs.items()}
-        names = (read_out,) if isinstance(read_out, str) else tuple(read_out)
-        self._readouts = {mode: _resolve(graph, names) for mode, graph in self._graphs.items()}
-        self._wanted = {mode: graph.downstream(self._readouts[mode]) for mode, graph in self._graphs.items()}
-        self.read_out = names
-        self.own_weights = nn.ParameterDict() if tie_weights else self._copy_weights()
+        self.own_rules = own_rules
+        self.read_out: tuple[str | float, ...] = (
+            (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
+        )
+        shape = default_image_shape(classifier)
+        if image_size is not None:
+            shape = (shape[0], *image_size)
+        # One plan for each mode, and for each image shape where the classifier's forward branches on sizes.
+        self._plans: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
+        plans = self._add_plans(shape)
+        if missing := self.composite.unmatched([c for plan in plans for c in plan.graph.calls]):
+            raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
+        self._image_axes = _image_axes(plans[0].graph)
+        self.own_weights = nn.ParameterDict() if tie_weights else self._copy_weights(plans)
 
     def forward(
         self,
@@ -120,19 +164,20 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
-        _check(images, samples)
-        mode = self.classifier.training
-        tape = Tape(self.classifier, self._graphs[mode], images)
+        _check(images, self._image_axes)
+        check_samples(samples)
+        plan = self._plan(images)
+        tape = Tape(self.classifier, plan.graph, images)
         logits = tape.logits
         if logits.ndim != 2:
             raise InputError(f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}")
         chosen = class_indices(classes, logits.shape[1])
         run = self.prepare(tape, samples)
-        if len(chosen) == 0 or (samples is not None and samples.shape[0] == 0):
-            readouts = tuple(_empty(run.value(name), len(chosen)) for name in self._readouts[mode])
+        if len(chosen) == 0 or (images if samples is None else samples).shape[0] == 0:
+            readouts = tuple(self._empty(run, name, len(chosen)) for name in plan.readouts)
             return Decoded(logits, readouts[0], readouts)
         size = self.chunk_size or len(chosen)
-        parts = [self._chunk(run, mode, chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        parts = [self._chunk(run, plan, chosen[start : start + size]) for start in range(0, len(chosen), size)]
         readouts = tuple(torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True))
         return Decoded(logits, readouts[0], readouts)
 
@@ -145,41 +190,64 @@ class HeatmapDecoder(nn.Module):
     def coefficients(
         self, images: Tensor, classes: Sequence[int] | Tensor | None = None
     ) -> tuple[Tape, dict[str, Tensor]]:
-        """The tape and the coefficient (N, K', ...) at every call's output: what ``checks`` looks at."""
-        _check(images, None)
-        mode = self.classifier.training
-        tape = Tape(self.classifier, self._graphs[mode], images)
+        """The tape and the coefficient (K'*N, ...) at every call's output: what ``checks`` looks at."""
+        _check(images, self._image_axes)
+        plan = self._plan(images)
+        tape = Tape(self.classifier, plan.graph, images)
         run = self.prepare(tape)
-        kept: dict[str, Tensor] = {}
-        self._propagate(run, mode, logit_seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
+        kept: dict[str, Any] = {}
+        self._propagate(run, plan, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
         return tape, kept
 
     def prepare(self, tape: Tape, samples: Tensor | None = None) -> Pass:
         """What a backward pass over a tape works with."""
-        mode = self.classifier.training
-        return Pass(tape, self.composite, samples, self._weights(), self._wanted[mode])
+        plan = self._plan(tape.images)
+        return Pass(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
 
-    def graph(self) -> Graph:
-        """The calls of the classifier in its present mode."""
-        return self._graphs[self.classifier.training]
+    def graph(self, images: Tensor) -> Graph:
+        """The calls of the classifier in its present mode on such images."""
+        return self._plan(images).graph
+
+    def _add_plans(self, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
+        """Trace both modes: a classifier may take another path in training."""
+        assert len(shape) == 3
+        graphs = [trace(self.classifier, mode, image_shape=shape, own_rules=self.own_rules) for mode in (False, True)]
+        plans = []
+        for mode, graph in enumerate(follow_modes(*graphs)):
+            readouts = _resolve(graph, self.read_out)
+            calls = {call.name: call for call in graph.calls}
+            plan = Plan(graph, calls, readouts, graph.downstream(readouts))
+            self._plans[bool(mode), shape if graph.specialised else None] = plan
+            plans.append(plan)
+        return plans[0], plans[1]
+
+    def _plan(self, images: Tensor) -> Plan:
+        mode, shape = self.classifier.training, tuple(images.shape[1:])
+        for key in ((mode, None), (mode, shape)):
+            if key in self._plans:
+                return self._plans[key]
+        if torch.compiler.is_compiling():
+            raise InputError(
+                f"the classifier's forward branches on sizes and was not traced for images {shape} yet: run the "
+                "decoder once on such images, or give image_size, before you compile or export it"
+            )
+        return self._add_plans(shape)[int(mode)]
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name.replace("/", "."): weight for name, weight in self.own_weights.items()}
 
-    def _chunk(self, run: Pass, mode: bool, classes: tuple[int, ...] | Tensor) -> tuple[Tensor, ...]:
-        seed = logit_seed(run.value(self._graphs[mode].output), classes)
+    def _chunk(self, run: Pass, plan: Plan, classes: tuple[int, ...] | Tensor) -> tuple[Tensor, ...]:
+        seed = self.seed(run.value(plan.graph.output), classes)
         if self.recompute and torch.is_grad_enabled():
             result: tuple[Tensor, ...] = checkpoint(
-                self._propagate, run, mode, seed, use_reentrant=False, preserve_rng_state=False
+                self._propagate, run, plan, seed, use_reentrant=False, preserve_rng_state=False
             )
             return result
-        return self._propagate(run, mode, seed)
+        return self._propagate(run, plan, seed)
 
-    def _propagate(
-        self, run: Pass, mode: bool, seed: Tensor, kept: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, ...]:
-        graph, calls, readouts = self._graphs[mode], self._calls[mode], self._readouts[mode]
-        coefficients = {graph.output: seed}
+    def _propagate(self, run: Pass, plan: Plan, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+        graph, readouts = plan.graph, plan.readouts
+        coefficients: dict[str, Any] = {graph.output: seed}
         heatmaps: dict[str, Tensor] = {}
         for call in reversed(graph.calls):
             c = coefficients.pop(call.name, None)
@@ -188,85 +256,94 @@ class HeatmapDecoder(nn.Module):
             if kept is not None:
                 kept[call.name] = c
             if call.name in readouts:
-                heatmaps[call.name] = _heatmap(run.value(call.name).unsqueeze(1) * before_norm(run, call, c, calls))
+                heatmaps[call.name] = self._heatmap(run, call.name, before_norm(run, call, c))
             if not any(name in run.wanted for name in call.inputs):
                 continue
-            at_input = input_relevance(run, call, c, calls)
+            at_input = input_relevance(run, call, c)
             if at_input is not None:
-                accumulate(heatmaps, graph.input, _heatmap(at_input))
+                accumulate(heatmaps, graph.input, heatmap(run, graph.input, at_input))
                 continue
-            for name, part in step(run, call, c, calls).items():
+            for name, part in OPS[call.kind].adjoint(run, call, c).items():
                 if name in run.wanted:
                     accumulate(coefficients, name, part)
         c = coefficients.pop(graph.input, None)
         if c is not None:
             if kept is not None:
                 kept[graph.input] = c
-            accumulate(heatmaps, graph.input, _heatmap(run.value(graph.input).unsqueeze(1) * c))
+            accumulate(heatmaps, graph.input, self._heatmap(run, graph.input, c))
         return tuple(heatmaps[name] for name in readouts)
 
-    def _copy_weights(self) -> nn.ParameterDict:
+    def _heatmap(self, run: Pass, name: str, c: Tensor) -> Tensor:
+        if self.composite.heatmap == "coefficient":
+            return heatmap(run, name, c)
+        return heatmap(run, name, times(c, run.value(name), run.axis(name)))
+
+    def _empty(self, run: Pass, name: str, classes: int) -> Tensor:
+        """Heatmaps of no samples or of no classes."""
+        one = heatmap(run, name, torch.zeros_like(run.value(name)))
+        return one.new_zeros((one.shape[0], classes, *one.shape[2:]))
+
+    def _copy_weights(self, plans: Sequence[Plan]) -> nn.ParameterDict:
         """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
         own: dict[str, nn.Parameter] = {}
         shared: dict[Tensor, nn.Parameter] = {}
-        for mode, graph in self._graphs.items():
-            for call in graph.calls:
-                if call.kind not in _WEIGHTED or not any(name in self._wanted[mode] for name in call.inputs):
+        for plan in plans:
+            for call in plan.graph.calls:
+                if not any(name in plan.wanted for name in call.inputs):
                     continue
-                if call.weight is None:
-                    if call.op == "call_function" and call.options.get("weight") is not None:
-                        raise InputError(
-                            "tie_weights=False needs weights that are parameters; that of "
-                            f"{call.name!r} in {call.path or '(root)'} is computed in its forward. "
-                            "Use tie_weights=True, or torch.nn.utils.parametrize"
-                        )
-                    continue
-                weight = attribute(self.classifier, call.weight)
-                if weight.requires_grad or isinstance(weight, nn.Parameter):
-                    copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
-                    own.setdefault(call.weight.replace(".", "/"), copy)
+                for path in _weights_of(call, plan.calls):
+                    weight = attribute(self.classifier, path)
+                    if weight.requires_grad or isinstance(weight, nn.Parameter):
+                        copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
+                        own.setdefault(path.replace(".", "/"), copy)
         return nn.ParameterDict(own)
 
 
-def _resolve(graph: Graph, names: tuple[str, ...]) -> tuple[str, ...]:
+def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
+    """Dotted names of the parameters that a call's adjoint multiplies with."""
+    if call.kind in _FACTORS:
+        arguments = [calls[a.name] for a in call.options.values() if isinstance(a, Ref) and a.name in calls]
+        return [str(a.target) for a in arguments if a.op == "get_attr"]
+    if call.kind not in _WEIGHTED:
+        return []
+    if call.weight is None and call.op == "call_function" and call.options.get("weight") is not None:
+        raise InputError(
+            f"tie_weights=False needs weights that are parameters; that of {call.name!r} in {call.path or '(root)'} is "
+            "computed in its forward. Use tie_weights=True, or torch.nn.utils.parametrize"
+        )
+    return [] if call.weight is None else [call.weight]
+
+
+def _resolve(graph: Graph, places: tuple[str | float, ...]) -> tuple[str, ...]:
     try:
-        found = tuple(graph.readout(name) for name in names)
+        found = tuple(graph.readout(place) for place in places)
     except KeyError as error:
         paths = sorted({c.path.split(".")[0] for c in graph.calls if c.kind != "constant" and c.path})
         raise InputError(
-            f"read_out {error.args[0]!r} is neither 'input', a module nor a call of the classifier; "
-            f"its top-level modules are {', '.join(paths)}"
+            f"read_out {error.args[0]!r} is neither 'input', a module, a call nor a fraction from 0 to 1 of the "
+            f"classifier; its top-level modules are {', '.join(paths)}"
         ) from None
     if not found or len(set(found)) != len(found):
-        raise InputError(f"read_out must name at least one place and each only once, got {names}")
+        raise InputError(f"read_out must name at least one place and each only once, got {places}")
     return found
 
 
-def _heatmap(relevance: Tensor) -> Tensor:
-    """Sum over channels, in float32 for half precision; a pooled activation (N, C) is a map of one cell."""
-    if relevance.ndim == 3:
-        relevance = relevance[..., None, None]
-    if relevance.ndim != 5:
-        shape = (relevance.shape[0], *relevance.shape[2:])
-        raise InputError(f"a heatmap needs an activation (N, C, H, W) or (N, C), not {shape}: read elsewhere")
-    half = relevance.dtype in (torch.float16, torch.bfloat16)
-    return relevance.sum(2, dtype=torch.float32 if half else None)
+def _image_axes(graph: Graph) -> int | None:
+    """Number of axes of the images, where a convolution layer reads them; ``None``: it is not known."""
+    convolutions = [c for c in graph.calls if c.kind in ("conv", "conv_transpose") and c.op == "call_module"]
+    sizes = [c.options["kernel_size"] for c in convolutions if graph.input in c.inputs]
+    return 2 + len(sizes[0]) if sizes else None
 
 
-def _empty(activation: Tensor, num_classes: int) -> Tensor:
-    return _heatmap(activation.new_zeros((activation.shape[0], num_classes, *activation.shape[1:])))
+_SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
-def _check(images: Tensor, samples: Tensor | None) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
-        raise InputError(
-            f"images must be a floating-point tensor (N, C, H, W), got {_describe(images)}; convert with .float() / 255"
-        )
-    if samples is None:
+def _check(images: Tensor, axes: int | None) -> None:
+    shapes = _SHAPES if axes is None else {axes: _SHAPES[axes]}
+    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim in shapes:
         return
-    if not isinstance(samples, Tensor) or samples.ndim != 1 or samples.dtype != torch.int64:
-        raise InputError(f"samples must be an int64 tensor (S,), got {_describe(samples)}")
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    found = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    raise InputError(
+        f"images must be a floating-point tensor {' or '.join(shapes.values())}, got {found}; integers are converted "
+        "with .float() / 255, a single image becomes a batch with images[None]"
+    )

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tw_seg.errors import InputError
+from tw_seg.lrp.choices import check_images, check_samples, class_indices
 from tw_seg.models.backbones import TIMM_PREFIX, create_classifier, head_name, load_strict
-from tw_seg.models.inputs import check_classes, check_images, check_samples
 from tw_seg.types import SegOutput
 
 log = logging.getLogger(__name__)
@@ -70,10 +70,12 @@ class UNet(nn.Module):
         if encoder_weights is not None:
             self._load_encoder_weights(encoder_weights)
 
-    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
-        check_images(images, self.in_channels)
-        samples = check_samples(samples, images)
-        chosen = check_classes(classes, self.num_classes)
+    def forward(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> SegOutput:
+        check_images(images, self.in_channels, allow_empty=False)
+        samples = check_samples(samples, images.device)
+        chosen = class_indices(classes, self.num_classes, allow_empty=False)
         features = self.net.encoder(images)
         mask_logits = self._decode(features, images.shape[-2:], samples)
         logits = self._image_logits(features[-1], mask_logits, samples)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tw_seg.lrp.choices import check_images, check_samples, class_indices
 from tw_seg.models.backbones import create_classifier, load_strict
-from tw_seg.models.inputs import check_classes, check_images, check_samples
 from tw_seg.types import SegOutput
 
 
@@ -48,10 +48,12 @@ class ImageClassifier(nn.Module):
             encoder_kwargs=encoder_kwargs,
         )
 
-    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
-        check_images(images, self.in_channels)
-        check_samples(samples, images)
-        chosen = check_classes(classes, self.num_classes)
+    def forward(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> SegOutput:
+        check_images(images, self.in_channels, allow_empty=False)
+        check_samples(samples)
+        chosen = class_indices(classes, self.num_classes, allow_empty=False)
         logits = self.classifier(images)
         return SegOutput(logits, logits.new_zeros((0, len(chosen), *images.shape[-2:])))
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tw_seg.errors import InputError
+from tw_seg.lrp.choices import check_images, check_samples, class_indices
 from tw_seg.models.backbones import create_classifier, head_name, load_strict
-from tw_seg.models.inputs import check_classes, check_images, check_samples
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
 PROBE_SIZE = 96
@@ -84,10 +84,14 @@ class PostHoc(nn.Module):
     def train(self, mode: bool = True) -> PostHoc:
         return super().train(False)
 
-    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
-        check_images(images, self.in_channels)
-        samples = check_samples(samples, images)
-        chosen = check_classes(classes, self.num_classes)
+    def forward(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> SegOutput:
+        check_images(images, self.in_channels, allow_empty=False)
+        samples = check_samples(samples, images.device)
+        if isinstance(classes, Tensor):
+            classes = classes.cpu()  # the gate waits for the device in any case
+        chosen = [int(k) for k in class_indices(classes, self.num_classes, allow_empty=False)]
         with torch.no_grad():
             logits: Tensor = self.classifier(images)
         if samples is not None:

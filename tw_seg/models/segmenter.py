@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.seeds import class_indices
+from tw_seg.lrp.build import OwnRules
+from tw_seg.lrp.choices import check_images, class_indices
 from tw_seg.models.backbones import create_classifier, head_name, load_strict
-from tw_seg.models.inputs import check_images
 from tw_seg.types import BACKGROUND, SegOutput
 
 
@@ -38,7 +39,10 @@ class HeatmapSegmenter(nn.Module):
         composite: Preset of relevance rules, see :class:`tw_seg.lrp.HeatmapDecoder`.
         composite_kwargs: Its numbers.
         tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
-        read_out: Where heatmaps are read, one place or several.
+        read_out: Where heatmaps are read, one place or several: paths of modules or fractions of the depth.
+        seed: Coefficients at the logits, see :class:`tw_seg.lrp.HeatmapDecoder`.
+        own_rules: Rules for operations that the package lacks, see ``docs/own_rule.md``, or where such a mapping is:
+            ``"package.module:NAME"``, which hyper-parameters can hold.
         background: ``"class"``: the background is a class of the classifier, with a heatmap of its own.
             ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
             learned offset and its image-level logit is 0.
@@ -66,7 +70,9 @@ class HeatmapSegmenter(nn.Module):
         composite: str = "epsilon",
         composite_kwargs: dict[str, Any] | None = None,
         tie_weights: bool = True,
-        read_out: str | Sequence[str] = "input",
+        read_out: str | float | Sequence[str | float] = "input",
+        seed: str = "logit",
+        own_rules: str | OwnRules | None = None,
         background: str = "class",
         scale: float = 1.0,
         compress: float | None = None,
@@ -98,6 +104,8 @@ class HeatmapSegmenter(nn.Module):
             tie_weights=tie_weights,
             composite_kwargs=composite_kwargs,
             read_out=read_out,
+            seed=seed,
+            own_rules=load_own_rules(own_rules) if isinstance(own_rules, str) else own_rules,
             chunk_size=chunk_size,
             recompute=recompute,
         )
@@ -127,10 +135,8 @@ class HeatmapSegmenter(nn.Module):
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
-        check_images(images, self.in_channels)
-        wanted = class_indices(classes, self.num_classes)
-        if len(wanted) == 0:
-            raise InputError("classes must name at least one class, got none; use None for all of them")
+        check_images(images, self.in_channels, allow_empty=False)
+        wanted = class_indices(classes, self.num_classes, allow_empty=False)
         decoded = self.decoder(images, self._outputs(wanted), samples)
         offset = self.offset if classes is None else self.offset[torch.as_tensor(wanted, device=images.device)]
         offset = offset[:, None, None]
@@ -175,6 +181,28 @@ class HeatmapSegmenter(nn.Module):
         columns = iter(maps.unbind(1))
         zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))
         return torch.stack([zero if int(k) == BACKGROUND else next(columns) for k in wanted], 1)
+
+
+def load_own_rules(place: str) -> OwnRules:
+    """The mapping of own rules at ``"package.module:NAME"``.
+
+    Raises:
+        InputError: If there is none.
+    """
+    module, _, name = place.partition(":")
+    try:
+        rules = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"own_rules={place!r} must be 'package.module:NAME' of a mapping and importable: {error}. Install your "
+            "package or put its folder on PYTHONPATH."
+        ) from error
+    if not isinstance(rules, Mapping):
+        raise InputError(
+            f"own_rules={place!r} must be a mapping of module classes, functions or method names to rules, got "
+            f"{type(rules).__name__}; see docs/own_rule.md"
+        )
+    return rules
 
 
 def _without_background(state: Mapping[str, Tensor], head: str, classes: int) -> dict[str, Tensor]:

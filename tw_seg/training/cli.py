@@ -1,4 +1,4 @@
-"""The ``tw-seg`` command: ``fit``, ``validate``, ``test`` and ``predict`` on Lightning's command line.
+"""The ``tw-seg`` command: ``fit``, ``validate``, ``test`` and ``predict`` on Lightning's command line, and ``doctor``.
 
 Everything a run writes goes into its run directory, ``--run_dir``; without it that is the first of
 ``runs/<model>-seed<seed>``, ``runs/<model>-seed<seed>-2`` ... that does not exist, and with a checkpoint the
@@ -41,6 +41,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.errors import InputError, TwSegError
+from tw_seg.training import doctor
 from tw_seg.training.callbacks import (
     ExampleImages,
     ExportClassifier,
@@ -72,6 +73,12 @@ _EXPECTED_WARNINGS = (
 _LIGHTNING_INFO = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
 
+_DESCRIPTION = (
+    "Train and use a segmentation model made from an image classifier. One command more, with a help of its own: "
+    f"tw-seg doctor MODEL, to {doctor.SUMMARY}."
+)
+
+
 class SegmentationCLI(LightningCLI):
     """Lightning's command line, with one directory for all that a run writes.
 
@@ -91,6 +98,7 @@ class SegmentationCLI(LightningCLI):
                 trainer_defaults={"log_every_n_steps": 10, "devices": 1},
                 seed_everything_default=0,
                 auto_configure_optimizers=False,  # the task has its own
+                parser_kwargs={"description": _DESCRIPTION},
                 args=args,
             )
         except TwSegError:
@@ -242,10 +250,14 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; ``None``: those of the process.
 
     Returns:
-        Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback.
+        Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback; 1 if ``doctor``
+        found something wrong.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = sys.argv[1:] if args is None else list(args)
     try:
+        if arguments[:1] == ["doctor"]:
+            return doctor.run(arguments[1:])
         cli = run(None if args is None else list(args))
     except TwSegError as error:
         print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)

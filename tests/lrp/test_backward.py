@@ -1,4 +1,4 @@
-"""Coefficients of single calls: with epsilon 0 they are gradients, by autograd at that very place."""
+"""A backward pass: with epsilon 0 its coefficients are gradients, by autograd at that very place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tests.oracles import nets
 from tests.oracles.gradients import gradient_x_activation, input_x_gradient
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp.backward import Pass, accumulate
 from tw_seg.lrp.checks import conservation
+from tw_seg.lrp.composite import Composite
+from tw_seg.lrp.graph import Ref
 
 
 def pictures(*size: int) -> Tensor:
@@ -164,3 +167,108 @@ def test_read_outs_are_gradient_x_activation(place: str) -> None:
     found = HeatmapDecoder(net, read_out=place)(images).heatmaps
     assert found.shape == expected.shape and expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in ("conv1", "conv2")])  # fused with a norm
+def test_coefficients_are_gradients(place: str) -> None:
+    """At every call, classes outermost: row ``k * N + n``."""
+    net, images = nets.tiny(), pictures(2, 3, 17, 19)
+    tape, kept = HeatmapDecoder(net).coefficients(images, [2, 0])
+    name = tape.graph.readout(place)
+    maps = gradient_x_activation(net, getattr(net, place), images)[:, [2, 0]]
+    assert kept[name].shape == (4, *tape.values[name].shape[1:])
+    relevance = (kept[name].unflatten(0, (2, 2)) * tape.values[name]).sum(2).transpose(0, 1)
+    torch.testing.assert_close(relevance, maps, rtol=1e-12, atol=1e-13)
+
+
+# The parts of a pass
+
+
+def several_rows(s, x):
+    """Two rows for each image at ``view``, the batch at axis 2 at ``permute``."""
+    return s.a(x).view(-1, 2, 11, 9).relu().view(-1, 4, 11, 9).permute(1, 2, 0, 3).relu().permute(2, 0, 1, 3)
+
+
+def pass_of(net: nn.Module, images: Tensor, samples: list[int] | None) -> Pass:
+    decoder = HeatmapDecoder(net)
+    tape = decoder.coefficients(images)[0]
+    return decoder.prepare(tape, None if samples is None else torch.tensor(samples, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("samples", [None, [2, 0], [1], [1, 1], []])
+def test_values_of_the_decoded_samples(samples: list[int] | None) -> None:
+    """Those that a tape of these images alone would hold, wherever the batch is."""
+    net, images = Calls(several_rows, a=conv()), pictures(3, 3, 11, 9)
+    run = pass_of(net, images, samples)
+    rows = list(range(3)) if samples is None else samples
+    for name, axis, per_image in (("a", 0, 1), ("view", 0, 2), ("relu", 0, 2), ("permute", 2, 1), ("relu_1", 2, 1)):
+        whole = run.tape.values[name]
+        assert (run.axis(name), run.per_image(name)) == (axis, per_image)
+        parts = whole.unflatten(axis, (3, per_image)).unbind(axis)
+        expected = torch.cat([parts[row] for row in rows], axis) if rows else whole.narrow(axis, 0, 0)
+        assert torch.equal(run.value(name), expected)
+
+
+def test_a_value_is_chosen_once() -> None:
+    run = pass_of(Calls(several_rows, a=conv()), pictures(3, 3, 11, 9), [2, 0])
+    assert run.value("a") is run.value("a")
+
+
+def test_the_shape_of_an_input_for_a_coefficient_at_the_output() -> None:
+    run = pass_of(Calls(several_rows, a=conv()), pictures(3, 3, 11, 9), [2, 0])
+    c = torch.empty(3 * 2 * 2, 2, 11, 9)  # classes, samples, rows of a sample
+    assert run.shape(run.calls["view"], c) == [6, 4, 11, 9]
+    assert run.shape(run.calls["view_1"], torch.empty(6, 4, 11, 9)) == [12, 2, 11, 9]
+
+
+@pytest.mark.parametrize(
+    ("shape", "per_sample"),
+    [((3, 4, 5), True), ((1, 4, 5), False), ((3, 1, 1), True), ((5,), False), ((4, 1), False), ((), False)],
+)
+def test_operands_of_a_product(shape: tuple[int, ...], per_sample: bool) -> None:
+    """One with a row for each image meets each class; others broadcast. As the product would of a larger batch."""
+    run = pass_of(Calls(several_rows, a=conv()), pictures(3, 3, 11, 9), [2, 0])
+    factor = torch.randn(shape)
+    output = torch.randn(3, 4, 5)
+    found, known = run.operand(factor, output, 0)
+    assert known == per_sample
+    expected = factor.expand(3, 4, 5)[[2, 0]] if per_sample else factor.expand(1, 4, 5)
+    assert torch.equal(found.expand(expected.shape), expected)
+    assert run.operand(2.5, output, 0) == (2.5, False)
+
+
+def test_a_coefficient_times_an_operand() -> None:
+    net = Calls(lambda s, x: s.a(x) * s.b(x), a=conv(), b=conv())
+    run = pass_of(net, pictures(3, 3, 11, 9), [2, 0])
+    c = torch.randn(6, 4, 11, 9, dtype=torch.float64)
+    expected = c * run.tape.values["b"][[2, 0, 2, 0, 2, 0]]
+    assert torch.equal(run.multiply(c, Ref("b"), run.calls["mul"]), expected)
+    assert torch.equal(run.multiply(c, 3.0, run.calls["mul"]), c * 3.0)
+
+
+def test_own_weights_stand_for_the_classifiers() -> None:
+    net = Calls(lambda s, x: s.a(x) * s.gamma, a=conv(), gamma=nn.Parameter(torch.ones(4, 1, 1)))
+    decoder = HeatmapDecoder(net)
+    tape = decoder.coefficients(pictures())[0]
+    calls = {call.name: call for call in tape.graph.calls}
+    own = {"a.weight": torch.zeros(1), "gamma": torch.ones(2)}
+    for weights in ({}, own):
+        run = Pass(tape, calls, Composite(), None, weights, frozenset())
+        assert run.weight(calls["a"]) is weights.get("a.weight", net.a.weight)
+        assert run.weight(calls["fc"]) is net.fc.weight and run.weight(calls["mean"]) is None
+        gamma = run.tape.resolve(run.parameter(calls["mul"].options["other"]))
+        assert gamma is weights.get("gamma", net.gamma)
+        assert run.parameter(2.0) == 2.0
+
+
+def test_parts_add_up() -> None:
+    parts: dict = {}
+    one, two, three = torch.ones(2), torch.full((2,), 2.0), torch.full((2,), 3.0)
+    accumulate(parts, "a", one)
+    accumulate(parts, "a", two)
+    accumulate(parts, "split", {0: one})
+    accumulate(parts, "split", {1: two})
+    accumulate(parts, "split", {1: three, 2: three})
+    assert parts["a"].tolist() == [3, 3]
+    assert {index: c.tolist() for index, c in parts["split"].items()} == {0: [1, 1], 1: [5, 5], 2: [3, 3]}
+    assert one.tolist() == [1, 1] and two.tolist() == [2, 2]  # nothing is added in place

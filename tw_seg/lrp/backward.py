@@ -1,0 +1,122 @@
+"""What one backward pass works with, and how the parts that a value receives add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tw_seg.lrp.adjoints import times
+from tw_seg.lrp.composite import Composite
+from tw_seg.lrp.graph import Call, Ref
+from tw_seg.lrp.tape import Tape
+
+Parts = dict[int, Tensor]
+"""Coefficients at some elements of a call that returns several tensors, such as a split."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One backward pass over a tape.
+
+    Attributes:
+        tape: The recorded forward run, of N images.
+        calls: The calls of its graph by name.
+        composite: Which rule for which call.
+        samples: Rows of the images that are decoded, int64 (S,); ``None`` for all.
+        weights: The decoder's own weights by dotted name (untied); a weight that is not there is the
+            classifier's.
+        wanted: Calls whose coefficient is needed.
+        readouts: Calls whose output is read.
+    """
+
+    tape: Tape
+    calls: Mapping[str, Call]
+    composite: Composite
+    samples: Tensor | None
+    weights: Mapping[str, Tensor]
+    wanted: frozenset[str]
+    readouts: tuple[str, ...] = ()
+    chosen: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, value: Tensor, axis: int = 0) -> Tensor:
+        """The decoded rows of a recorded value, (.., N*r, ..) -> (.., S*r, ..)."""
+        if self.samples is None:
+            return value
+        images = self.tape.images.shape[0]
+        rows: Tensor = value.unflatten(axis, (images, -1)).index_select(axis, self.samples)
+        return rows.flatten(axis, axis + 1)
+
+    def axis(self, name: str) -> int:
+        """The batch axis of a call's value."""
+        return self.tape.axes[name]
+
+    def value(self, name: str) -> Tensor:
+        """The activation of a call for the decoded samples."""
+        if name not in self.chosen:
+            self.chosen[name] = self.rows(self.tape.values[name], self.axis(name))
+        return self.chosen[name]
+
+    def per_image(self, name: str) -> int:
+        """Rows along the batch axis of a call's value for each image: 1, or the number of windows."""
+        images = self.tape.images.shape[0]
+        return int(self.tape.values[name].shape[self.axis(name)] // images) if images else 1
+
+    def shape(self, call: Call, c: Tensor) -> list[int]:
+        """Shape of the coefficient at a call's first input when that at its output is ``c``."""
+        name = call.inputs[0]
+        shape = list(self.tape.values[name].shape)
+        shape[self.axis(name)] = c.shape[self.axis(call.name)] // self.per_image(call.name) * self.per_image(name)
+        return shape
+
+    def operand(self, value: Any, output: Tensor, axis: int) -> Any:
+        """A factor as it enters a call, for the decoded samples, with the axes of the call's output.
+
+        Args:
+            value: A number, or a tensor that broadcasts against the output, or a :class:`Ref` to one.
+            output: The recorded output of the call.
+            axis: Its batch axis.
+
+        Returns:
+            The factor, and whether it has a row for each sample.
+        """
+        if isinstance(value, Ref):
+            value = self.tape.values[value.name]
+        if not isinstance(value, Tensor):
+            return value, False
+        value = value.reshape(*[1] * (output.ndim - value.ndim), *value.shape)
+        if value.shape[axis] == 1:
+            return value, False
+        return self.rows(value, axis), True
+
+    def multiply(self, c: Tensor, value: Any, call: Call) -> Tensor:
+        """The coefficient at a call's output times one of its operands."""
+        axis = self.axis(call.name)
+        factor, per_sample = self.operand(value, self.tape.values[call.name], axis)
+        return times(c, factor, axis) if per_sample else c * factor
+
+    def parameter(self, value: Any) -> Any:
+        """An argument of a call, the decoder's own where it is a parameter of the classifier."""
+        if isinstance(value, Ref) and self.weights:
+            call = self.calls.get(value.name)
+            if call is not None and call.op == "get_attr":
+                return self.weights.get(call.target, value)
+        return value
+
+    def weight(self, call: Call) -> Tensor | None:
+        """The weight that the decoder uses for a call."""
+        own = self.weights.get(call.weight) if call.weight else None
+        return self.tape.parameter(call, "weight") if own is None else own
+
+
+def accumulate(parts: dict[str, Any], name: str, part: Tensor | Parts) -> None:
+    """Add one reader's part to what a value has received so far."""
+    if name not in parts:
+        parts[name] = part
+    elif isinstance(part, dict):
+        for index, c in part.items():
+            accumulate(parts[name], index, c)  # type: ignore[arg-type]
+    else:
+        parts[name] = parts[name] + part

@@ -1,0 +1,129 @@
+"""Which images, classes and samples a call is about: the one check of these arguments in the package.
+
+Types and shapes only, and values that lie on the host: to look at a device's values would wait for the device.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tw_seg.errors import InputError
+
+
+def check_images(images: Tensor, in_channels: int | None = None, *, allow_empty: bool = True) -> None:
+    """Check that ``images`` is a float batch (N, C, H, W).
+
+    Args:
+        images: What a caller gave.
+        in_channels: The C that is expected; ``None`` for any.
+        allow_empty: Whether an axis may have the length 0.
+
+    Raises:
+        InputError: Says what was found and what to do.
+    """
+    expected = f"(N, {'C' if in_channels is None else in_channels}, H, W)"
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a torch.Tensor of shape {expected}, got {_describe(images)}")
+    if images.ndim != 4:
+        hint = "add the batch axis with images[None]" if images.ndim == 3 else "stack images of one size"
+        raise InputError(f"images must have the shape {expected}, got {tuple(images.shape)}: {hint}")
+    if in_channels is not None and images.shape[1] != in_channels:
+        raise InputError(
+            f"images must have the shape {expected}, got {tuple(images.shape)}: channels come second (NCHW); "
+            "their number is the model's argument in_channels"
+        )
+    if not allow_empty and 0 in images.shape:
+        raise InputError(f"images must have the shape {expected}, none of them 0, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise InputError(
+            f"images must be of a float type, got {_describe(images)}: convert and normalise them first, "
+            "for instance (images.float() / 255 - mean) / std"
+        )
+
+
+def class_indices(
+    classes: Sequence[int] | Tensor | None, num_classes: int, *, allow_empty: bool = True
+) -> tuple[int, ...] | Tensor:
+    """Validate a choice of classes; ``None`` means all of them, in order.
+
+    Args:
+        classes: Indices, in any order and with repetitions.
+        num_classes: K, the number of classes to choose from.
+        allow_empty: Whether no class at all is a choice.
+
+    Returns:
+        The indices. A tensor that may not be looked at, because it is on a device or being compiled, stays a
+        tensor (int64): of its values nothing is known.
+
+    Raises:
+        InputError: For anything but integers, an index outside ``0..num_classes-1``, or no class if not allowed.
+
+    Example:
+        >>> class_indices(None, 3), class_indices(torch.tensor([2, 0]), 3)
+        ((0, 1, 2), (2, 0))
+    """
+    if classes is None:
+        classes = range(num_classes)
+    if isinstance(classes, Tensor):
+        integer = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+        if not integer or classes.ndim != 1:
+            hint = "; a mask becomes indices with mask.nonzero().flatten()" if classes.dtype == torch.bool else ""
+            raise InputError(f"classes must be a 1-D integer tensor, got {_describe(classes)}{hint}")
+    if isinstance(classes, Tensor) and (classes.device.type != "cpu" or torch.compiler.is_compiling()):
+        chosen: tuple[int, ...] | Tensor = classes.long()
+    else:
+        chosen = _integers(classes)
+        wrong = [k for k in chosen if not 0 <= k < num_classes]
+        if wrong:
+            raise InputError(f"classes {wrong} are outside 0..{num_classes - 1}, the classes of this classifier")
+    if not allow_empty and len(chosen) == 0:
+        raise InputError("classes must name at least one class, got none; use None for all of them")
+    return chosen
+
+
+def check_samples(samples: Tensor | None, device: torch.device | None = None) -> Tensor | None:
+    """Check a choice of rows: ``None`` (all) or an int64 tensor (S,), S may be 0.
+
+    Indexing itself rejects rows that do not exist.
+
+    Args:
+        samples: What a caller gave.
+        device: Where the rows are wanted; ``None`` leaves them where they are.
+
+    Returns:
+        The same rows, on that device.
+
+    Raises:
+        InputError: ``samples`` is no int64 vector.
+    """
+    if samples is None:
+        return None
+    if not isinstance(samples, Tensor) or samples.dtype != torch.int64 or samples.ndim != 1:
+        mask = isinstance(samples, Tensor) and samples.dtype == torch.bool
+        hint = "use mask.nonzero().flatten()" if mask else "use torch.tensor([...], dtype=torch.int64)"
+        raise InputError(
+            f"samples must be None or an int64 tensor (S,) of row indices, got {_describe(samples)}: {hint}"
+        )
+    return samples if device is None else samples.to(device)
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    try:
+        values = tuple(values)
+        # True is an int to Python, but a list of them is meant as a mask.
+        if not any(isinstance(value, bool) for value in values):
+            return tuple(operator.index(value) for value in values)
+    except TypeError:
+        pass
+    raise InputError(f"classes must be integers, a 1-D integer tensor or None for all, got {values!r}")
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

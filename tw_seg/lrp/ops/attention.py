@@ -1,0 +1,191 @@
+"""Softmax and products of matrices, as in AttnLRP (Achtibat et al. 2024, arXiv 2402.05602).
+
+Softmax: expansion of first order at its input (eq. 13). A product of two activations: relevance in proportion to
+the terms, half to each factor (eq. 14 and 15), with the epsilon of the call's rule added to twice the output.
+"""
+
+from __future__ import annotations
+
+import operator
+import string
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tw_seg.errors import UnsupportedOpError
+from tw_seg.lrp.adjoints import stabilize, times, unbroadcast
+from tw_seg.lrp.graph import Call, Ref
+from tw_seg.lrp.ops.op import Functions, Op, keep_batch
+from tw_seg.lrp.rules import Epsilon
+
+if TYPE_CHECKING:
+    from tw_seg.lrp.backward import Pass
+    from tw_seg.lrp.tape import Tape
+
+_SOFTMAX = ("input", "dim")
+_TWO = ("input", "other")
+
+MODULES: dict[type[nn.Module], str] = {nn.Softmax: "softmax"}
+
+FUNCTIONS: Functions = {
+    F.softmax: ("softmax", _SOFTMAX),
+    torch.softmax: ("softmax", _SOFTMAX),
+    "softmax": ("softmax", _SOFTMAX),
+    torch.matmul: ("matmul", _TWO),
+    torch.bmm: ("matmul", _TWO),
+    operator.matmul: ("matmul", _TWO),
+    torch.mm: ("matmul", _TWO),
+    "matmul": ("matmul", _TWO),
+    "bmm": ("matmul", _TWO),
+    "mm": ("matmul", _TWO),
+    torch.einsum: ("einsum", ("equation",)),
+}
+
+
+def _softmax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    dim = call.options["dim"] % c.ndim
+    keep_batch(run.tape, call, (dim,))
+    share, axis = run.value(call.name), run.axis(call.name)
+    mean = times(c, share, axis).sum(dim, keepdim=True)
+    return {call.inputs[0]: times(c - mean, share, axis).to(run.tape.values[call.inputs[0]].dtype)}
+
+
+def _known(call: Call, value: Any) -> bool:
+    return isinstance(value, Ref) and value.name in call.inputs
+
+
+def _share(run: Pass, call: Call, c: Tensor, factors: int) -> Tensor:
+    """The coefficient divided among the factors, less what the stabiliser of the call's rule absorbs."""
+    rule = run.composite.rule(call)
+    if isinstance(rule, Epsilon) and rule.epsilon:
+        z = run.value(call.name)
+        return times(c, z / stabilize(factors * z, rule.epsilon), run.axis(call.name))
+    return c / factors if factors > 1 else c
+
+
+def _matmul_axis(tape: Tape, call: Call) -> int:
+    name = call.inputs[0]
+    value, output = tape.values[name], tape.values[call.name]
+    axis = tape.axes[name] - value.ndim
+    others = [tape.resolve(call.options[n]) for n in _TWO]
+    # One image a row of the first matrix, or a column of the second one, and the other matrix a constant.
+    alone = [_known(call, call.options[n]) for n in _TWO] == [axis == -2, axis == -1]
+    if (axis >= -2 and not alone) or min(o.ndim for o in others) < 2:
+        raise UnsupportedOpError(
+            f"{call.path or '(root)'}: matmul ({call.name!r}) of {[tuple(o.shape) for o in others]} with the batch at "
+            f"axis {tape.axes[name]} has no relevance rule; the batch must come before the matrices"
+        )
+    return int(output.ndim + axis)
+
+
+def _matmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    left, right = (call.options[n] for n in _TWO)
+    known = [_known(call, left), _known(call, right)]
+    c = _share(run, call, c, sum(known))
+    result: dict[str, Tensor] = {}
+    for position, (operand, other) in enumerate(((left, right), (right, left))):
+        if not known[position]:
+            continue
+        factor, per_sample = _matrices(run, call, other)
+        part = _product(c, factor.mT, run.axis(call.name), per_sample, position == 0)
+        part = unbroadcast(part, run.tape.values[operand.name].shape, run.axis(operand.name))
+        result[operand.name] = result[operand.name] + part if operand.name in result else part
+    return result
+
+
+def _matrices(run: Pass, call: Call, value: Any) -> tuple[Tensor, bool]:
+    """A factor for the decoded samples with as many axes as the output, and whether it has rows of samples."""
+    value = run.tape.resolve(run.parameter(value))
+    output, axis = run.tape.values[call.name], run.axis(call.name)
+    value = value.reshape(*[1] * (output.ndim - value.ndim), *value.shape)
+    if axis >= output.ndim - 2 or (value.shape[axis] == 1 and output.shape[axis] != 1):
+        return value, False
+    return run.rows(value, axis), True
+
+
+def _product(c: Tensor, factor: Tensor, axis: int, per_sample: bool, after: bool) -> Tensor:
+    """``c @ factor`` or ``factor @ c``, the factor shared by the classes."""
+    if not per_sample:
+        return c @ factor if after else factor @ c
+    c, factor = c.unflatten(axis, (-1, factor.shape[axis])), factor.unsqueeze(axis)
+    return (c @ factor if after else factor @ c).flatten(axis, axis + 1)
+
+
+def _matmul_forward(tape: Tape, call: Call) -> Tensor:
+    return torch.matmul(*(tape.resolve(call.options[n]) for n in _TWO))
+
+
+def _equation(tape: Tape, call: Call) -> tuple[list[str], str, list[Any]]:
+    """Subscripts of the operands, of the output, and the operands; an ellipsis as letters."""
+    operands = list(call.args[1:])
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    equation = str(call.args[0]).replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        counts = {letter: left.count(letter) for letter in sorted(set(left) - set(",."))}
+        right = ("..." if "..." in left else "") + "".join(k for k, n in counts.items() if n == 1)
+    free = iter(sorted(set(string.ascii_letters) - set(equation)))
+    ranks = [tape.resolve(o).ndim - len(t.replace("...", "")) for t, o in zip(terms, operands, strict=True)]
+    dots = "".join(
+        next(free) for _ in range(max((r for r, t in zip(ranks, terms, strict=True) if "..." in t), default=0))
+    )
+    terms = [t.replace("...", dots[len(dots) - r :]) for t, r in zip(terms, ranks, strict=True)]
+    return terms, right.replace("...", dots), operands
+
+
+def _einsum_axis(tape: Tape, call: Call) -> int:
+    terms, output, operands = _equation(tape, call)
+    for term, operand in zip(terms, operands, strict=True):
+        if _known(call, operand):
+            letter = term[tape.axes[operand.name]]
+            if letter in output and len(set(term)) == len(term):
+                return output.index(letter)
+    raise UnsupportedOpError(f"{call.path or '(root)'}: einsum {call.args[0]!r} ({call.name!r}) sums over the batch")
+
+
+def _repeat(value: Tensor, axis: int, rows: int) -> Tensor:
+    """A value (.., R, ..) of the samples repeated for each class, to ``rows`` rows."""
+    classes = rows // value.shape[axis]
+    repeated = value.unsqueeze(axis).expand(*value.shape[:axis], classes, *value.shape[axis:])
+    return repeated.flatten(axis, axis + 1)
+
+
+def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    terms, output, operands = _equation(run.tape, call)
+    batch = output[run.axis(call.name)]
+    values = []
+    for term, operand in zip(terms, operands, strict=True):
+        value = run.tape.resolve(run.parameter(operand))
+        if batch in term and value.shape[term.index(batch)] != 1:
+            place = term.index(batch)
+            value = _repeat(run.rows(value, place), place, c.shape[run.axis(call.name)])
+        values.append(value)
+    known = [_known(call, operand) for operand in operands]
+    c = _share(run, call, c, sum(known))
+    result: dict[str, Tensor] = {}
+    for i, operand in enumerate(operands):
+        if not known[i]:
+            continue
+        others = [(t, v) for j, (t, v) in enumerate(zip(terms, values, strict=True)) if j != i]
+        have = set(output).union(*(t for t, _ in others))
+        kept = "".join(letter for letter in terms[i] if letter in have)
+        part = torch.einsum(",".join([output, *(t for t, _ in others)]) + "->" + kept, c, *(v for _, v in others))
+        for position, letter in enumerate(terms[i]):
+            if letter not in have:  # summed over by itself: every element gets the same
+                part = part.unsqueeze(position)
+        shape = list(run.tape.values[operand.name].shape)
+        shape[terms[i].index(batch)] = c.shape[run.axis(call.name)]
+        part = part.expand(shape)
+        result[operand.name] = result[operand.name] + part if operand.name in result else part
+    return result
+
+
+OPS: dict[str, Op] = {
+    "softmax": Op(_softmax, conserves=False),
+    "matmul": Op(_matmul, _matmul_forward, _matmul_axis),
+    "einsum": Op(_einsum, axis=_einsum_axis),
+}

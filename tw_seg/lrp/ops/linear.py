@@ -1,0 +1,344 @@
+"""Linear maps: convolutions, linear layers, average pools, sums, BatchNorm, interpolation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tw_seg.errors import UnsupportedOpError
+from tw_seg.lrp import adjoints
+from tw_seg.lrp.adjoints import LinearMap, per_channel
+from tw_seg.lrp.graph import Call
+from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch
+from tw_seg.lrp.rules import Epsilon, LinearRule
+
+if TYPE_CHECKING:
+    from tw_seg.lrp.backward import Pass
+    from tw_seg.lrp.tape import Tape
+
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_REDUCE = ("input", "dim", "keepdim")
+_INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+
+MODULES: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv",
+    nn.Conv2d: "conv",
+    nn.Conv3d: "conv",
+    nn.ConvTranspose1d: "conv_transpose",
+    nn.ConvTranspose2d: "conv_transpose",
+    nn.ConvTranspose3d: "conv_transpose",
+    nn.Linear: "linear",
+    nn.modules.linear.NonDynamicallyQuantizableLinear: "linear",
+    nn.BatchNorm1d: "batch_norm",
+    nn.BatchNorm2d: "batch_norm",
+    nn.BatchNorm3d: "batch_norm",
+    nn.AvgPool1d: "avg_pool",
+    nn.AvgPool2d: "avg_pool",
+    nn.AvgPool3d: "avg_pool",
+    nn.AdaptiveAvgPool1d: "adaptive_avg_pool",
+    nn.AdaptiveAvgPool2d: "adaptive_avg_pool",
+    nn.AdaptiveAvgPool3d: "adaptive_avg_pool",
+    nn.Upsample: "interpolate",
+    nn.UpsamplingNearest2d: "interpolate",
+    nn.UpsamplingBilinear2d: "interpolate",
+}
+
+FUNCTIONS: Functions = {
+    F.conv1d: ("conv", _CONV),
+    F.conv2d: ("conv", _CONV),
+    F.conv3d: ("conv", _CONV),
+    F.conv_transpose1d: ("conv_transpose", _CONV_TRANSPOSE),
+    F.conv_transpose2d: ("conv_transpose", _CONV_TRANSPOSE),
+    F.conv_transpose3d: ("conv_transpose", _CONV_TRANSPOSE),
+    F.linear: ("linear", ("input", "weight", "bias")),
+    F.batch_norm: ("batch_norm", _NORM),
+    F.avg_pool1d: ("avg_pool", ("input", *_POOL[:5])),
+    F.avg_pool2d: ("avg_pool", ("input", *_POOL)),
+    F.avg_pool3d: ("avg_pool", ("input", *_POOL)),
+    F.adaptive_avg_pool1d: ("adaptive_avg_pool", ("input", "output_size")),
+    F.adaptive_avg_pool2d: ("adaptive_avg_pool", ("input", "output_size")),
+    F.adaptive_avg_pool3d: ("adaptive_avg_pool", ("input", "output_size")),
+    torch.mean: ("mean", _REDUCE),
+    "mean": ("mean", _REDUCE),
+    torch.sum: ("sum", _REDUCE),
+    "sum": ("sum", _REDUCE),
+    F.interpolate: ("interpolate", _INTERPOLATE),
+}
+
+
+def fused_norm(run: Pass, call: Call) -> str | None:
+    """The BatchNorm after a linear call that is multiplied into it, if any."""
+    # A linear layer on (N, L, F) has its channels last, a BatchNorm1d after it has them second.
+    apart = call.kind == "linear" and run.tape.values[call.name].ndim > 2
+    return None if apart else call.norm
+
+
+def norm_before(run: Pass, call: Call) -> str | None:
+    """The BatchNorm before a linear call that is multiplied into it, if any; not where its output is read."""
+    apart = call.kind == "linear" and run.tape.values[call.name].ndim > 2
+    return None if apart or call.norm_before in run.readouts else call.norm_before
+
+
+def source(run: Pass, call: Call) -> str:
+    """The call whose activation a linear call's map starts from: its input, or that of the BatchNorm before it."""
+    before = norm_before(run, call)
+    return run.calls[before].inputs[0] if before else call.inputs[0]
+
+
+def norm_scale(run: Pass, call: Call) -> Tensor:
+    """Per-channel factor of a BatchNorm call, its statistics held constant along the input."""
+    scale: Tensor = run.tape.saved[call.name][0]
+    weight = run.weight(call)
+    return scale if weight is None else scale * weight
+
+
+def norm_affine(run: Pass, call: Call) -> tuple[Tensor, Tensor]:
+    """Factor and shift per channel of a BatchNorm call."""
+    mean: Tensor = run.tape.saved[call.name][1]
+    scale = norm_scale(run, call)
+    bias = run.tape.parameter(call, "bias")
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def before_norm(run: Pass, call: Call, c: Tensor) -> Tensor:
+    """The coefficient at a call's own output: a BatchNorm fused into it handed on that of its output."""
+    fused = fused_norm(run, call)
+    return c if fused is None else c * per_channel(norm_scale(run, run.calls[fused]), c.ndim)
+
+
+def output(run: Pass, call: Call) -> Tensor:
+    """``z`` of a linear call: its output, or that of the BatchNorm fused into it."""
+    return run.value(fused_norm(run, call) or call.name)
+
+
+def input_relevance(run: Pass, call: Call, c: Tensor) -> Tensor | None:
+    """Relevance (K*S, *in) at the images by the input's rule; ``None`` where it does not apply."""
+    rule = run.composite.input
+    if rule is None or call.kind not in _WEIGHTED or source(run, call) != run.tape.graph.input:
+        return None
+    return rule.relevance(c, run.value(run.tape.graph.input), output(run, call), linear_map(run, call))
+
+
+def _weighted(run: Pass, call: Call) -> LinearMap:
+    """The linear map of a convolution or linear layer, with the BatchNorms after and before it multiplied in."""
+    weight, bias = run.weight(call), run.tape.parameter(call, "bias")
+    assert weight is not None
+    transposed = call.kind == "conv_transpose"
+    if fused := fused_norm(run, call):
+        scale, shift = norm_affine(run, run.calls[fused])
+        bias = shift if bias is None else shift + scale * bias
+        weight = _scaled(call, weight, scale, 1 if transposed else 0)
+    if (before := norm_before(run, call)) is None:
+        return _map(run, call, weight, bias)
+    scale, shift = norm_affine(run, run.calls[before])
+    # Where padding cuts a window off, less of the shift arrives: what it adds depends on the place.
+    value = run.tape.values[before]
+    shifted = _map(run, call, weight, bias)
+    bias = shifted.forward(per_channel(shift, value.ndim).expand(1, *value.shape[1:]), weight, shifted.bias)
+    return _map(run, call, _scaled(call, weight, scale, 0 if transposed else 1), bias)
+
+
+def _scaled(call: Call, weight: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """A weight times one factor for each channel along its axis 0 or 1; channels of axis 1 repeat in each group."""
+    rest = [1] * (weight.ndim - 2)
+    groups = call.options.get("groups", 1) if axis == 1 else 1
+    if axis == 0:
+        return weight * scale.reshape(-1, 1, *rest)
+    grouped: Tensor = weight.unflatten(0, (groups, -1)) * scale.reshape(groups, 1, -1, *rest)
+    return grouped.flatten(0, 1)
+
+
+def _map(run: Pass, call: Call, weight: Tensor, bias: Tensor | None) -> LinearMap:
+    o, axis = call.options, run.axis(call.inputs[0])
+    if call.kind == "linear":
+        return adjoints.linear(weight, bias, axis=axis)
+    keep_first(call, axis)
+    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+    if call.kind == "conv_transpose":
+        settings = {k: o[k] for k in _CONV_TRANSPOSE[3:] if k in o}
+        return adjoints.conv_transpose(weight, bias, input_size=size, **settings)
+    return adjoints.conv(weight, bias, input_size=size, **{k: o[k] for k in _CONV[3:] if k in o})
+
+
+def keep_first(call: Call, axis: int) -> None:
+    """Refuse an op of images (N, C, ...) whose batch axis is not the first."""
+    if axis != 0:
+        raise UnsupportedOpError(
+            f"{call.path or '(root)'}: {call.kind} ({call.name!r}) works on a batch at axis {axis}, expected axis 0"
+        )
+
+
+def _avg_pool(run: Pass, call: Call) -> LinearMap:
+    keep_first(call, run.axis(call.inputs[0]))
+    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+    settings = {k: call.options[k] for k in _POOL if k in call.options}
+    pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
+    return adjoints.avg_pool(
+        lambda x: pool(x, **settings),
+        lambda c: adjoints.avg_pool_adjoint(c, input_size=size, **settings),
+    )
+
+
+def _adaptive_avg_pool(run: Pass, call: Call) -> LinearMap:
+    keep_first(call, run.axis(call.inputs[0]))
+    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
+    return adjoints.avg_pool(
+        lambda x: pool(x, call.options["output_size"]),
+        lambda c: adjoints.adaptive_avg_pool_adjoint(c, size),
+    )
+
+
+def _reduce(run: Pass, call: Call) -> LinearMap:
+    name = call.inputs[0]
+    shape = run.tape.values[name].shape
+    dims = dims_of(call.options.get("dim"), len(shape))
+    keep_batch(run.tape, call, dims)
+    keepdim = bool(call.options.get("keepdim", False))
+    count = 1
+    for dim in dims:
+        count = count * shape[dim]
+    divisor = count if call.kind == "mean" else 1
+
+    def adjoint(c: Tensor, weight: Tensor | None) -> Tensor:
+        if not keepdim:
+            for dim in sorted(dims):
+                c = c.unsqueeze(dim)
+        spread = c if divisor == 1 else c / divisor
+        return spread.expand(*(n if i in dims else c.shape[i] for i, n in enumerate(shape)))
+
+    return LinearMap(
+        None,
+        None,
+        lambda a, w, b: a.sum(dims, keepdim=keepdim) / divisor,
+        adjoint,
+        run.axis(name),
+        run.axis(call.name),
+    )
+
+
+def _reduce_axis(tape: Tape, call: Call) -> int:
+    axis, ndim = tape.axes[call.inputs[0]], tape.values[call.inputs[0]].ndim
+    dims = dims_of(call.options.get("dim"), ndim)
+    keep_batch(tape, call, dims)
+    return axis if call.options.get("keepdim") else axis - sum(d < axis for d in dims)
+
+
+_WEIGHTED = ("conv", "conv_transpose", "linear")
+
+_NEAREST: dict[str, Any] = {
+    "nearest": torch.ops.aten.upsample_nearest2d_backward,
+    "nearest-exact": torch.ops.aten._upsample_nearest_exact2d_backward,
+}
+
+
+def _interpolate(run: Pass, call: Call) -> LinearMap:
+    keep_first(call, run.axis(call.inputs[0]))
+    o = run.tape.resolve({k: call.options[k] for k in _INTERPOLATE[1:] if k in call.options})
+    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+    target = list(run.tape.values[call.name].shape[2:])
+    mode = o.get("mode", "nearest")
+    factor = None if o.get("recompute_scale_factor") else o.get("scale_factor")
+    factors = [None] * len(size) if factor is None else _per_dim_float(factor, len(size))
+    settings = {k: o[k] for k in ("align_corners", "antialias") if k in o}
+    settings["mode"] = "bilinear" if mode in ("linear", "trilinear") else mode  # the same along one axis
+
+    def adjoint(c: Tensor) -> Tensor:
+        if len(size) == 2 and mode in _NEAREST:
+            spread: Tensor = _NEAREST[mode](c, target, [*c.shape[:2], *size], *factors)
+            return spread
+        # Every mode is separable: one matrix for each axis. torch cannot export all of its own backward ops.
+        for i, (n, m) in enumerate(zip(size, target, strict=True)):
+            matrix = _interpolation(n, m, factors[i], settings, c)
+            c = torch.movedim(torch.movedim(c, 2 + i, -1) @ matrix, -1, 2 + i)
+        return c
+
+    return adjoints.avg_pool(lambda x: F.interpolate(x, **o), adjoint)
+
+
+def _interpolation(n: int, m: int, factor: float | None, settings: dict[str, Any], like: Tensor) -> Tensor:
+    """The matrix (m, n) by which one axis is interpolated: what becomes of unit vectors."""
+    half = like.dtype in (torch.float16, torch.bfloat16)
+    units = torch.eye(n, dtype=torch.float32 if half else like.dtype, device=like.device)[None, None]
+    given: dict[str, Any] = {"size": (m, n)} if factor is None else {"scale_factor": (factor, 1.0)}
+    return F.interpolate(units, **given, **settings)[0, 0].to(like.dtype)
+
+
+def _per_dim_float(value: Any, dims: int) -> list[float]:
+    return [float(v) for v in value] if isinstance(value, (tuple, list)) else [float(value)] * dims
+
+
+def linear_map(run: Pass, call: Call) -> LinearMap:
+    """The linear map ``z = W a + b`` of a call."""
+    build = OPS[call.kind].linear_map
+    assert build is not None
+    before = norm_before(run, call) if call.kind in _WEIGHTED else None
+    reader = call if before is None else run.calls[before]
+    return replace(build(run, call), nonnegative=reader.nonnegative)
+
+
+def _adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    rule, layer, name = run.composite.rule(call), linear_map(run, call), source(run, call)
+    if rule == _PLAIN:  # no activation is looked at
+        return {name: layer.adjoint(c, layer.weight)}
+    assert isinstance(rule, LinearRule)
+    return {name: rule.coefficient(c, run.value(name), output(run, call), layer)}
+
+
+_PLAIN = Epsilon(0.0)
+
+
+def batch_statistics(tape: Tape, call: Call) -> bool:
+    """Whether a BatchNorm call normalises with the batch's statistics or with the running ones."""
+    if call.op != "call_module":
+        return bool(tape.resolve(call.options.get("training", False)))
+    # torch's own rule: in training, or when none are kept
+    kept = any(tape.parameter(call, name) is not None for name in ("running_mean", "running_var"))
+    return tape.modules[call.target].training or not kept
+
+
+def _batch_norm(tape: Tape, call: Call) -> Tensor:
+    value: Tensor = tape.values[call.inputs[0]]
+    mean, var = tape.parameter(call, "running_mean"), tape.parameter(call, "running_var")
+    if batch_statistics(tape, call):
+        # As torch does: statistics of half-precision activations are float32.
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        axes = [0, *range(2, value.ndim)]
+        var, mean = torch.var_mean(value.float() if half else value, axes, unbiased=False)
+    assert var is not None
+    scale = torch.rsqrt(var + tape.number(call, "eps", 1e-5))
+    result: Tensor = tape.run(call)  # it may update the running statistics: theirs are read before
+    tape.saved[call.name] = (scale, mean)
+    return result
+
+
+def _norm_map(run: Pass, call: Call) -> LinearMap:
+    keep_first(call, run.axis(call.inputs[0]))
+    return adjoints.scale(*norm_affine(run, call), run.tape.values[call.name].ndim)
+
+
+def _norm_adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    reader = run.calls.get(call.inputs[0])
+    if reader is not None and fused_norm(run, reader) == call.name:
+        return {reader.name: c}  # the linear call's map and its output z include the norm
+    return _adjoint(run, call, c)
+
+
+OPS: dict[str, Op] = {
+    "conv": Op(_adjoint, linear_map=_weighted),
+    "conv_transpose": Op(_adjoint, linear_map=_weighted),
+    "linear": Op(_adjoint, linear_map=_weighted),
+    "batch_norm": Op(_norm_adjoint, _batch_norm, linear_map=_norm_map),
+    "avg_pool": Op(_adjoint, linear_map=_avg_pool),
+    "adaptive_avg_pool": Op(_adjoint, linear_map=_adaptive_avg_pool),
+    "mean": Op(_adjoint, axis=_reduce_axis, linear_map=_reduce),
+    "sum": Op(_adjoint, axis=_reduce_axis, linear_map=_reduce),
+    "interpolate": Op(_adjoint, linear_map=_interpolate),
+}

@@ -1,0 +1,102 @@
+"""Normalisations by statistics of the sample: LayerNorm, GroupNorm, InstanceNorm, RMSNorm.
+
+The standard deviation is held constant; the mean and the affine map are linear in the input (AttnLRP, Achtibat et
+al. 2024, arXiv 2402.05602, section 3.3.3). So relevance is conserved but for the bias.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tw_seg.errors import UnsupportedOpError
+from tw_seg.lrp.adjoints import per_channel, times
+from tw_seg.lrp.graph import Call
+from tw_seg.lrp.ops.op import Functions, Op, keep_batch
+
+if TYPE_CHECKING:
+    from tw_seg.lrp.backward import Pass
+    from tw_seg.lrp.tape import Tape
+
+_LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
+
+MODULES: dict[type[nn.Module], str] = {
+    nn.LayerNorm: "layer_norm",
+    nn.RMSNorm: "rms_norm",
+    nn.GroupNorm: "group_norm",
+    nn.InstanceNorm1d: "instance_norm",
+    nn.InstanceNorm2d: "instance_norm",
+    nn.InstanceNorm3d: "instance_norm",
+}
+
+FUNCTIONS: Functions = {
+    F.layer_norm: ("layer_norm", _LAYER),
+    torch.layer_norm: ("layer_norm", _LAYER),
+    F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    torch.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
+    F.group_norm: ("group_norm", ("input", "num_groups", "weight", "bias", "eps")),
+    torch.group_norm: ("group_norm", ("input", "num_groups", "weight", "bias", "eps")),
+}
+
+
+def _dims(run: Pass, call: Call) -> tuple[int, ...]:
+    ndim = run.tape.values[call.name].ndim
+    shape = run.tape.resolve(call.options["normalized_shape"])
+    dims = tuple(range(ndim - (1 if isinstance(shape, int) else len(shape)), ndim))
+    keep_batch(run.tape, call, dims)
+    return dims
+
+
+def _layer_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, dims = call.inputs[0], _dims(run, call)
+    value, weight = run.value(name), run.weight(call)
+    var = value.var(dims, unbiased=False, keepdim=True)
+    scaled = c if weight is None else c * weight
+    scaled = times(scaled, torch.rsqrt(var + run.tape.number(call, "eps", 1e-5)), run.axis(name))
+    return {name: scaled - scaled.mean(dims, keepdim=True)}
+
+
+def _rms_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, dims = call.inputs[0], _dims(run, call)
+    value, weight = run.value(name), run.weight(call)
+    eps = run.tape.number(call, "eps", torch.finfo(value.dtype).eps)
+    square = value.square().mean(dims, keepdim=True)
+    return {name: times(c if weight is None else c * weight, torch.rsqrt(square + eps), run.axis(name))}
+
+
+def _group_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name = call.inputs[0]
+    keep_batch(run.tape, call, tuple(range(1, c.ndim)))
+    value, weight = run.value(name), run.weight(call)
+    groups = int(call.options["num_groups"]) if call.kind == "group_norm" else value.shape[1]
+    var = value.unflatten(1, (groups, -1)).flatten(2).var(2, unbiased=False)
+    scaled = c if weight is None else c * per_channel(weight, c.ndim)
+    grouped = scaled.unflatten(1, (groups, -1)).flatten(2)
+    grouped = times(grouped, torch.rsqrt(var + run.tape.number(call, "eps", 1e-5)).unsqueeze(2))
+    return {name: (grouped - grouped.mean(2, keepdim=True)).reshape(c.shape)}
+
+
+def _bias(run: Pass, call: Call, c: Tensor) -> Tensor:
+    bias = run.tape.parameter(call, "bias")
+    if bias is None:
+        return torch.zeros_like(c)
+    return c * (per_channel(bias, c.ndim) if call.kind in ("group_norm", "instance_norm") else bias)
+
+
+def _instance_norm(tape: Tape, call: Call) -> Tensor:
+    module = tape.modules[call.target]
+    if getattr(module, "track_running_stats", False):
+        raise UnsupportedOpError(f"{call.path}: InstanceNorm with running statistics has no relevance rule")
+    value: Tensor = tape.run(call)
+    return value
+
+
+OPS: dict[str, Op] = {
+    "layer_norm": Op(_layer_norm, absorbed=_bias),
+    "rms_norm": Op(_rms_norm),
+    "group_norm": Op(_group_norm, absorbed=_bias),
+    "instance_norm": Op(_group_norm, _instance_norm, absorbed=_bias),
+}
