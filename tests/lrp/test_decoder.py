@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from tests.oracles.gradients import HeldStatistics, agreement, gradients, input_
 from tests.oracles.nets import Calls, Tiny, conv
 from tw_seg.errors import InputError, TraceError, UnsupportedOpError
 from tw_seg.lrp import Decoded, HeatmapDecoder
+from tw_seg.lrp.build import trace
+from tw_seg.lrp.rules import Epsilon
+from tw_seg.lrp.seeds import HEAD_RULES, SEEDS
 
 
 def pictures(*size: int) -> Tensor:
@@ -515,6 +519,128 @@ def test_functional_weights() -> None:
     assert decoder.own_weights["w"].grad is not None
 
 
+class Mixer(nn.Module):
+    """Weights that are no convolution's: norms, layer scales, a quotient, a product of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, 1)
+        self.layer = nn.LayerNorm(4)
+        self.rms = nn.RMSNorm(4)
+        self.group, self.instance = nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)
+        self.prelu = nn.PReLU(4)
+        self.gamma = nn.Parameter(torch.rand(4))
+        self.temperature = nn.Parameter(torch.rand(4, 1, 1) + 1)
+        self.mixing = nn.Parameter(torch.randn(4, 4))
+        self.heads = nn.Parameter(torch.randn(4, 5))
+        self.fc = nn.Linear(5, 3)
+        nets.initialise(self)
+        for module in (self.layer, self.rms, self.group, self.instance):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.instance(self.group(self.stem(x)))
+        x = self.prelu(x) / self.temperature
+        x = x.permute(0, 2, 3, 1)
+        x = x + self.layer(x) * self.gamma
+        x = torch.matmul(self.rms(x), self.mixing)
+        x = torch.einsum("nhwc,cd->nhwd", x, self.heads)
+        return self.fc(x.mean((1, 2)))
+
+
+OWN = ("stem.weight", "layer.weight", "rms.weight", "group.weight", "instance.weight", "prelu.weight", "fc.weight",
+       "gamma", "temperature", "mixing", "heads")  # fmt: skip
+
+
+def test_own_weights_of_norms_and_scales() -> None:
+    net, images = Mixer(), pictures(2, 3, 8, 9)
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    assert sorted(name.replace("/", ".") for name in decoder.own_weights) == sorted(OWN)
+    numbers = {name: p.numel() for name, p in net.named_parameters()}
+    assert sum(p.numel() for p in decoder.parameters()) == sum(numbers.values()) + sum(numbers[n] for n in OWN)
+    torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_own_weight_is_the_one_that_is_used(name: str) -> None:
+    """The decode reads the decoder's copy, and no weight of the classifier but in the values of the forward run."""
+    net, images = Mixer(), pictures(2, 3, 8, 9)
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    own = decoder.own_weights[name.replace(".", "/")]
+    before = decoder(images)
+    with torch.no_grad():
+        own.mul_(torch.rand_like(own) + 0.5)
+    changed = decoder(images)
+    assert torch.equal(changed.logits, before.logits) and not torch.allclose(changed.heatmaps, before.heatmaps)
+    changed.heatmaps.square().sum().backward()
+    assert own.grad is not None and own.grad.any()
+    twin = copy.deepcopy(decoder)  # the same change to the classifier, and then to the copies
+    with torch.no_grad():
+        decoder.classifier.get_parameter(name).copy_(own)
+        for key, other in twin.own_weights.items():
+            if key != "temperature":  # it divides
+                other.zero_()
+    decoder.reset_own_weights()
+    assert torch.equal(own, decoder.classifier.get_parameter(name))
+    torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
+    assert not twin(images).heatmaps.any()
+
+
+def test_own_copy_of_a_layer_scale() -> None:
+    """A change of the classifier's factor changes what follows it in the forward run, not the factor of the decode."""
+    net = Calls(lambda s, x: s.a(x) * s.gamma, a=conv(), gamma=nn.Parameter(torch.rand(4, 1, 1) + 0.5))
+    images = pictures(2, 3, 8, 9)
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    assert set(decoder.own_weights) == {"a/weight", "gamma", "fc/weight"}
+    before = decoder(images).heatmaps
+    with torch.no_grad():
+        net.gamma.mul_(3)
+    torch.testing.assert_close(decoder(images).heatmaps, before)  # nothing after the factor depends on values
+    decoder.reset_own_weights()
+    torch.testing.assert_close(decoder(images).heatmaps, 3 * before)
+    torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
+
+
+SHAPES = {
+    "view": lambda s, x: s.a(x) * s.gamma.view(1, -1, 1, 1),
+    "reshape": lambda s, x: s.a(x).mul(s.gamma.reshape(-1, 1, 1)),
+    "unsqueeze": lambda s, x: s.gamma.unsqueeze(1).unsqueeze(1) * s.a(x),
+    "index": lambda s, x: s.a(x) * s.gamma[:, None, None],
+    "in place": lambda s, x: s.a(x).mul_(s.gamma.view(1, -1, 1, 1)),
+    "quotient": lambda s, x: s.a(x) / s.gamma[None, :, None, None],
+    "transpose": lambda s, x: (s.a(x).permute(0, 2, 3, 1) @ s.square.t()).permute(0, 3, 1, 2),
+    "cast": lambda s, x: s.a(x) * s.gamma.to(x.dtype).view(4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_own_copy_of_a_factor_in_another_shape(name: str) -> None:
+    net = Calls(SHAPES[name], a=conv(), gamma=nn.Parameter(torch.rand(4) + 0.5), square=nn.Parameter(torch.randn(4, 4)))
+    used = "square" if name == "transpose" else "gamma"
+    images = pictures(2, 3, 8, 9)
+    decoder = HeatmapDecoder(net, tie_weights=False)
+    assert set(decoder.own_weights) == {"a/weight", used, "fc/weight"}
+    before = decoder(images).heatmaps
+    torch.testing.assert_close(before, HeatmapDecoder(net)(images).heatmaps)
+    with torch.no_grad():
+        net.get_parameter(used).mul_(3)
+    torch.testing.assert_close(decoder(images).heatmaps, before)
+    decoder.reset_own_weights()
+    torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
+    assert not torch.allclose(decoder(images).heatmaps, before)
+
+
+def test_a_constant_factor_is_not_copied() -> None:
+    """Only parameters are: a number, a buffer and a value computed from parameters stay what they are."""
+    net = Calls(lambda s, x: s.a(x) * 2 * s.buffer * s.gamma.exp().view(4, 1, 1), a=conv())
+    net.register_buffer("buffer", torch.rand(4, 1, 1).double())
+    net.gamma = nn.Parameter(torch.rand(4).double())
+    decoder, images = HeatmapDecoder(net, tie_weights=False), pictures(2, 3, 8, 9)
+    assert set(decoder.own_weights) == {"a/weight", "fc/weight"}
+    torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
+
+
 def standardised(s, x):
     weight = (s.c.weight - s.c.weight.mean()) / s.c.weight.std()
     return F.relu(F.conv2d(x, weight, s.c.bias, padding=1))
@@ -575,6 +701,17 @@ def test_a_pooled_read_out_is_a_map_of_one_cell(decoder: HeatmapDecoder) -> None
     torch.testing.assert_close(found[..., 0, 0], net(images) - net.fc.bias)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "place"), [(0, "input"), (0.0, "input"), (0.3, "conv1"), (0.5, "conv2"), (1, "conv3")]
+)
+def test_a_read_out_at_a_fraction_of_the_depth(fraction: float, place: str) -> None:
+    net, images = nets.tiny(), pictures()
+    found = HeatmapDecoder(net, read_out=fraction)(images).heatmaps
+    assert torch.equal(found, HeatmapDecoder(net, read_out=place)(images).heatmaps)
+    several = HeatmapDecoder(net, read_out=["pool", fraction])(images).readouts[1]
+    torch.testing.assert_close(several, found, rtol=1e-12, atol=1e-14)
+
+
 def test_images_used_twice_and_the_input_rule() -> None:
     """A first layer with the input's rule beside a path that has none: both heatmaps add up."""
     net = Calls(lambda s, x: torch.cat([s.a(x), F.max_pool2d(x, 3, 1, 1)], 1), channels=7, a=conv())
@@ -589,6 +726,235 @@ def test_images_used_twice_and_the_input_rule() -> None:
     )
 
 
+# Seeds
+
+
+@pytest.mark.parametrize("seed", [name for name in SEEDS if name not in HEAD_RULES])
+def test_a_decode_is_linear_in_the_seed(seed: str) -> None:
+    """Heatmaps are those of the logits, in the proportions of the seed's coefficients."""
+    net, images = nets.tiny(classes=4), pictures()
+    logit = HeatmapDecoder(net)(images)
+    rows = SEEDS[seed](logit.logits, [2, 0]).unflatten(0, (2, 3))
+    expected = torch.einsum("knj,njhw->nkhw", rows, logit.heatmaps)
+    for chunk_size in (None, 1):
+        found = HeatmapDecoder(net, seed=seed, chunk_size=chunk_size)(images, [2, 0]).heatmaps
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12 * float(expected.detach().abs().max()))
+    some = HeatmapDecoder(net, seed=seed)(images, [2, 0], torch.tensor([2, 1])).heatmaps
+    torch.testing.assert_close(some, expected[[2, 1]], rtol=1e-11, atol=1e-12 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus"])
+def test_clrp2_is_a_rule_of_the_head(composite: str) -> None:
+    """What speaks for a class less what speaks against it, each normalised; the rest is the composite's."""
+    net, images = Calls(lambda s, x: F.relu(s.a(x)), a=conv()), pictures(2, 3, 11, 9)
+    activation = F.relu(net.a(images))
+    a, weight, bias = activation.mean((2, 3)), net.fc.weight, net.fc.bias
+    plus = (a @ weight.clamp(min=0).T + bias.clamp(min=0) + 1e-6).unsqueeze(2)
+    minus = (a @ weight.clamp(max=0).T + bias.clamp(max=0) - 1e-6).unsqueeze(2)
+    c = net(images).unsqueeze(2) * (weight.clamp(min=0) / plus - weight.clamp(max=0) / minus)
+    expected = torch.einsum("nkc,nchw->nkhw", c, activation) / 99
+    found = HeatmapDecoder(net, composite, seed="clrp2", read_out="a")(images).heatmaps
+    tolerance = 1e-12 if composite == "epsilon" else 1e-4  # the average pool has a stabiliser of 1e-6
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.detach().abs().max()))
+
+
+def test_clrp2_of_a_classifier_that_is_its_head() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
+    images = pictures(2, 3, 2, 2)
+    contrastive, plain = (HeatmapDecoder(net, seed=seed)(images).heatmaps for seed in ("clrp2", "logit"))
+    assert contrastive.abs().max() > 0 and not torch.allclose(contrastive, plain)
+
+
+# Assignments of rules
+
+
+def test_heatmaps_of_coefficients_are_gradients() -> None:
+    """With epsilon 0 the coefficient at the images is the gradient, summed over channels."""
+    net, images = nets.tiny(), pictures().requires_grad_()
+    decoder = HeatmapDecoder(net, read_out=["input", "pool"])
+    decoder.composite = replace(decoder.composite, heatmap="coefficient")
+    found = decoder(images).readouts[0]
+    gradients_ = [torch.autograd.grad(net(images)[:, k].sum(), images)[0].sum(1) for k in range(3)]
+    torch.testing.assert_close(found, torch.stack(gradients_, 1), rtol=1e-12, atol=1e-13)
+    assert decoder(images, samples=torch.tensor([], dtype=torch.int64)).heatmaps.shape == (0, 3, 17, 19)
+
+
+@pytest.mark.parametrize("composite", ["deconvnet", "guided_backprop"])
+def test_composites_of_modified_gradients(composite: str) -> None:
+    """The gradient with the sign of the coefficient in place of, or beside, that of the activation in every ReLU."""
+
+    class Modified(torch.autograd.Function):
+        @staticmethod
+        def forward(context, u: Tensor) -> Tensor:
+            context.save_for_backward(u)
+            return F.relu(u)
+
+        @staticmethod
+        def backward(context, c: Tensor) -> Tensor:  # type: ignore[override]
+            (u,) = context.saved_tensors
+            return F.relu(c) if composite == "deconvnet" else F.relu(c) * (u > 0)
+
+    net = Calls(lambda s, x: F.relu(s.b(F.relu(s.a(x)))), a=conv(), b=conv(4, 4))
+    other = Calls(lambda s, x: Modified.apply(s.b(Modified.apply(s.a(x)))), a=net.a, b=net.b)
+    other.fc = net.fc
+    nets.initialise(net)
+    images = pictures(2, 3, 11, 9).requires_grad_()
+    expected = [torch.autograd.grad(other(images)[:, k].sum(), images)[0].sum(1) for k in range(3)]
+    found = HeatmapDecoder(net, composite)(images).heatmaps
+    torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"rule": "gamma", "name": "layer4.*"},
+        {"rule": "gamma", "kinds": ["conv_transpose"]},
+        {"rule": "gamma", "name": "fc", "depth": [0.0, 0.5]},
+    ],
+)
+def test_an_override_that_matches_nothing(override: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="these overrides match no call of the classifier.*Gamma"):
+        HeatmapDecoder(nets.tiny(), composite_kwargs={"overrides": [override]})
+
+
+def test_an_override_is_the_rule_of_the_calls_that_it_names() -> None:
+    net, images = nets.tiny(), pictures()
+    override = {"rule": "epsilon", "epsilon": 0.3, "name": "conv*"}
+    found = HeatmapDecoder(net, composite_kwargs={"overrides": [override]})
+    rules = {call.name: found.composite.rule(call) for call in found.graph(images).calls}
+    assert [name for name, rule in rules.items() if rule == Epsilon(0.3)] == ["conv1", "conv2", "conv3"]
+    everywhere = HeatmapDecoder(net, composite_kwargs={"epsilon": 0.3})(images).heatmaps
+    nowhere = HeatmapDecoder(net)(images).heatmaps
+    assert not torch.allclose(found(images).heatmaps, nowhere)
+    assert not torch.allclose(found(images).heatmaps, everywhere)
+
+
+class Top(nn.Module):
+    """The mean of the two largest values of each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).topk(2).values.mean(2, keepdim=True).unsqueeze(3)
+
+
+def top_rule(c: Tensor, inputs: tuple[Tensor, ...], output: Tensor, module: nn.Module | None) -> Tensor:
+    (x,) = inputs
+    assert isinstance(module, Top) and c.shape == output.shape and len(x) == len(c)
+    winners = x.flatten(2).topk(2).indices
+    return torch.zeros_like(x.flatten(2)).scatter(2, winners, c.flatten(2).expand(winners.shape) / 2).reshape(x.shape)
+
+
+def log_rule(c: Tensor, inputs: tuple[Tensor, ...], output: Tensor, module: nn.Module | None) -> Tensor:
+    assert module is None
+    return c / (1 + inputs[0])  # the gradient
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_own_rules(tie_weights: bool, chunk_size: int | None) -> None:
+    """Of a module class and of a function; here they are gradients, so the heatmap is input x gradient."""
+    net = Calls(lambda s, x: s.t(torch.log1p(F.relu(s.a(x)))), a=conv(), t=Top())
+    images = pictures(3, 3, 11, 9)
+    with pytest.raises(UnsupportedOpError, match="own_rules"):
+        HeatmapDecoder(net)
+    rules = {Top: top_rule, torch.log1p: log_rule}
+    decoder = HeatmapDecoder(net, own_rules=rules, tie_weights=tie_weights, chunk_size=chunk_size)
+    expected = input_x_gradient(net, images)
+    torch.testing.assert_close(decoder(images).heatmaps, expected, rtol=1e-12, atol=1e-14)
+    some = decoder(images, [2, 0], torch.tensor([2, 1])).heatmaps
+    torch.testing.assert_close(some, expected[[2, 1]][:, [2, 0]], rtol=1e-12, atol=1e-14)
+
+
+def test_an_own_rule_comes_before_the_packages() -> None:
+    net, images = Calls(lambda s, x: F.relu(s.a(x)), a=conv()), pictures(2, 3, 11, 9)
+    straight = HeatmapDecoder(net, own_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
+    linear = Calls(lambda s, x: s.a(x), a=net.a)
+    linear.fc = net.fc
+    nets.initialise(net)
+    straight = HeatmapDecoder(net, own_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
+    torch.testing.assert_close(straight, input_x_gradient(linear, images), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        (lambda c, inputs, output, module: (c, c), "returned 2 coefficients for 1 inputs"),
+        (lambda c, inputs, output, module: c[:, :1], "returned a coefficient of shape"),
+    ],
+)
+def test_wrong_own_rules(rule, named: str) -> None:
+    decoder = HeatmapDecoder(Calls(lambda s, x: torch.log1p(s.a(x).relu()), a=conv()), own_rules={torch.log1p: rule})
+    with pytest.raises(InputError, match=named):
+        decoder(pictures())
+
+
+# Forwards that branch on sizes
+
+
+def padded(s, x: Tensor) -> Tensor:
+    """Pads odd widths and pools large heights: another graph for each."""
+    if x.shape[-1] % 2:
+        x = F.pad(x, (0, 1))
+    x = F.relu(s.a(x))
+    return s.pool(x) if x.shape[-2] > 12 else x
+
+
+def branching(**modules: Any) -> Calls:
+    return Calls(padded, a=conv(), pool=nn.MaxPool2d(2), **modules)
+
+
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_a_forward_that_branches_on_sizes(tie_weights: bool) -> None:
+    net = branching()
+    decoder = HeatmapDecoder(net, image_size=(11, 8), tie_weights=tie_weights)
+    for height, width in [(11, 8), (11, 9), (17, 8), (17, 9), (11, 8), (17, 9)]:
+        images = pictures(2, 3, height, width)
+        decoded = decoder(images)
+        assert torch.equal(decoded.logits, net(images))
+        torch.testing.assert_close(decoded.heatmaps, input_x_gradient(net, images), rtol=1e-12, atol=1e-14)
+        pools = [call.name for call in decoder.graph(images).calls if call.kind == "max_pool"]
+        assert pools == ["pool"] * (height == 17)
+
+
+def test_each_size_is_traced_once(monkeypatch) -> None:
+    traced: list[tuple[int, ...]] = []
+
+    def counted(classifier: nn.Module, training: bool, *, image_shape: tuple[int, int, int], **options: Any) -> Any:
+        traced.append(image_shape)
+        return trace(classifier, training, image_shape=image_shape, **options)
+
+    monkeypatch.setattr("tw_seg.lrp.decoder.trace", counted)
+    decoder = HeatmapDecoder(branching(), image_size=(11, 8))
+    for width in (8, 9, 8, 9, 7, 9):
+        decoder(pictures(2, 3, 11, width))
+        decoder.train(not decoder.training)
+    assert traced == [(3, 11, 8)] * 2 + [(3, 11, 9)] * 2 + [(3, 11, 7)] * 2  # both modes
+    traced.clear()
+    decoder = HeatmapDecoder(nets.tiny())
+    for width in (17, 18):
+        decoder(pictures(2, 3, 17, width))
+    assert traced == [(3, 224, 224)] * 2
+
+
+def test_a_read_out_that_is_not_there_at_every_size() -> None:
+    decoder = HeatmapDecoder(branching(), image_size=(17, 8), read_out="pool")
+    assert decoder(pictures(2, 3, 17, 8)).heatmaps.shape == (2, 3, 8, 4)
+    with pytest.raises(InputError, match="read_out 'pool' is neither"):
+        decoder(pictures(2, 3, 11, 8))
+
+
+def test_compile_a_forward_that_branches_on_sizes() -> None:
+    """It cannot be traced while it is compiled; after one run at that size it need not be."""
+    decoder, images = HeatmapDecoder(branching(), image_size=(11, 8)), pictures(2, 3, 11, 9)
+    torch._dynamo.reset()
+    compiled = torch.compile(decoder, fullgraph=True, backend="eager")
+    message = r"was not traced for images \(3, 11, 9\) yet: run the decoder once"
+    with pytest.raises(Exception, match=message):  # torch wraps the InputError
+        compiled(images)
+    expected = decoder(images)
+    torch._dynamo.reset()
+    assert_equal(torch.compile(decoder, fullgraph=True, backend="eager")(images), expected)
+
+
 # Errors
 
 
@@ -596,6 +962,9 @@ def test_images_used_twice_and_the_input_rule() -> None:
     ("arguments", "named"),
     [
         ({"read_out": "nowhere"}, "read_out 'nowhere' is neither 'input'.*conv1.*fc"),
+        ({"read_out": 1.5}, "read_out 1.5 is neither 'input'.* nor a fraction from 0 to 1"),
+        ({"read_out": [0.0, "input"]}, "only once"),
+        ({"seed": "nothing"}, "unknown seed"),
         ({"read_out": []}, "at least one place"),
         ({"read_out": ["input", "input"]}, "only once"),
         ({"read_out": ["conv2", "bn1", "conv2"]}, "only once"),

@@ -305,6 +305,13 @@ def test_a_head_of_zeros_is_named() -> None:
     assert "after fc (linear 'fc', Epsilon(epsilon=0.0)), whose weight is all zero" in text
 
 
+def test_stabilisers_that_absorb_everything_are_named() -> None:
+    """In float32, 1e-30 of 1e-30 of something is nothing."""
+    images = pictures(dtype=torch.float32)
+    (text,) = report(nets.tiny().float(), images, composite_kwargs={"epsilon": 1e30}).violations
+    assert text.startswith("relevance dies") and text.endswith("the stabilisers absorbed 100% of it.")
+
+
 def test_single_logits_of_zero_are_noted() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.ReLU()).double()
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from tw_seg.lrp.adjoints import times
 from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.graph import Call, Ref
+from tw_seg.lrp.ops import FUNCTIONS
 from tw_seg.lrp.tape import Tape
 
 Parts = dict[int, Tensor]
@@ -98,17 +99,34 @@ class Pass:
         return times(c, factor, axis) if per_sample else c * factor
 
     def parameter(self, value: Any) -> Any:
-        """An argument of a call, the decoder's own where it is a parameter of the classifier."""
-        if isinstance(value, Ref) and self.weights:
-            call = self.calls.get(value.name)
-            if call is not None and call.op == "get_attr":
-                return self.weights.get(call.target, value)
-        return value
+        """An argument of a call, made of the decoder's own where it is a parameter of the classifier or a view of one."""
+        path = parameter_of(self.calls, value) if self.weights else None
+        return value if path is None or path not in self.weights else self._own(value)
+
+    def _own(self, value: Ref) -> Any:
+        call = self.calls[value.name]
+        if call.op == "get_attr":
+            return self.weights[call.target]
+        return self.tape.run(replace(call, args=(self._own(call.args[0]), *call.args[1:])))
 
     def weight(self, call: Call) -> Tensor | None:
         """The weight that the decoder uses for a call."""
         own = self.weights.get(call.weight) if call.weight else None
         return self.tape.parameter(call, "weight") if own is None else own
+
+
+_SHAPED = frozenset("reshape squeeze unsqueeze permute transpose movedim expand getitem cast identity".split())
+
+
+def parameter_of(calls: Mapping[str, Call], value: Any) -> str | None:
+    """Dotted name of the classifier's parameter or buffer that an argument of a call is, or is a view of."""
+    while isinstance(value, Ref) and value.name in calls:
+        call = calls[value.name]
+        if call.op == "get_attr":
+            return str(call.target)
+        kind = FUNCTIONS[call.target][0] if call.target in FUNCTIONS else call.kind
+        value = call.args[0] if call.kind == "constant" and call.args and kind in _SHAPED else None
+    return None
 
 
 def accumulate(parts: dict[str, Any], name: str, part: Tensor | Parts) -> None:

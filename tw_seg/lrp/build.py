@@ -362,7 +362,7 @@ def _annotate(calls: list[Call]) -> tuple[Call, ...]:
     for call in calls:
         if call.kind in _NONNEGATIVE or (call.kind in _KEEPS_SIGN and _all_inputs(call, nonnegative)):
             nonnegative.add(call.name)
-    number = max(sum(call.kind in _WEIGHTED for call in calls) - 1, 1)
+    steps = sum(call.kind in _WEIGHTED for call in calls) - 1
     annotated, seen = [], 0
     named = {call.name: call for call in calls}
     for call in calls:
@@ -382,7 +382,7 @@ def _annotate(calls: list[Call]) -> tuple[Call, ...]:
                 call,
                 norm=norm,
                 norm_before=norm_before,
-                depth=max(seen - 1, 0) / number,
+                depth=max(seen - 1, 0) / steps if steps > 0 else float(seen),  # a single one is the head
                 nonnegative=bool(call.inputs) and call.inputs[0] in nonnegative,
             )
         )

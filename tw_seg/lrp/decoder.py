@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.adjoints import times
-from tw_seg.lrp.backward import Pass, accumulate
+from tw_seg.lrp.backward import Pass, accumulate, parameter_of
 from tw_seg.lrp.build import OwnRules, follow_modes, trace
 from tw_seg.lrp.choices import check_samples, class_indices
 from tw_seg.lrp.composite import Assign, create_composite
-from tw_seg.lrp.graph import Call, Graph, Ref
+from tw_seg.lrp.graph import Call, Graph, Ref, refs
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.ops.linear import before_norm, input_relevance
 from tw_seg.lrp.readout import heatmap
@@ -27,7 +27,14 @@ from tw_seg.lrp.tracer import default_image_shape
 _WEIGHTED = (
     "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
 )  # fmt: skip
-_FACTORS = ("mul", "div", "matmul", "einsum", "addcmul")
+_FACTORS: dict[str, tuple[str, ...]] = {
+    "mul": ("input", "other"),
+    "div": ("other",),
+    "matmul": ("input", "other"),
+    "einsum": (),
+    "addcmul": ("tensor1", "tensor2"),
+}
+"""Kind -> the arguments that a coefficient is multiplied with; none: all of them."""
 
 
 @dataclass(frozen=True)
@@ -302,8 +309,9 @@ class HeatmapDecoder(nn.Module):
 def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
     """Dotted names of the parameters that a call's adjoint multiplies with."""
     if call.kind in _FACTORS:
-        arguments = [calls[a.name] for a in call.options.values() if isinstance(a, Ref) and a.name in calls]
-        return [str(a.target) for a in arguments if a.op == "get_attr"]
+        names = _FACTORS[call.kind]
+        factors = [call.options.get(name) for name in names] if names else map(Ref, refs((call.args, call.kwargs)))
+        return [path for factor in factors if (path := parameter_of(calls, factor)) is not None]
     if call.kind not in _WEIGHTED:
         return []
     if call.weight is None and call.op == "call_function" and call.options.get("weight") is not None:

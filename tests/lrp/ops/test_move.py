@@ -12,6 +12,23 @@ from tests.oracles.gradients import input_x_gradient
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
 
+
+
+def rewritten(s, x):
+    y = s.a(x)
+    y[:, 1:3, 2:] = y[:, 1:3, 2:] * 2 + 1
+    y[..., 0] = 0
+    return y
+
+
+def filled(s, x):
+    y = s.a(x)
+    z = y.new_zeros(y.shape)
+    z[:, :, :4] = y[:, :, 2:]
+    z[:, :2, 4:] = y[:, 2:3, :2]
+    return z
+
+
 SHAPES = {
     **spellings(
         "reshape",
@@ -319,9 +336,16 @@ GRIDS = {
         lambda s, x: s.v(s.a(x)),
         modules=lambda: {"u": nn.Unfold(2, stride=2), "v": nn.Unfold((3, 2), 1, (1, 0), 1)},
     ),
+    **spellings("setitem", rewritten, filled),
     **spellings(
         "windows", lambda s, x: s.a(x).unfold(2, 3, 2), lambda s, x: s.a(x).unfold(3, 2, 1).unfold(2, 4, 1),
         lambda s, x: s.a(x).unfold(dimension=-1, size=5, step=3),
+    ),
+    **spellings("setitem", rewritten, filled),
+    **spellings(
+        "windows", lambda s, x: s.a(x).unfold(2, 3, 2), lambda s, x: s.a(x).unfold(dimension=-1, size=4, step=3),
+        lambda s, x: s.a(x).unfold(2, 2, 2).unfold(3, 4, 4).permute(0, 1, 4, 2, 3, 5),
+        lambda s, x: F.relu(s.a(x).permute(1, 2, 0, 3).unfold(1, 3, 3)).permute(2, 0, 1, 3, 4),
     ),
     **spellings(
         "fold", lambda s, x: s.f(s.u(s.a(x))), lambda s, x: F.fold(s.u(s.a(x)), (6, 8), 2, 1, 0, 2),

@@ -107,6 +107,7 @@ FUNCTIONS: Functions = {
     torch.unbind: ("unbind", ("input", "dim")),
     "unbind": ("unbind", ("input", "dim")),
     operator.getitem: ("getitem", ("input", "index")),
+    operator.setitem: ("setitem", ("input", "index", "other")),
     "select": ("select", ("input", "dim", "index")),
     torch.select: ("select", ("input", "dim", "index")),
     "narrow": ("narrow", ("input", "dim", "start", "length")),
@@ -442,6 +443,41 @@ def _getitem(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: spread}
 
 
+def _setitem_forward(tape: Tape, call: Call) -> Tensor:
+    """Out of place: what reads the tensor afterwards reads this value."""
+    value: Tensor = tape.resolve(call.options["input"]).clone()
+    value[tape.resolve(call.options["index"])] = tape.resolve(call.options["other"])
+    return value
+
+
+def _setitem_axis(tape: Tape, call: Call) -> int:
+    whole = call.options["input"]
+    if isinstance(whole, Ref) and whole.name == call.inputs[0]:
+        _place(tape, call)  # refuses an index into the batch
+        return tape.axes[call.inputs[0]]
+    index = call.options["index"]
+    first = index[0] if isinstance(index, tuple) else index
+    if tape.axes[call.inputs[0]] != 0 or not (first is ... or first == slice(None)):
+        raise UnsupportedOpError(
+            f"{call.path or '(root)'}: setitem ({call.name!r}) writes activations into a tensor whose batch axis is not "
+            "the first; write them with cat or stack"
+        )
+    return 0
+
+
+def _setitem(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    index = run.tape.resolve(call.options["index"])
+    result: dict[str, Tensor] = {}
+    whole, part = call.options["input"], call.options["other"]
+    if isinstance(whole, Ref) and whole.name in call.inputs:
+        kept = torch.ones_like(run.tape.values[call.name], dtype=torch.bool)
+        kept[index] = False
+        result[whole.name] = run.multiply(c, kept, call)
+    if isinstance(part, Ref) and part.name in call.inputs:
+        result[part.name] = unbroadcast(c[index], run.tape.values[part.name].shape, run.axis(part.name))
+    return result
+
+
 def _index_select(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     dim = dims_of(call.options["dim"], c.ndim)
     keep_batch(run.tape, call, dim)
@@ -530,6 +566,7 @@ OPS: dict[str, Op] = {
     "unbind": Op(_split, axis=_split_axis),
     "part": Op(_part),
     "getitem": Op(_getitem, axis=_getitem_axis),
+    "setitem": Op(_setitem, _setitem_forward, _setitem_axis, conserves=False),
     "select": Op(_getitem, axis=_getitem_axis),
     "narrow": Op(_getitem, axis=_getitem_axis),
     "index_select": Op(_index_select),
