@@ -81,6 +81,8 @@ def parameters(net: nn.Module) -> int:
 def decodes(net: nn.Module, images: Tensor) -> None:
     """Finite heatmaps that account for their logits."""
     decoder = HeatmapDecoder(net).eval()
+    with torch.no_grad():
+        assert net(images).isfinite().all(), "with random weights the classifier's own logits are not finite"
     heatmaps = decoder(images, classes=[0, CLASSES - 1]).heatmaps
     assert heatmaps.shape == (2, 2, *images.shape[2:]) and heatmaps.isfinite().all(), "heatmaps are not finite"
     found = completeness(decoder, images, [0])

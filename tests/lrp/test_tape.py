@@ -186,8 +186,8 @@ def clamped_in_place(s, x):
 
 
 IN_PLACE = [
-    reread, reread_method, dead_in_place, aliased_in_place, clamped_in_place, reread_operator, reread_identity, reread_module, constant_in_place,
-    images_into_constant, images_in_place,
+    reread, reread_method, dead_in_place, aliased_in_place, clamped_in_place, reread_operator, reread_identity,
+    reread_module, constant_in_place, images_into_constant, images_in_place,
 ]  # fmt: skip
 
 
@@ -271,10 +271,12 @@ def test_the_batch_is_not_mixed(function, named: str) -> None:
 
 AXES = {
     "first": (lambda s, x: s.c(x), {"c": 0}),
-    "moved": (lambda s, x: s.c(x).permute(1, 2, 0, 3).relu().transpose(0, 2).transpose(1, 2), {"permute": 2, "relu": 2}),
+    "moved": (
+        lambda s, x: s.c(x).permute(1, 2, 0, 3).relu().transpose(0, 2).transpose(1, 2), {"permute": 2, "relu": 2},
+    ),
     "behind a new axis": (lambda s, x: s.c(x).unsqueeze(0).relu().squeeze(0), {"unsqueeze": 1, "squeeze": 0}),
     "qkv": (
-        lambda s, x: (lambda q, k: q + k)(*s.c(x).unflatten(1, (2, 2)).permute(1, 0, 2, 3, 4).unbind(0)).repeat(1, 2, 1, 1),
+        lambda s, x: sum(s.c(x).unflatten(1, (2, 2)).permute(1, 0, 2, 3, 4).unbind(0)).repeat(1, 2, 1, 1),
         {"permute": 1, "unbind": 0, "getitem": 0, "repeat": 0},
     ),
     "several rows for each image": (

@@ -99,7 +99,7 @@ class Pass:
         return times(c, factor, axis) if per_sample else c * factor
 
     def parameter(self, value: Any) -> Any:
-        """An argument of a call, made of the decoder's own where it is a parameter of the classifier or a view of one."""
+        """An argument of a call; the decoder's own where it is a parameter of the classifier, or a view of one."""
         path = parameter_of(self.calls, value) if self.weights else None
         return value if path is None or path not in self.weights else self._own(value)
 

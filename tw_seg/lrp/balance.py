@@ -226,7 +226,7 @@ def _balance(run: Pass, call: Call, c: Any, wanted: frozenset[str], classes: int
         if op.absorbed is not None:
             bias = _sum(run, op.absorbed(run, call, c), axis, classes)
     into = sum(handed.values(), _nothing(run, classes))
-    if not op.conserves and call.kind != "own":
+    if not op.conserves:
         bias = out.total - into.total - stabilizer
     return _entry(
         call,

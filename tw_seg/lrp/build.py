@@ -56,8 +56,8 @@ _NONNEGATIVE = frozenset("relu relu6 sigmoid hardsigmoid softmax square abs exp 
 _KEEPS_SIGN = frozenset(
     "max_pool adaptive_max_pool avg_pool adaptive_avg_pool mean sum amax dropout dropout1d dropout2d dropout3d reshape "
     "squeeze unsqueeze identity cast permute transpose movedim expand repeat repeat_interleave roll flip split unbind "
-    "part getitem select narrow index_select pixel_shuffle pixel_unshuffle channel_shuffle unfold fold windows cat stack add "
-    "mul relu leaky_relu hardswish silu gelu".split()
+    "part getitem select narrow index_select pixel_shuffle pixel_unshuffle channel_shuffle unfold fold windows cat "
+    "stack add mul relu leaky_relu hardswish silu gelu".split()
 )
 
 _TENSORS = ("input", "other", "tensor1", "tensor2")
@@ -205,6 +205,8 @@ class _Builder:
         known = [r for r in refs((call.args, call.kwargs)) if r in self.relevant]
         if call.target in self.rules:
             return replace(call, kind="own", inputs=tuple(known), options={"rule": self.rules[call.target]})
+        if call.target in (getattr, operator.getitem) and known and known[0] in self.problems:
+            return replace(call, kind="unsupported", inputs=tuple(known))  # a part of what is listed already
         entry = FUNCTIONS.get(call.target)
         if entry is None or "out" in call.kwargs:
             return self._unsupported(call, str(name))

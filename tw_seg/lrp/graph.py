@@ -80,7 +80,8 @@ class Graph:
 
         Args:
             place: ``"input"``, the path of a module (its last call), the name of a call, or a fraction of the
-                depth: 0 is the input, 1 the last convolution, f the convolution number ``ceil(f * n)`` of n.
+                depth: 0 is the input, 1 the last convolution, f the convolution number ``ceil(f * n)`` of n. A
+                convolution on a branch sees the relevance of that branch; name its block to see all of it.
 
         Raises:
             KeyError: If there is no such call, module or fraction.

@@ -41,4 +41,4 @@ def _own(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return result
 
 
-OPS: dict[str, Op] = {"own": Op(_own, conserves=False)}
+OPS: dict[str, Op] = {"own": Op(_own)}
