@@ -1,7 +1,8 @@
 """Classifiers of torchvision and timm as heatmap segmenters, random weights: decoded and trained one step.
 
 Sizes are as small as the architecture takes, and large enough for the statistics of BatchNorm: with two values a
-channel, decoding through the statistics of the batch explodes. ``docs/support.md`` has more families, at the size they were made for.
+channel, decoding through the statistics of the batch explodes. ``docs/support.md`` has more families, at the size
+that they were made for.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
 
 
-
 def rewritten(s, x):
     y = s.a(x)
     y[:, 1:3, 2:] = y[:, 1:3, 2:] * 2 + 1

@@ -314,8 +314,8 @@ def _pad_absorbed(run: Pass, call: Call, c: Tensor) -> Tensor:
     pad, mode, value = _padding(run.tape, call)
     if mode != "constant" or not value:
         return torch.zeros_like(c)
-    inside = F.pad(F.pad(torch.ones_like(c), [-n for n in pad]), pad)
-    return c * (1 - inside) * value
+    inside = F.pad(F.pad(torch.ones_like(c), [-n for n in pad]), pad) > 0
+    return (c * value).masked_fill(inside | (c == 0), 0.0)  # minus infinity, before a max pool, wins nothing
 
 
 def _joined(call: Call) -> Sequence[Any]:
@@ -459,8 +459,8 @@ def _setitem_axis(tape: Tape, call: Call) -> int:
     first = index[0] if isinstance(index, tuple) else index
     if tape.axes[call.inputs[0]] != 0 or not (first is ... or first == slice(None)):
         raise UnsupportedOpError(
-            f"{call.path or '(root)'}: setitem ({call.name!r}) writes activations into a tensor whose batch axis is not "
-            "the first; write them with cat or stack"
+            f"{call.path or '(root)'}: setitem ({call.name!r}) writes activations into a tensor whose batch axis is "
+            "not the first; write them with cat or stack"
         )
     return 0
 
