@@ -21,6 +21,21 @@ LEVELS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 
+# The same inside the numerical heart: from a graph of calls to decodes and what looks at them.
+LRP_LEVELS = [
+    {"graph", "adjoints", "choices", "lowering", "report"},
+    {"rules", "tracer"},
+    {"ops", "seeds"},
+    {"build", "composite", "tape"},
+    {"backward"},
+    {"balance", "readout"},
+    {"decoder"},
+    {"checks"},
+]
+LRP_LEVEL = {part: level for level, parts in enumerate(LRP_LEVELS) for part in parts}
+# What an operation is handed when it runs, and names in its signatures only.
+OPS_TYPES = {"backward", "tape"}
+
 # Where a library may be imported, as prefixes of paths inside tw_seg.
 ONLY_IN = {
     "pytorch_lightning": ("training/",),
@@ -78,13 +93,47 @@ def violations(path: str, text: str) -> Iterator[str]:
             yield f"{name}: {part} needs only {', '.join(sorted(HEART[part])) or 'the standard library'}"
 
 
+def runtime_source(text: str) -> str:
+    """A module's source without what only type checkers import."""
+    tree = ast.parse(text)
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+    for block in blocks:
+        block.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def lrp_parts(path: str, text: str) -> set[str]:
+    """Modules of the numerical heart that one of its modules imports, ``ops`` as one."""
+    package = ("tw_seg", *Path(path).parts[:-1])
+    names = [name.split(".") for name in imports(text, package)]
+    return {name[2] for name in names if name[:2] == ["tw_seg", "lrp"] and len(name) > 2}
+
+
+def lrp_violations(path: str, text: str) -> Iterator[str]:
+    part = Path(path).parts[1].removesuffix(".py")
+    runtime = lrp_parts(path, runtime_source(text))
+    for other in sorted(runtime - ({part} if part == "ops" else set())):
+        if LRP_LEVEL.get(other, len(LRP_LEVELS)) >= LRP_LEVEL[part]:
+            yield f"{part} must not know {other}"
+    for other in sorted(lrp_parts(path, text) - runtime):
+        if part != "ops" or other not in OPS_TYPES:
+            yield f"{part} names {other} for type checkers: its level is too low for it"
+
+
 @pytest.mark.parametrize("path", sources())
 def test_import_direction(path: str) -> None:
     assert list(violations(path, (PACKAGE / path).read_text())) == []
 
 
+@pytest.mark.parametrize("path", [path for path in sources() if path.startswith("lrp/") and path != "lrp/__init__.py"])
+def test_import_direction_in_the_numerical_heart(path: str) -> None:
+    assert list(lrp_violations(path, (PACKAGE / path).read_text())) == []
+
+
 def test_every_part_has_a_level() -> None:
     assert {part_of(path) for path in sources()} - {"__init__"} <= LEVEL.keys()
+    heart = {Path(path).parts[1].removesuffix(".py") for path in sources() if path.startswith("lrp/")}
+    assert heart - {"__init__"} == LRP_LEVEL.keys()
 
 
 @pytest.mark.parametrize(
@@ -111,3 +160,31 @@ def test_every_part_has_a_level() -> None:
 )
 def test_the_test_sees_what_it_should(path: str, text: str, caught: bool) -> None:
     assert bool(list(violations(path, text))) == caught
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "caught"),
+    [
+        ("lrp/rules.py", "from tw_seg.lrp.adjoints import times", False),
+        ("lrp/rules.py", "from tw_seg.lrp import adjoints", False),
+        ("lrp/rules.py", "from . import composite", True),
+        ("lrp/rules.py", "from tw_seg.lrp.tracer import symbolic_trace", True),  # of its own level
+        ("lrp/rules.py", "from tw_seg.lrp import HeatmapDecoder", True),
+        ("lrp/adjoints.py", "def f():\n    from tw_seg.lrp.rules import Epsilon", True),
+        ("lrp/tape.py", "from tw_seg.lrp.ops import OPS", False),
+        ("lrp/tape.py", "from tw_seg.lrp.backward import Pass", True),
+        (
+            "lrp/tape.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tw_seg.lrp.backward import P",
+            True,
+        ),
+        ("lrp/ops/pool.py", "from tw_seg.lrp.ops.linear import keep_first", False),
+        ("lrp/ops/pool.py", "from .op import Op", False),
+        ("lrp/ops/pool.py", "from tw_seg.lrp.tape import Tape", True),
+        ("lrp/ops/pool.py", "if TYPE_CHECKING:\n    from tw_seg.lrp.tape import Tape", False),
+        ("lrp/ops/pool.py", "if TYPE_CHECKING:\n    from tw_seg.lrp.decoder import Plan", True),
+        ("lrp/checks.py", "from tw_seg.lrp.decoder import HeatmapDecoder", False),
+    ],
+)
+def test_the_test_of_the_heart_sees_what_it_should(path: str, text: str, caught: bool) -> None:
+    assert bool(list(lrp_violations(path, text))) == caught

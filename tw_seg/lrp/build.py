@@ -54,10 +54,10 @@ _VIEWS = frozenset(
 
 _NONNEGATIVE = frozenset("relu relu6 sigmoid hardsigmoid softmax square abs exp softplus".split())
 _KEEPS_SIGN = frozenset(
-    "max_pool adaptive_max_pool avg_pool adaptive_avg_pool mean sum amax dropout dropout1d dropout2d dropout3d reshape "
-    "squeeze unsqueeze identity cast permute transpose movedim expand repeat repeat_interleave roll flip split unbind "
-    "part getitem select narrow index_select pixel_shuffle pixel_unshuffle channel_shuffle unfold fold windows cat "
-    "stack add mul relu leaky_relu hardswish silu gelu".split()
+    "max_pool adaptive_max_pool avg_pool adaptive_avg_pool mean sum amax max dropout dropout1d dropout2d dropout3d "
+    "reshape squeeze unsqueeze identity cast permute transpose movedim expand repeat repeat_interleave roll flip split "
+    "unbind part getitem select narrow index_select pixel_shuffle pixel_unshuffle channel_shuffle unfold fold windows "
+    "cat stack add mul relu leaky_relu hardswish silu gelu".split()
 )
 
 _TENSORS = ("input", "other", "tensor1", "tensor2")
@@ -207,6 +207,9 @@ class _Builder:
             return replace(call, kind="own", inputs=tuple(known), options={"rule": self.rules[call.target]})
         if call.target in (getattr, operator.getitem) and known and known[0] in self.problems:
             return replace(call, kind="unsupported", inputs=tuple(known))  # a part of what is listed already
+        if call.target is getattr and self._is_tuple(call.args[0]):  # max(...).values
+            index = ("values", "indices").index(str(call.args[1]))
+            return replace(call, kind="part", inputs=tuple(known), options={"index": index})
         entry = FUNCTIONS.get(call.target)
         if entry is None or "out" in call.kwargs:
             return self._unsupported(call, str(name))
@@ -236,7 +239,10 @@ class _Builder:
             inputs = self._signal(inputs)
         if kind == "addcmul" and all(self._known(options[n]) for n in ("tensor1", "tensor2")):
             return self._unsupported(call, f"{name} of three values that depend on the images")
-        if kind in ("mean", "sum", "amax") and options.get("dim") is None:
+        if kind == "max" and isinstance(options.get("dim"), Ref):  # of two tensors
+            pair = (options["input"], options["dim"])
+            return self._function(replace(call, op="call_function", target=torch.maximum, args=pair, kwargs={}))
+        if kind in ("mean", "sum", "amax", "max") and options.get("dim") is None:
             return self._unsupported(call, f"{name} over every axis")
         weights = [options.get(n) for n in ("weight", "bias", "running_mean", "running_var")]
         if any(self._known(w) for w in weights):

@@ -357,6 +357,8 @@ class _Tracer(fx.Tracer):
         source = value.node.args[0] if value.node.args else None
         target = value.node.target
         in_place = target in _IN_PLACE_OPERATORS.values() or str(target).endswith("_")
+        if any(v.shape != self.tensors[name].shape for v in self._values(value)):
+            return  # a cache for another size, which each run makes for itself
         if not (in_place and isinstance(source, fx.Node) and source.target == name):
             self.create_proxy("call_method", "copy_", (self.create_proxy("get_attr", name, (), {}), value), {})
 

@@ -59,6 +59,12 @@ AMAX = spellings(
     lambda s, x: s.a(x) + s.a(x).amax(dim=1, keepdim=True),
     lambda s, x: s.a(x).permute(1, 2, 0, 3).amax((0, 3)).transpose(0, 1),
 )
+VALUES = spellings(
+    "max",
+    lambda s, x: s.a(x).max(1)[0],
+    lambda s, x: torch.max(s.a(x), dim=-1, keepdim=True).values,
+    lambda s, x: torch.max(s.a(x), s.a(x).flip(2)),
+)
 DROPOUT = {
     f"{name} {training} {number}": Case(
         lambda s, x, f=body: f(s, s.a(x)), size=size, modules=modules, training=training
@@ -88,7 +94,7 @@ DROPOUT = {
     for training in (False, True)
     for number, body in enumerate(bodies)
 }  # fmt: skip
-CASES = {**MAX, **ADAPTIVE, **UNEVEN, **AMAX, **DROPOUT}
+CASES = {**MAX, **ADAPTIVE, **UNEVEN, **AMAX, **VALUES, **DROPOUT}
 
 
 @pytest.mark.parametrize("name", CASES)

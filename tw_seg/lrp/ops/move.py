@@ -127,7 +127,7 @@ FUNCTIONS: Functions = {
     "where": ("where", ("input", "condition", "other")),
 }
 
-TUPLES = ("split", "unbind")
+TUPLES = ("split", "unbind", "max")
 """Kinds whose value is a tuple of tensors: relevance comes back in parts."""
 
 

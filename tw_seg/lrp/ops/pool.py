@@ -15,7 +15,7 @@ from tw_seg.lrp.ops.linear import keep_first
 from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
+    from tw_seg.lrp.backward import Parts, Pass
     from tw_seg.lrp.tape import Tape
 
 _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -50,6 +50,8 @@ FUNCTIONS: Functions = {
     F.dropout3d: ("dropout3d", _DROPOUT),
     torch.amax: ("amax", ("input", "dim", "keepdim")),
     "amax": ("amax", ("input", "dim", "keepdim")),
+    torch.max: ("max", ("input", "dim", "keepdim")),
+    "max": ("max", ("input", "dim", "keepdim")),
 }
 
 
@@ -106,6 +108,11 @@ def _amax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: expand(mask, c, axis) * c}
 
 
+def _max(run: Pass, call: Call, c: Parts) -> dict[str, Tensor]:
+    """``max`` along an axis returns values and indices; only the values carry relevance."""
+    return _amax(run, call, c[0])
+
+
 def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
     def forward(tape: Tape, call: Call) -> Tensor:
         value: Tensor = tape.values[call.inputs[0]]
@@ -131,6 +138,7 @@ OPS: dict[str, Op] = {
     "max_pool": Op(_to_winners, _max_pool),
     "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool),
     "amax": Op(_amax, axis=_amax_axis),
+    "max": Op(_max, axis=_amax_axis),
     "dropout": Op(_kept, _dropout(F.dropout)),
     "dropout1d": Op(_kept, _dropout(F.dropout1d)),
     "dropout2d": Op(_kept, _dropout(F.dropout2d)),
