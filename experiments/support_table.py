@@ -161,7 +161,8 @@ def check_apart(name: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         reason = f"took longer than {LIMIT:.0f} s"
     except (IndexError, json.JSONDecodeError):
-        reason = f"the process ended with code {done.returncode}: {_short(done.stderr[-300:])}"
+        killed = "was killed, out of memory" if done.returncode == -9 else f"ended with code {done.returncode}"
+        reason = f"the process {killed} {_short(done.stderr[-300:])}".strip()
     nothing = {"parameters": 0, "image": "", **dict.fromkeys(CHECKS, False), "seconds": LIMIT}
     return {"name": name, **nothing, "reason": reason}
 
