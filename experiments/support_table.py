@@ -128,19 +128,21 @@ def create(name: str) -> nn.Module:
     return net
 
 
-def check(name: str) -> dict[str, Any]:
-    """One row of the table."""
-    torch.manual_seed(0)
+TESTS: dict[str, Callable[[nn.Module, Tensor], None]] = {"decodes": decodes, "trains": trains, "exports": exports}
+
+
+def check(name: str, labels: Sequence[str] = CHECKS) -> dict[str, Any]:
+    """One row of the table, or some of its columns."""
     row: dict[str, Any] = {"name": name, "parameters": 0, "image": ""}
-    tests: dict[str, Callable[[nn.Module, Tensor], None]] = {"decodes": decodes, "trains": trains, "exports": exports}
     reasons = []
     started = time.perf_counter()
-    for label, test in tests.items():
+    for label in labels:
+        torch.manual_seed(0)
         try:
             net = create(name)
             shape = default_image_shape(net)
             row |= {"parameters": parameters(net), "image": "x".join(map(str, shape))}
-            test(net, torch.randn(2, *shape))
+            TESTS[label](net, torch.randn(2, *shape))
             row[label] = True
         except (TwSegError, AssertionError) as error:
             row[label] = False
@@ -152,19 +154,26 @@ def check(name: str) -> dict[str, Any]:
 
 
 def check_apart(name: str) -> dict[str, Any]:
-    """The same in a process of its own, whose memory is given back."""
-    command = [sys.executable, "-m", "experiments.support_table", "--row", name]
+    """The same, each column in a process of its own, whose memory is given back."""
+    parts = [_in_process(name, label) for label in CHECKS]
+    row = {key: value for part in parts for key, value in part.items() if value or key in CHECKS}
+    seconds = round(sum(part["seconds"] for part in parts), 1)
+    reason = "; ".join(part["reason"] for part in parts if part["reason"])
+    return {"parameters": 0, "image": "", **row, "seconds": seconds, "reason": reason}
+
+
+def _in_process(name: str, label: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "experiments.support_table", name, "--column", label]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return row
+        part: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return part
     except subprocess.TimeoutExpired:
-        reason = f"took longer than {LIMIT:.0f} s"
+        reason = f"{label}: took longer than {LIMIT:.0f} s"
     except (IndexError, json.JSONDecodeError):
         killed = "was killed, out of memory" if done.returncode == -9 else f"ended with code {done.returncode}"
-        reason = f"the process {killed} {_short(done.stderr[-300:])}".strip()
-    nothing = {"parameters": 0, "image": "", **dict.fromkeys(CHECKS, False), "seconds": LIMIT}
-    return {"name": name, **nothing, "reason": reason}
+        reason = f"{label}: the process {killed} {_short(done.stderr[-300:])}".strip()
+    return {"name": name, label: False, "seconds": 0.0, "reason": reason}
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -202,10 +211,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="classifiers; none for the smallest of every family")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "support", help="path of .md and .json, no suffix")
-    parser.add_argument("--row", help="print one row as JSON, in this process")
+    parser.add_argument("--column", choices=CHECKS, help="print that part of one row as JSON, in this process")
     arguments = parser.parse_args(argv)
-    if arguments.row:
-        print(json.dumps(check(arguments.row)))
+    if arguments.column:
+        print(json.dumps(check(arguments.names[0], [arguments.column])))
         return
     rows = []
     for name in arguments.names or [*torchvision_names(), *timm_names()]:

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Attribute
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from tw_seg.errors import TraceError
 from tw_seg.lrp.lowering import LOWERED_FUNCTIONS, LOWERED_MODULES
@@ -192,8 +193,7 @@ def _recorded(tracer: _Tracer) -> Iterator[None]:
             if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
                 replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
     for name, method in vars(torch._C.TensorBase).items():  # of a tensor that is not traced itself
-        public = isinstance(method, MethodDescriptorType) and not name.startswith("_")
-        if name not in vars(Tensor) and (public or name in ("__getitem__", "__setitem__")):
+        if name not in vars(Tensor) and isinstance(method, MethodDescriptorType) and not name.startswith("_"):
             replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
     enter = torch.autocast.__init__
 
@@ -205,13 +205,32 @@ def _recorded(tracer: _Tracer) -> Iterator[None]:
     try:
         for holder, name, new in replaced:
             setattr(holder, name, new)
-        yield
+        with _RecordedIndexing(tracer):
+            yield
     finally:
         for (holder, name, _), old in zip(replaced, own, strict=True):
             if old is None:  # inherited
                 delattr(holder, name)
             else:
                 setattr(holder, name, old)
+
+
+class _RecordedIndexing(TorchFunctionMode):
+    """Records ``tensor[index]`` and ``tensor[index] = value`` of a tensor that is not traced itself.
+
+    A mode, for ``Tensor.__getitem__`` cannot be replaced for a while: Python keeps taking every tensor for a sequence
+    afterwards, and ``x[[tensor(0), tensor(1)]]`` raises for the rest of the process.
+    """
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and not self.tracer.running and _holds_proxy(args):
+            return self.tracer.create_proxy("call_method", name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def _recorder(tracer: _Tracer, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:

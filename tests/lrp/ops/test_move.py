@@ -315,6 +315,41 @@ INDICES = {
         modules=lambda: {"index": nn.Buffer(torch.tensor([1, 3, 3]))},
     ),
 }
+
+
+def halves(s, x):
+    z = x.new_zeros((x.shape[0], 8, 6, 8))
+    z[:, :4] = s.a(x)
+    z[:, 4:] = F.relu(s.b(x))
+    return z
+
+
+def constant_part(s, x):
+    y = s.a(x)
+    y[:, 1] = 0.5
+    y[..., ::2] = 0
+    return F.relu(y)
+
+
+def from_itself(s, x):
+    y = s.a(x)
+    y[..., 0] = y[..., 1] * 2
+    return F.relu(y)
+
+
+def parameter_part(s, x):
+    y = s.a(x)
+    y[:, 2:, :, 1] = s.p.t()
+    return F.relu(y)
+
+
+def pooled_part(s, x):
+    y, z = s.a(x), s.b(x)
+    y[:, [0, 2]] = z.mean((2, 3), keepdim=True)[:, 1:2]
+    y[:, 3] = z.mean(1)
+    return y
+
+
 GRIDS = {
     **spellings(
         "pixel_shuffle", lambda s, x: s.p(s.a(x)), lambda s, x: F.pixel_shuffle(s.a(x), 2),
@@ -335,12 +370,10 @@ GRIDS = {
         lambda s, x: s.v(s.a(x)),
         modules=lambda: {"u": nn.Unfold(2, stride=2), "v": nn.Unfold((3, 2), 1, (1, 0), 1)},
     ),
-    **spellings("setitem", rewritten, filled),
     **spellings(
-        "windows", lambda s, x: s.a(x).unfold(2, 3, 2), lambda s, x: s.a(x).unfold(3, 2, 1).unfold(2, 4, 1),
-        lambda s, x: s.a(x).unfold(dimension=-1, size=5, step=3),
+        "setitem", rewritten, filled, halves, constant_part, from_itself, parameter_part, pooled_part,
+        modules=lambda: {"b": nn.Conv2d(3, 4, 3, padding=1), "p": nn.Parameter(torch.zeros(6, 1))},
     ),
-    **spellings("setitem", rewritten, filled),
     **spellings(
         "windows", lambda s, x: s.a(x).unfold(2, 3, 2), lambda s, x: s.a(x).unfold(dimension=-1, size=4, step=3),
         lambda s, x: s.a(x).unfold(2, 2, 2).unfold(3, 4, 4).permute(0, 1, 4, 2, 3, 5),

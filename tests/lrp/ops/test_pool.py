@@ -64,6 +64,8 @@ VALUES = spellings(
     lambda s, x: s.a(x).max(1)[0],
     lambda s, x: torch.max(s.a(x), dim=-1, keepdim=True).values,
     lambda s, x: torch.max(s.a(x), s.a(x).flip(2)),
+    lambda s, x: (lambda pair: pair[0])(s.a(x).max(dim=2)),
+    lambda s, x: s.a(x).permute(1, 2, 0, 3).max(0).values.transpose(0, 1),
 )
 DROPOUT = {
     f"{name} {training} {number}": Case(

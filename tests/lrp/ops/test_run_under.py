@@ -16,14 +16,17 @@ from tests.oracles.gradients import agreement, gradients
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.ops import move
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's
+pytestmark = [  # torch's advice
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning"),
+]
 
 MOVES = [
     "reshape 9", "squeeze 5", "unsqueeze 4", "permute 5", "transpose 7", "movedim 4", "roll 1", "flip 2", "expand 4",
     "repeat 2", "repeat_interleave 1", "pad 1", "pad 4", "pad 5", "pad 6", "cat 8", "stack 3", "split 0", "split 1",
     "unbind 2", "getitem 9", "getitem 18", "getitem 20", "select 3", "narrow 1", "index_select 0", "pixel_shuffle 0",
     "pixel_unshuffle 0", "channel_shuffle 0", "unfold 1", "windows 0", "fold 1", "masked_fill 5", "where 3",
-    "split heads", "split heads by index", "swin windows", "windows with a bias", "channels in the batch",
+    "split heads", "split heads by index", "swin windows", "windows with a bias", "channels in the batch", "setitem 2",
 ]  # fmt: skip
 CONVOLUTIONS = [
     "conv2d same even", "conv2d stride", "conv_transpose2d output padding", "conv_transpose2d dilation",
@@ -47,6 +50,7 @@ NETS: dict[str, list[Case]] = {
         test_pool.CASES["max_pool2d ceil"],
         test_pool.CASES["adaptive_max_pool2d odd"],
         test_pool.CASES["amax 4"],
+        test_pool.CASES["max 0"],
     ],
 }
 
