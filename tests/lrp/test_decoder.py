@@ -338,6 +338,8 @@ def test_compile_with_inductor() -> None:
 
 @pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat"])
 def test_export_with_a_dynamic_batch(composite: str) -> None:
+    if composite == "epsilon_flat" and torch.__version__ < (2, 12):
+        pytest.skip("torch 2.11 cannot simplify the strides of a BatchNorm's output in a dynamic batch")
     decoder = HeatmapDecoder(nets.tiny(), composite, chunk_size=2)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(decoder, (pictures(),), dynamic_shapes={"images": {0: batch}})

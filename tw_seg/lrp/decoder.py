@@ -238,7 +238,15 @@ class HeatmapDecoder(nn.Module):
                 f"the classifier's forward branches on sizes and was not traced for images {shape} yet: run the "
                 "decoder once on such images, or give image_size, before you compile or export it"
             )
-        return self._add_plans(shape)[int(mode)]
+        plans = self._add_plans(shape)
+        if not self.tie_weights and (missing := set(self._read_weights(plans)) - self._weights().keys()):
+            for plan_mode in (False, True):
+                del self._plans[plan_mode, shape]
+            raise InputError(
+                f"for images {shape} the classifier's forward uses {', '.join(sorted(missing))}, of which the untied "
+                "decoder has no copies: it used none of them at the image_size at which the decoder was made"
+            )
+        return plans[int(mode)]
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name.replace("/", "."): weight for name, weight in self.own_weights.items()}
@@ -247,10 +255,14 @@ class HeatmapDecoder(nn.Module):
         seed = self.seed(run.value(plan.graph.output), classes)
         if self.recompute and torch.is_grad_enabled():
             result: tuple[Tensor, ...] = checkpoint(
-                self._propagate, run, plan, seed, use_reentrant=False, preserve_rng_state=False
+                self._recomputed, run, plan, seed, use_reentrant=False, preserve_rng_state=False
             )
             return result
         return self._propagate(run, plan, seed)
+
+    def _recomputed(self, run: Pass, plan: Plan, seed: Tensor) -> tuple[Tensor, ...]:
+        # Rows that one run has chosen must not be found by the next: both must compute the same.
+        return self._propagate(replace(run, chosen={}), plan, seed)
 
     def _propagate(self, run: Pass, plan: Plan, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
         graph, readouts = plan.graph, plan.readouts
@@ -294,16 +306,23 @@ class HeatmapDecoder(nn.Module):
         """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
         own: dict[str, nn.Parameter] = {}
         shared: dict[Tensor, nn.Parameter] = {}
-        for plan in plans:
-            for call in plan.graph.calls:
-                if not any(name in plan.wanted for name in call.inputs):
-                    continue
-                for path in _weights_of(call, plan.calls):
-                    weight = attribute(self.classifier, path)
-                    if weight.requires_grad or isinstance(weight, nn.Parameter):
-                        copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
-                        own.setdefault(path.replace(".", "/"), copy)
+        for path in self._read_weights(plans):
+            weight = attribute(self.classifier, path)
+            copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
+            own.setdefault(path.replace(".", "/"), copy)
         return nn.ParameterDict(own)
+
+    def _read_weights(self, plans: Sequence[Plan]) -> list[str]:
+        """Dotted names of the parameters that a decode by these plans multiplies with."""
+        paths = [
+            path
+            for plan in plans
+            for call in plan.graph.calls
+            if any(name in plan.wanted for name in call.inputs)
+            for path in _weights_of(call, plan.calls)
+        ]
+        weights = {path: attribute(self.classifier, path) for path in paths}
+        return [path for path, w in weights.items() if w.requires_grad or isinstance(w, nn.Parameter)]
 
 
 def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
