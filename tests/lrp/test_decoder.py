@@ -138,6 +138,19 @@ def test_chunks_and_recompute_change_nothing(composite: str, chunk_size, recompu
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_recompute_of_some_samples(composite: str, chunk_size) -> None:
+    """As in training: only images with a mask are decoded, and each chunk is computed twice."""
+    net, images, samples = nets.tiny(classes=5), pictures(), torch.tensor([2, 0])
+    parameters = list(net.parameters())
+    whole = HeatmapDecoder(net, composite)(images, None, samples)
+    part = HeatmapDecoder(net, composite, chunk_size=chunk_size, recompute=True)(images, None, samples)
+    assert_equal(part, whole)
+    found, expected = (gradients(loss_of(d.heatmaps) + d.logits.sum(), parameters) for d in (part, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
 def test_recompute_in_training_mode_with_dropout() -> None:
     images = pictures()
     results = []
@@ -942,6 +955,21 @@ def test_a_read_out_that_is_not_there_at_every_size() -> None:
     assert decoder(pictures(2, 3, 17, 8)).heatmaps.shape == (2, 3, 8, 4)
     with pytest.raises(InputError, match="read_out 'pool' is neither"):
         decoder(pictures(2, 3, 11, 8))
+
+
+def test_own_weights_that_are_used_at_some_sizes_only() -> None:
+    """A decoder cannot get new parameters after it was made: it says so, each time, and still decodes the others."""
+    net = Calls(lambda s, x: s.b(s.a(x)) if x.shape[-1] % 2 else s.a(x), a=conv(), b=conv(4, 4))
+    even, odd = pictures(2, 3, 11, 8), pictures(2, 3, 11, 9)
+    decoder = HeatmapDecoder(net, image_size=(11, 8), tie_weights=False)
+    assert set(decoder.own_weights) == {"a/weight", "fc/weight"}
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"for images \(3, 11, 9\) the classifier's forward uses b.weight"):
+            decoder(odd)
+    torch.testing.assert_close(decoder(even).heatmaps, input_x_gradient(net, even), rtol=1e-12, atol=1e-14)
+    larger = HeatmapDecoder(net, image_size=(11, 9), tie_weights=False)
+    for images in (odd, even):
+        torch.testing.assert_close(larger(images).heatmaps, input_x_gradient(net, images), rtol=1e-12, atol=1e-14)
 
 
 def test_compile_a_forward_that_branches_on_sizes() -> None:

@@ -153,6 +153,15 @@ def constant_in_place(s, x):
     return s.c(x) + k
 
 
+def view_of_a_constant_in_place(s, x):
+    """As in Swin v2: a part of a copy is set to zero, and nobody reads that part by itself."""
+    k = s.p.clone()
+    k[:, 1:3].zero_()
+    k.view(-1)[::2].mul_(3)
+    k[0, 0] = 1
+    return s.c(x) + k
+
+
 def images_into_constant(s, x):
     k = s.p.clone()
     k += s.c(x)
@@ -187,7 +196,7 @@ def clamped_in_place(s, x):
 
 IN_PLACE = [
     reread, reread_method, dead_in_place, aliased_in_place, clamped_in_place, reread_operator, reread_identity,
-    reread_module, constant_in_place, images_into_constant, images_in_place,
+    reread_module, constant_in_place, view_of_a_constant_in_place, images_into_constant, images_in_place,
 ]  # fmt: skip
 
 

@@ -46,6 +46,13 @@ _VALUES = frozenset(
 _STATISTICS = frozenset({"norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "var", "std", "rsqrt", "sqrt"})
 """Scales to normalise by: held constant, as the statistics of every normalisation are."""
 
+_SHARING = frozenset(
+    "getitem view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t "
+    "movedim expand expand_as narrow select chunk split tensor_split unbind unfold detach contiguous to type float "
+    "getattr".split()
+)
+"""Names of functions and methods whose value may lie in the memory of their first argument."""
+
 _VIEWS = frozenset(
     "reshape squeeze unsqueeze permute transpose movedim expand split unbind part getitem select narrow cast windows "
     "dropout dropout1d dropout2d dropout3d".split()
@@ -201,7 +208,7 @@ class _Builder:
         return replace(call, kind=MODULES[kind], inputs=inputs[:1], options=options, weight=weight)
 
     def _function(self, call: Call) -> Call:
-        name = call.target if isinstance(call.target, str) else getattr(call.target, "__name__", str(call.target))
+        name = _name(call)
         known = [r for r in refs((call.args, call.kwargs)) if r in self.relevant]
         if call.target in self.rules:
             return replace(call, kind="own", inputs=tuple(known), options={"rule": self.rules[call.target]})
@@ -309,7 +316,7 @@ class _Builder:
             return bool(getattr(self.modules[call.target], "inplace", False))
         if call.op == "call_function" and call.target in _IN_PLACE_OPERATORS:
             return True
-        name = call.target if isinstance(call.target, str) else getattr(call.target, "__name__", "")
+        name = _name(call)
         marked = name.endswith("_") and not name.endswith("__") and call.op != "get_attr"
         return marked or call.kwargs.get("inplace") is True or call.options.get("inplace") is True
 
@@ -335,20 +342,30 @@ def _constant(node: fx.Node) -> bool:
 
 def _live(calls: list[Call], output: str, changes: set[str]) -> set[str]:
     """Names of the calls that the output, or the classifier's own state, depends on."""
-    live = {output, *changes}
-    for call in reversed(calls):
+    memory: dict[str, str] = {}  # call -> the value whose memory it may share
+    for call in calls:
         first = call.args[0].name if call.args and isinstance(call.args[0], Ref) else ""
-        changed = call.kind == "constant" and first in live and _writes(call)
-        if call.name in live or changed:
-            live.add(call.name)
-            live.update(refs((call.args, call.kwargs)))
+        shares = bool(first) and (_name(call) in _SHARING or _writes(call))
+        memory[call.name] = memory.get(first, first) if shares else call.name
+    live = {output, *changes}
+    written = {memory.get(name, name) for name in live}
+    for call in reversed(calls):
+        # What writes into memory that is read later matters, though nobody reads its own result.
+        if call.name in live or (call.kind == "constant" and _writes(call) and memory[call.name] in written):
+            sources = refs((call.args, call.kwargs))
+            live.update((call.name, *sources))
+            written.update(memory.get(name, name) for name in (call.name, *sources))
     return live
+
+
+def _name(call: Call) -> str:
+    return call.target if isinstance(call.target, str) else str(getattr(call.target, "__name__", call.target))
 
 
 def _writes(call: Call) -> bool:
     """Whether a call without readers still matters: it changes its first argument."""
-    name = call.target if isinstance(call.target, str) else getattr(call.target, "__name__", "")
-    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    name = _name(call)
+    return call.op != "get_attr" and (name == "setitem" or (name.endswith("_") and not name.endswith("__")))
 
 
 def _reached(calls: list[Call], output: str) -> set[str]:
