@@ -3,10 +3,10 @@
     python -m experiments.support_table                 # all, about an hour on 2 cores: docs/support.md and .json
     python -m experiments.support_table resnet18 timm/vit_tiny_patch16_224 --out /tmp/support
 
-Each classifier has random weights and runs in a process of its own. *Decodes*: finite heatmaps of two classes in
-evaluation mode, every call conserves relevance. *Trains*: one step on a heatmap loss and an image-level loss in
-training mode, finite gradients that reach the first layer with weights. *Exports*: ``torch.export`` with a dynamic
-batch gives what eager gives.
+Each classifier has random weights and runs in processes of its own. *Decodes*: in evaluation mode the logits are the
+classifier's own, the heatmaps of two classes are finite and account for them. *Trains*: one step on a heatmap loss and
+an image-level loss in training mode, finite gradients that reach the first layer with weights. *Exports*:
+``torch.export`` with a dynamic batch gives what eager gives.
 """
 
 from __future__ import annotations
@@ -79,11 +79,13 @@ def parameters(net: nn.Module) -> int:
 
 
 def decodes(net: nn.Module, images: Tensor) -> None:
-    """Finite heatmaps that account for their logits."""
+    """The classifier's own logits, and finite heatmaps that account for them."""
     decoder = HeatmapDecoder(net).eval()
     with torch.no_grad():
-        assert net(images).isfinite().all(), "with random weights the classifier's own logits are not finite"
-    heatmaps = decoder(images, classes=[0, CLASSES - 1]).heatmaps
+        own = net(images)
+    assert own.isfinite().all(), "with random weights the classifier's own logits are not finite"
+    logits, heatmaps, _ = decoder(images, classes=[0, CLASSES - 1])
+    assert (logits - own).abs().amax() <= 1e-3 * own.abs().amax(), "the logits are not those of the classifier"
     assert heatmaps.shape == (2, 2, *images.shape[2:]) and heatmaps.isfinite().all(), "heatmaps are not finite"
     found = completeness(decoder, images, [0])
     terms = torch.stack([found.logits, found.heatmap, found.bias]).abs().amax()
