@@ -340,8 +340,6 @@ def _other_factor_depends(run: Pass, call: Call) -> bool:
 
 def complete(run: Pass, kept: Mapping[str, Any], balances: Sequence[CallBalance], place: str) -> Completeness:
     """Account for every logit by the balances of the calls between it and a read-out."""
-    """Account for every logit by the balances of the calls between it and a read-out."""
-    """Account for every logit by the balances of the calls between it and a read-out."""
     seed = kept[run.tape.graph.output]
     logits = measure(run, run.tape.graph.output, seed, seed.shape[0] // run.tape.images.shape[0]).total
     zero = torch.zeros_like(logits)
