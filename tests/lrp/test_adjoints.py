@@ -323,3 +323,16 @@ def test_stabilize_keeps_the_precision() -> None:
 def test_stabilize_takes_zero_as_positive() -> None:
     z = torch.tensor([-2.0, -0.0, 0.0, 3.0])
     assert adjoints.stabilize(z, 0.5).tolist() == [-2.5, 0.5, 0.5, 3.5]
+
+
+def test_parts_add_up() -> None:
+    parts: dict = {}
+    one, two, three = torch.ones(2), torch.full((2,), 2.0), torch.full((2,), 3.0)
+    adjoints.accumulate(parts, "a", one)
+    adjoints.accumulate(parts, "a", two)
+    adjoints.accumulate(parts, "split", {0: one})
+    adjoints.accumulate(parts, "split", {1: two})
+    adjoints.accumulate(parts, "split", {1: three, 2: three})
+    assert parts["a"].tolist() == [3, 3]
+    assert {index: c.tolist() for index, c in parts["split"].items()} == {0: [1, 1], 1: [5, 5], 2: [3, 3]}
+    assert one.tolist() == [1, 1] and two.tolist() == [2, 2]  # nothing is added in place

@@ -11,7 +11,7 @@ from tests.oracles import nets
 from tests.oracles.gradients import gradient_x_activation, input_x_gradient
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.backward import Pass, accumulate
+from tw_seg.lrp.backward import Pass
 from tw_seg.lrp.checks import conservation
 from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.graph import Ref
@@ -259,16 +259,3 @@ def test_own_weights_stand_for_the_classifiers() -> None:
         gamma = run.tape.resolve(run.parameter(calls["mul"].options["other"]))
         assert gamma is weights.get("gamma", net.gamma)
         assert run.parameter(2.0) == 2.0
-
-
-def test_parts_add_up() -> None:
-    parts: dict = {}
-    one, two, three = torch.ones(2), torch.full((2,), 2.0), torch.full((2,), 3.0)
-    accumulate(parts, "a", one)
-    accumulate(parts, "a", two)
-    accumulate(parts, "split", {0: one})
-    accumulate(parts, "split", {1: two})
-    accumulate(parts, "split", {1: three, 2: three})
-    assert parts["a"].tolist() == [3, 3]
-    assert {index: c.tolist() for index, c in parts["split"].items()} == {0: [1, 1], 1: [5, 5], 2: [3, 3]}
-    assert one.tolist() == [1, 1] and two.tolist() == [2, 2]  # nothing is added in place

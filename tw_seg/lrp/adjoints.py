@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,32 @@ def times(c: Tensor, value: Tensor, axis: int = 0) -> Tensor:
     return product.flatten(axis, axis + 1)
 
 
-def expand(value: Tensor, like: Tensor, axis: int = 0) -> Tensor:
-    """A value (.., R, ..) of the samples repeated for each class, (.., K*R, ..)."""
-    classes = like.shape[axis] // value.shape[axis]
+def expand(value: Tensor, like: Tensor, axis: int = 0, *, of: int | None = None) -> Tensor:
+    """A value (.., R, ..) of the samples repeated for each class, (.., K*R, ..).
+
+    Args:
+        value: The value.
+        like: A coefficient.
+        axis: Batch axis of the value.
+        of: Batch axis of the coefficient; ``None``: the same.
+    """
+    classes = like.shape[axis if of is None else of] // value.shape[axis]
     return value.unsqueeze(axis).expand(*value.shape[:axis], classes, *value.shape[axis:]).flatten(axis, axis + 1)
+
+
+Parts = dict[int, Tensor]
+"""Coefficients at some elements of a call that returns several tensors, such as a split."""
+
+
+def accumulate(parts: dict[str, Any], name: str, part: Tensor | Parts) -> None:
+    """Add one reader's part to what a value has received so far."""
+    if name not in parts:
+        parts[name] = part
+    elif isinstance(part, dict):
+        for index, c in part.items():
+            accumulate(parts[name], index, c)  # type: ignore[arg-type]
+    else:
+        parts[name] = parts[name] + part
 
 
 def stabilize(z: Tensor, epsilon: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one backward pass works with, and how the parts that a value receives add up."""
+"""What one backward pass works with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.graph import Call, Ref
 from tw_seg.lrp.ops import FUNCTIONS
 from tw_seg.lrp.tape import Tape
-
-Parts = dict[int, Tensor]
-"""Coefficients at some elements of a call that returns several tensors, such as a split."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +124,3 @@ def parameter_of(calls: Mapping[str, Call], value: Any) -> str | None:
         kind = FUNCTIONS[call.target][0] if call.target in FUNCTIONS else call.kind
         value = call.args[0] if call.kind == "constant" and call.args and kind in _SHAPED else None
     return None
-
-
-def accumulate(parts: dict[str, Any], name: str, part: Tensor | Parts) -> None:
-    """Add one reader's part to what a value has received so far."""
-    if name not in parts:
-        parts[name] = part
-    elif isinstance(part, dict):
-        for index, c in part.items():
-            accumulate(parts[name], index, c)  # type: ignore[arg-type]
-    else:
-        parts[name] = parts[name] + part

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import expand, stabilize, times
+from tw_seg.lrp.adjoints import times
 from tw_seg.lrp.backward import Pass
 from tw_seg.lrp.graph import Call, refs
 from tw_seg.lrp.ops import OPS
@@ -24,6 +24,8 @@ from tw_seg.lrp.ops.linear import (
     output,
     source,
 )
+from tw_seg.lrp.ops.op import share
+from tw_seg.lrp.ops.own import arguments
 from tw_seg.lrp.rules import Deconvnet, Epsilon, Guided
 
 
@@ -279,9 +281,7 @@ def _own_constants(run: Pass, call: Call, c: Tensor, classes: int) -> Tensor:
     absorbed = getattr(call.options["rule"], "absorbed", None)
     if absorbed is None:
         return _nothing(run, classes).total
-    inputs = tuple(expand(run.value(name), c, run.axis(name)) for name in call.inputs)
-    module = run.tape.modules[call.target] if call.op == "call_module" else None
-    found: Tensor = absorbed(c, inputs, expand(run.value(call.name), c, axis), module)
+    found: Tensor = absorbed(*arguments(run, call, c))
     if found.shape != c.shape:
         raise InputError(
             f"`absorbed` of the rule for {call.path or call.name!r} returned relevance of shape {tuple(found.shape)}; "
@@ -292,12 +292,10 @@ def _own_constants(run: Pass, call: Call, c: Tensor, classes: int) -> Tensor:
 
 def _stabilizer(run: Pass, call: Call, c: Any, classes: int) -> Tensor:
     """What the epsilon of a sum's or a product's rule absorbs."""
-    rule = run.composite.rule(call)
-    if call.kind not in _STABILISED or not isinstance(rule, Epsilon) or not rule.epsilon:
+    if call.kind not in _STABILISED:
         return _nothing(run, classes).total
-    z = run.value(call.name) * (1 if call.kind in ("add", "sub") else len(call.inputs))
-    axis = run.axis(call.name)
-    return measure(run, call.name, times(c, 1 - z / stabilize(z, rule.epsilon), axis), classes).total
+    factors = 1 if call.kind in ("add", "sub") else len(call.inputs)
+    return measure(run, call.name, c - factors * share(run, call, c, factors), classes).total
 
 
 _STABILISED = ("add", "sub", "matmul", "einsum")

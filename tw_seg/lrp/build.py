@@ -16,8 +16,9 @@ from tw_seg.errors import TraceError, UnsupportedOpError
 from tw_seg.lrp.graph import Call, Graph, Mode, Ref, map_leaves, refs
 from tw_seg.lrp.ops import FUNCTIONS, MODULES
 from tw_seg.lrp.ops.arithmetic import GATES
+from tw_seg.lrp.ops.linear import WEIGHTED
 from tw_seg.lrp.ops.move import TUPLES
-from tw_seg.lrp.tracer import symbolic_trace
+from tw_seg.lrp.tracer import IN_PLACE_OPERATORS, symbolic_trace
 
 OwnRule = Callable[..., Tensor | tuple[Tensor | None, ...]]
 """``rule(c, inputs, output, module)``: see ``docs/own_rule.md``."""
@@ -32,7 +33,7 @@ _MODULE_OPTIONS = (
     "align_corners", "recompute_scale_factor",
 )  # fmt: skip
 
-_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+_IN_PLACE_OPERATORS = (*IN_PLACE_OPERATORS.values(), operator.setitem)
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x2": "other", "tensors": "input"}
 
 _SHAPES = frozenset({"size", "dim", "numel", "stride", "ndimension", "get_device", "is_floating_point", "len"})
@@ -45,13 +46,6 @@ _VALUES = frozenset(
 
 _STATISTICS = frozenset({"norm", "vector_norm", "linalg_norm", "linalg_vector_norm", "var", "std", "rsqrt", "sqrt"})
 """Scales to normalise by: held constant, as the statistics of every normalisation are."""
-
-_SHARING = frozenset(
-    "getitem view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims t "
-    "movedim expand expand_as narrow select chunk split tensor_split unbind unfold detach contiguous to type float "
-    "getattr".split()
-)
-"""Names of functions and methods whose value may lie in the memory of their first argument."""
 
 _VIEWS = frozenset(
     "reshape squeeze unsqueeze permute transpose movedim expand split unbind part getitem select narrow cast windows "
@@ -70,8 +64,6 @@ _KEEPS_SIGN = frozenset(
 _TENSORS = ("input", "other", "tensor1", "tensor2")
 _SIGNAL_ONLY = ("div", "pow", "masked_fill")
 """Kinds of which only the first operand receives relevance."""
-
-_WEIGHTED = ("conv", "conv_transpose", "linear")
 
 
 def trace(
@@ -95,11 +87,6 @@ def trace(
     """
     rules = dict(own_rules or {})
     parameters = list(inspect.signature(classifier.forward).parameters.values())
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-    if len(required) > 1 or not parameters:
-        names = [p.name for p in parameters]
-        raise TraceError(f"the classifier must take one argument (images), it takes {names}")
     # The other arguments keep their defaults, so that the classifier may branch on them.
     defaults = {p.name: p.default for p in parameters[1:] if isinstance(p.default, (bool, int, float, type(None)))}
     traced = symbolic_trace(
@@ -336,7 +323,7 @@ def _constant(node: fx.Node) -> bool:
         return node.args[1] in _SHAPE_ATTRIBUTES
     if node.op not in ("call_method", "call_function"):
         return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = _name(node)
     return name in _SHAPES or name in _VALUES or name in _STATISTICS
 
 
@@ -345,7 +332,7 @@ def _live(calls: list[Call], output: str, changes: set[str]) -> set[str]:
     memory: dict[str, str] = {}  # call -> the value whose memory it may share
     for call in calls:
         first = call.args[0].name if call.args and isinstance(call.args[0], Ref) else ""
-        shares = bool(first) and (_name(call) in _SHARING or _writes(call))
+        shares = bool(first) and (_may_view(call) or _writes(call))
         memory[call.name] = memory.get(first, first) if shares else call.name
     live = {output, *changes}
     written = {memory.get(name, name) for name in live}
@@ -358,8 +345,14 @@ def _live(calls: list[Call], output: str, changes: set[str]) -> set[str]:
     return live
 
 
-def _name(call: Call) -> str:
+def _name(call: Call | fx.Node) -> str:
     return call.target if isinstance(call.target, str) else str(getattr(call.target, "__name__", call.target))
+
+
+def _may_view(call: Call) -> bool:
+    """Whether a call's value may lie in the memory of its first argument, also where it carries no relevance."""
+    kind = FUNCTIONS[call.target][0] if call.target in FUNCTIONS else ""
+    return kind in _VIEWS or kind == "identity" or call.target is getattr or _name(call) == "detach"
 
 
 def _writes(call: Call) -> bool:
@@ -387,19 +380,19 @@ def _annotate(calls: list[Call]) -> tuple[Call, ...]:
     for call in calls:
         if call.kind in _NONNEGATIVE or (call.kind in _KEEPS_SIGN and _all_inputs(call, nonnegative)):
             nonnegative.add(call.name)
-    steps = sum(call.kind in _WEIGHTED for call in calls) - 1
+    steps = sum(call.kind in WEIGHTED for call in calls) - 1
     annotated, seen = [], 0
     named = {call.name: call for call in calls}
     for call in calls:
         after = readers.get(call.name, [])
         norm = norm_before = None
-        if call.kind in _WEIGHTED:
+        if call.kind in WEIGHTED:
             if len(after) == 1 and after[0].kind == "batch_norm":
                 norm = after[0].name
             before = named.get(call.inputs[0])
             if before is not None and before.kind == "batch_norm" and len(readers[before.name]) == 1:
                 source = named.get(before.inputs[0])
-                alone = source is None or source.kind not in _WEIGHTED or len(readers[source.name]) > 1
+                alone = source is None or source.kind not in WEIGHTED or len(readers[source.name]) > 1
                 norm_before = before.name if alone else None  # the one before it comes first
             seen += 1
         annotated.append(

@@ -46,6 +46,28 @@ def check_images(images: Tensor, in_channels: int | None = None, *, allow_empty:
         )
 
 
+_SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
+def check_signals(images: Tensor, axes: int | None = None) -> None:
+    """Check that ``images`` is a float batch of images, or of signals in one or three dimensions.
+
+    Args:
+        images: What a caller gave.
+        axes: Number of axes that is expected; ``None`` for 3, 4 or 5.
+
+    Raises:
+        InputError: Says what was found and what to do.
+    """
+    shapes = _SHAPES if axes is None else {axes: _SHAPES[axes]}
+    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim in shapes:
+        return
+    raise InputError(
+        f"images must be a floating-point tensor {' or '.join(shapes.values())}, got {_describe(images)}; integers are "
+        "converted with .float() / 255, a single image becomes a batch with images[None]"
+    )
+
+
 def class_indices(
     classes: Sequence[int] | Tensor | None, num_classes: int, *, allow_empty: bool = True
 ) -> tuple[int, ...] | Tensor:

@@ -42,6 +42,11 @@ KIND_GROUPS: dict[str, tuple[str, ...]] = {
 """Name of a group -> the kinds of calls in it."""
 
 
+def _expand(kinds: Iterable[str]) -> frozenset[str]:
+    """Kinds with every group replaced by its members."""
+    return frozenset(kind for name in kinds for kind in KIND_GROUPS.get(name, (name,)))
+
+
 @dataclass(frozen=True)
 class Assign:
     """A rule and the calls that it is for: those of a kind, by path and depth, that the rule can act on.
@@ -60,6 +65,7 @@ class Assign:
     depth: tuple[float, float] = (0.0, 1.0)
     # fnmatch's own cache of patterns cannot be traced by torch.compile.
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _able: frozenset[str] = field(init=False, repr=False, compare=False)  # looked up for each call of each decode
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, (LinearRule, ActivationRule)):
@@ -79,6 +85,7 @@ class Assign:
         if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] <= 1:
             raise InputError(f"depth must be [smallest, largest] within 0..1, got {list(self.depth)}")
         able = _expand(self.rule.acts_on)
+        object.__setattr__(self, "_able", able & _expand(self.kinds) if self.kinds else able)
         for kind in self.kinds:
             if kind not in KIND_GROUPS and kind not in OPS:
                 raise InputError(f"unknown kind {kind!r}; there are the groups {_join(KIND_GROUPS)} and {_join(OPS)}")
@@ -88,8 +95,7 @@ class Assign:
     def matches(self, call: Call) -> bool:
         """Whether the rule is for this call."""
         return (
-            call.kind in _expand(self.rule.acts_on)
-            and (not self.kinds or call.kind in _expand(self.kinds))
+            call.kind in self._able
             and self._pattern.match(call.path) is not None
             and self.depth[0] <= call.depth <= self.depth[1]
         )
@@ -126,7 +132,7 @@ class Composite:
         for assign in (*self.overrides, *self.layers):
             if assign.matches(call):
                 return assign.rule
-        return _LINEAR if call.kind in _expand(Epsilon.acts_on) else _OTHER
+        return _LINEAR if call.kind in _LINEAR_KINDS else _OTHER
 
     def unmatched(self, calls: Iterable[Call]) -> list[str]:
         """A description of each override that matches none of the calls."""
@@ -135,6 +141,7 @@ class Composite:
 
 
 _LINEAR, _OTHER = Epsilon(0.0), Pass()
+_LINEAR_KINDS = _expand(Epsilon.acts_on)
 
 
 def epsilon(epsilon: float = 0.0) -> Composite:
@@ -317,11 +324,6 @@ def _zennit(convolution: LinearRule, epsilon: float, stabilizer: float) -> tuple
         Assign(Epsilon(epsilon), ("dense",)),
         Assign(Epsilon(stabilizer)),
     )
-
-
-def _expand(kinds: Iterable[str]) -> frozenset[str]:
-    """Kinds with every group replaced by its members."""
-    return frozenset(kind for name in kinds for kind in KIND_GROUPS.get(name, (name,)))
 
 
 def _names(base: Any) -> str:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import times
-from tw_seg.lrp.backward import Pass, accumulate, parameter_of
+from tw_seg.lrp.adjoints import accumulate, times
+from tw_seg.lrp.backward import Pass, parameter_of
 from tw_seg.lrp.build import OwnRules, follow_modes, trace
-from tw_seg.lrp.choices import check_samples, class_indices
+from tw_seg.lrp.choices import check_samples, check_signals, class_indices
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.graph import Call, Graph, Ref, refs
 from tw_seg.lrp.ops import OPS
@@ -171,7 +171,7 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
-        _check(images, self._image_axes)
+        check_signals(images, self._image_axes)
         check_samples(samples)
         plan = self._plan(images)
         tape = Tape(self.classifier, plan.graph, images)
@@ -198,7 +198,7 @@ class HeatmapDecoder(nn.Module):
         self, images: Tensor, classes: Sequence[int] | Tensor | None = None
     ) -> tuple[Tape, dict[str, Tensor]]:
         """The tape and the coefficient (K'*N, ...) at every call's output: what ``checks`` looks at."""
-        _check(images, self._image_axes)
+        check_signals(images, self._image_axes)
         plan = self._plan(images)
         tape = Tape(self.classifier, plan.graph, images)
         run = self.prepare(tape)
@@ -360,17 +360,3 @@ def _image_axes(graph: Graph) -> int | None:
     convolutions = [c for c in graph.calls if c.kind in ("conv", "conv_transpose") and c.op == "call_module"]
     sizes = [c.options["kernel_size"] for c in convolutions if graph.input in c.inputs]
     return 2 + len(sizes[0]) if sizes else None
-
-
-_SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
-
-
-def _check(images: Tensor, axes: int | None) -> None:
-    shapes = _SHAPES if axes is None else {axes: _SHAPES[axes]}
-    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim in shapes:
-        return
-    found = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-    raise InputError(
-        f"images must be a floating-point tensor {' or '.join(shapes.values())}, got {found}; integers are converted "
-        "with .float() / 255, a single image becomes a batch with images[None]"
-    )

@@ -226,7 +226,7 @@ class ZPlus(PartsRule):
         _check(self, "stabilizer")
 
     def split(self, weight: Weight, bias: Tensor | None, z: Tensor) -> list[Part]:
-        return [Part(1.0, None, _plus(weight), _minus(weight), _plus(bias))]
+        return [_positive(1.0, weight, bias)]
 
 
 @dataclass(frozen=True)
@@ -256,10 +256,8 @@ class AlphaBeta(PartsRule):
             )
 
     def split(self, weight: Weight, bias: Tensor | None, z: Tensor) -> list[Part]:
-        parts = [Part(self.alpha, None, _plus(weight), _minus(weight), _plus(bias))]
-        if self.beta:
-            parts.append(Part(-self.beta, None, _minus(weight), _plus(weight), _minus(bias)))
-        return parts
+        positive = _positive(self.alpha, weight, bias)
+        return [positive, _negative(-self.beta, weight, bias)] if self.beta else [positive]
 
 
 @dataclass(frozen=True)
@@ -308,10 +306,7 @@ class Contrast(PartsRule):
         _check(self, "stabilizer")
 
     def split(self, weight: Weight, bias: Tensor | None, z: Tensor) -> list[Part]:
-        return [
-            Part(1.0, None, _plus(weight), _minus(weight), _plus(bias)),
-            Part(-1.0, None, _minus(weight), _plus(weight), _minus(bias)),
-        ]
+        return [_positive(1.0, weight, bias), _negative(-1.0, weight, bias)]
 
 
 @dataclass(frozen=True)
@@ -509,6 +504,16 @@ def _ratio(z: Tensor, denominator: Tensor, stabilizer: float, mask: Tensor | Non
     """
     acts = denominator != 0 if mask is None else mask & (denominator != 0)
     return torch.where(acts, z, 0.0) / torch.where(acts, stabilize(denominator, stabilizer), 1.0)
+
+
+def _positive(scale: float, weight: Weight, bias: Tensor | None) -> Part:
+    """The part of positive contributions."""
+    return Part(scale, None, _plus(weight), _minus(weight), _plus(bias))
+
+
+def _negative(scale: float, weight: Weight, bias: Tensor | None) -> Part:
+    """The part of negative contributions."""
+    return Part(scale, None, _minus(weight), _plus(weight), _minus(bias))
 
 
 def _plus(weight: Any) -> Any:

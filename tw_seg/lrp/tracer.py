@@ -36,7 +36,7 @@ from tw_seg.lrp.lowering import LOWERED_FUNCTIONS, LOWERED_MODULES
 _BATCHES = (2, 3)
 """Sizes of the two example batches: what differs between them depends on the batch size."""
 
-_IN_PLACE_OPERATORS = {
+IN_PLACE_OPERATORS = {
     "__iadd__": operator.iadd,
     "__isub__": operator.isub,
     "__imul__": operator.imul,
@@ -308,7 +308,7 @@ def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Prox
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-for _name, _function in _IN_PLACE_OPERATORS.items():
+for _name, _function in IN_PLACE_OPERATORS.items():
     setattr(_Proxy, _name, _in_place(_function))
 
 
@@ -375,7 +375,7 @@ class _Tracer(fx.Tracer):
         """Let a buffer that the forward assigns anew hold that value after each run."""
         source = value.node.args[0] if value.node.args else None
         target = value.node.target
-        in_place = target in _IN_PLACE_OPERATORS.values() or str(target).endswith("_")
+        in_place = target in IN_PLACE_OPERATORS.values() or str(target).endswith("_")
         if any(v.shape != self.tensors[name].shape for v in self._values(value)):
             return  # a cache for another size, which each run makes for itself
         if not (in_place and isinstance(source, fx.Node) and source.target == name):

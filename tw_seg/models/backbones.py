@@ -250,15 +250,29 @@ def _timm_model(name: str, weights: str | None, in_channels: int, classes: int, 
         ) from error
 
 
-def _own_model(name: str, in_channels: int, classes: int, kwargs: dict[str, Any]) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+def import_place(place: str, argument: str, form: str) -> Any:
+    """What stands at ``"package.module:NAME"``.
+
+    Args:
+        place: Where it is.
+        argument: Name of the argument that gave the place, for the message.
+        form: What the place must be, likewise.
+
+    Raises:
+        InputError: If it cannot be imported.
+    """
+    module, _, name = place.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"encoder_name={name!r} must be 'package.module:factory' and importable: {error}. "
-            "Install your package or put its folder on PYTHONPATH."
+            f"{argument}={place!r} must be {form} and importable: {error}. Install your package or put its folder on "
+            "PYTHONPATH."
         ) from error
+
+
+def _own_model(name: str, in_channels: int, classes: int, kwargs: dict[str, Any]) -> nn.Module:
+    factory = import_place(name, "encoder_name", "'package.module:factory'")
     model = factory(in_channels=in_channels, num_classes=classes, **kwargs)
     if not isinstance(model, nn.Module):
         raise InputError(f"The factory {name!r} must return an nn.Module, got {type(model).__name__}.")

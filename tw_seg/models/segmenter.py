@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.build import OwnRules
 from tw_seg.lrp.choices import check_images, class_indices
-from tw_seg.models.backbones import create_classifier, head_name, load_strict
+from tw_seg.models.backbones import create_classifier, head_name, import_place, load_strict
 from tw_seg.types import BACKGROUND, SegOutput
 
 
@@ -189,19 +188,13 @@ def load_own_rules(place: str) -> OwnRules:
     Raises:
         InputError: If there is none.
     """
-    module, _, name = place.partition(":")
-    try:
-        rules = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"own_rules={place!r} must be 'package.module:NAME' of a mapping and importable: {error}. Install your "
-            "package or put its folder on PYTHONPATH."
-        ) from error
-    if not isinstance(rules, Mapping):
+    found = import_place(place, "own_rules", "'package.module:NAME' of a mapping")
+    if not isinstance(found, Mapping):
         raise InputError(
             f"own_rules={place!r} must be a mapping of module classes, functions or method names to rules, got "
-            f"{type(rules).__name__}; see docs/own_rule.md"
+            f"{type(found).__name__}; see docs/own_rule.md"
         )
+    rules: OwnRules = found
     return rules
 
 

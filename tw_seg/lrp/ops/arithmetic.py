@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tw_seg.lrp.adjoints import stabilize, times, unbroadcast
-from tw_seg.lrp.graph import Call, Ref
-from tw_seg.lrp.ops.op import Functions, Op
-from tw_seg.lrp.rules import Epsilon
+from tw_seg.lrp.adjoints import accumulate, times, unbroadcast
+from tw_seg.lrp.graph import Call
+from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, receives, share
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -57,45 +56,31 @@ GATES = ("sigmoid", "hardsigmoid", "softmax", "tanh")
 """Kinds whose value scales another one: in a product all relevance goes to the other factor."""
 
 
-def is_ref(value: Any, name: str) -> bool:
-    """Whether an argument is the value of that call."""
-    return isinstance(value, Ref) and value.name == name
-
-
 def _to(run: Pass, call: Call, name: str, c: Tensor) -> Tensor:
     """A coefficient at the output summed to the shape of an operand that was broadcast."""
     return unbroadcast(c, run.tape.values[name].shape, run.axis(name))
 
 
-def _share(run: Pass, call: Call, c: Tensor) -> Tensor:
-    """The coefficient less what the stabiliser of the call's rule absorbs."""
-    rule = run.composite.rule(call)
-    if isinstance(rule, Epsilon) and rule.epsilon:
-        z = run.value(call.name)
-        return times(c, z / stabilize(z, rule.epsilon), run.axis(call.name))
-    return c
+def _terms(call: Call) -> list[tuple[Any, Any]]:
+    """The operands of a sum or difference and their factors."""
+    alpha = call.options.get("alpha", 1)
+    return [(call.options["input"], 1), (call.options["other"], -alpha if call.kind == "sub" else alpha)]
 
 
 def _add(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    c = _share(run, call, c)
-    sign = -1 if call.kind == "sub" else 1
-    factors = {"input": 1, "other": sign * call.options.get("alpha", 1)}
+    c = share(run, call, c)
     result: dict[str, Tensor] = {}
-    for operand, factor in factors.items():
-        value = call.options.get(operand)
-        if isinstance(value, Ref) and value.name in call.inputs:
-            part = _to(run, call, value.name, c if factor == 1 else c * factor)
-            result[value.name] = result[value.name] + part if value.name in result else part
+    for value, factor in _terms(call):
+        if receives(call, value):
+            accumulate(result, value.name, _to(run, call, value.name, c if factor == 1 else c * factor))
     return result
 
 
 def _add_absorbed(run: Pass, call: Call, c: Tensor) -> Tensor:
-    sign = -1 if call.kind == "sub" else 1
-    c = _share(run, call, c)
+    c = share(run, call, c)
     absorbed = torch.zeros_like(c)
-    for operand, factor in {"input": 1, "other": sign * call.options.get("alpha", 1)}.items():
-        value = call.options.get(operand)
-        if not (isinstance(value, Ref) and value.name in call.inputs):
+    for value, factor in _terms(call):
+        if not receives(call, value):
             absorbed = absorbed + run.multiply(c, value, call) * factor
     return absorbed.masked_fill(c == 0, 0.0)  # minus infinity, as masks of attention add it, has no relevance
 
@@ -104,11 +89,6 @@ def _add_forward(tape: Tape, call: Call) -> Any:
     a, b = (tape.resolve(call.options[n]) for n in _TWO)
     alpha = call.options.get("alpha", 1)
     return (a - b * alpha if alpha != 1 else a - b) if call.kind == "sub" else (a + b * alpha if alpha != 1 else a + b)
-
-
-def _axis(tape: Tape, call: Call) -> int:
-    name = call.inputs[0]
-    return int(tape.axes[name] + tape.values[call.name].ndim - tape.values[name].ndim)
 
 
 def _neg(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -125,11 +105,10 @@ def _mul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
             return {name: _to(run, call, name, run.multiply(c, factors[gate], call))}
         result: dict[str, Tensor] = {}
         for factor, other in (factors, factors[::-1]):  # half each: AttnLRP, eq. 14
-            part = _to(run, call, factor.name, run.multiply(c, other, call)) / 2
-            result[factor.name] = result[factor.name] + part if factor.name in result else part
+            accumulate(result, factor.name, _to(run, call, factor.name, run.multiply(c, other, call)) / 2)
         return result
     name = call.inputs[0]
-    other = factors[1] if is_ref(factors[0], name) else factors[0]
+    other = factors[1] if receives(call, factors[0]) else factors[0]
     return {name: _to(run, call, name, run.multiply(c, run.parameter(other), call))}
 
 
@@ -155,16 +134,15 @@ def _addcmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     operands = [("input", None), ("tensor1", "tensor2"), ("tensor2", "tensor1")]
     for operand, other in operands:
         value = o[operand]
-        if isinstance(value, Ref) and value.name in call.inputs:
+        if receives(call, value):
             part = c if other is None else run.multiply(c, run.parameter(o[other]), call) * o.get("value", 1)
-            part = _to(run, call, value.name, part)
-            result[value.name] = result[value.name] + part if value.name in result else part
+            accumulate(result, value.name, _to(run, call, value.name, part))
     return result
 
 
 def _addcmul_absorbed(run: Pass, call: Call, c: Tensor) -> Tensor:
     o = call.options
-    known = {n: isinstance(o[n], Ref) and o[n].name in call.inputs for n in ("input", "tensor1", "tensor2")}
+    known = {n: receives(call, o[n]) for n in ("input", "tensor1", "tensor2")}
     absorbed = torch.zeros_like(c) if known["input"] else run.multiply(c, o["input"], call)
     if known["tensor1"] or known["tensor2"]:
         return absorbed
@@ -180,19 +158,19 @@ def _extreme(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for operand, mask in zip(_TWO, (first, ~first), strict=True):
         value = call.options[operand]
-        if isinstance(value, Ref) and value.name in call.inputs:
-            result[value.name] = _to(run, call, value.name, run.multiply(c, mask, call))
+        if receives(call, value):
+            accumulate(result, value.name, _to(run, call, value.name, run.multiply(c, mask, call)))
     return result
 
 
 OPS: dict[str, Op] = {
-    "add": Op(_add, _add_forward, _axis, absorbed=_add_absorbed),
-    "sub": Op(_add, _add_forward, _axis, absorbed=_add_absorbed),
+    "add": Op(_add, _add_forward, aligned_axis, absorbed=_add_absorbed),
+    "sub": Op(_add, _add_forward, aligned_axis, absorbed=_add_absorbed),
     "neg": Op(_neg),
-    "mul": Op(_mul, _binary(operator.mul), _axis),
-    "div": Op(_div, _binary(operator.truediv), _axis),
+    "mul": Op(_mul, _binary(operator.mul), aligned_axis),
+    "div": Op(_div, _binary(operator.truediv), aligned_axis),
     "pow": Op(_pow),
-    "addcmul": Op(_addcmul, axis=_axis, absorbed=_addcmul_absorbed),
-    "maximum": Op(_extreme, axis=_axis, conserves=False),
-    "minimum": Op(_extreme, axis=_axis, conserves=False),
+    "addcmul": Op(_addcmul, axis=aligned_axis, absorbed=_addcmul_absorbed),
+    "maximum": Op(_extreme, axis=aligned_axis, conserves=False),
+    "minimum": Op(_extreme, axis=aligned_axis, conserves=False),
 }

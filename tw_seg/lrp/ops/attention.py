@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.adjoints import stabilize, times, unbroadcast
-from tw_seg.lrp.graph import Call, Ref
-from tw_seg.lrp.ops.op import Functions, Op, keep_batch
-from tw_seg.lrp.rules import Epsilon
+from tw_seg.lrp.adjoints import accumulate, expand, times, unbroadcast
+from tw_seg.lrp.graph import Call
+from tw_seg.lrp.ops.op import Functions, Op, keep_batch, receives, share
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -52,26 +51,13 @@ def _softmax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: times(c - mean, share, axis).to(run.tape.values[call.inputs[0]].dtype)}
 
 
-def _known(call: Call, value: Any) -> bool:
-    return isinstance(value, Ref) and value.name in call.inputs
-
-
-def _share(run: Pass, call: Call, c: Tensor, factors: int) -> Tensor:
-    """The coefficient divided among the factors, less what the stabiliser of the call's rule absorbs."""
-    rule = run.composite.rule(call)
-    if isinstance(rule, Epsilon) and rule.epsilon:
-        z = run.value(call.name)
-        return times(c, z / stabilize(factors * z, rule.epsilon), run.axis(call.name))
-    return c / factors if factors > 1 else c
-
-
 def _matmul_axis(tape: Tape, call: Call) -> int:
     name = call.inputs[0]
     value, output = tape.values[name], tape.values[call.name]
     axis = tape.axes[name] - value.ndim
     others = [tape.resolve(call.options[n]) for n in _TWO]
     # One image a row of the first matrix, or a column of the second one, and the other matrix a constant.
-    alone = [_known(call, call.options[n]) for n in _TWO] == [axis == -2, axis == -1]
+    alone = [receives(call, call.options[n]) for n in _TWO] == [axis == -2, axis == -1]
     if (axis >= -2 and not alone) or min(o.ndim for o in others) < 2:
         raise UnsupportedOpError(
             f"{call.path or '(root)'}: matmul ({call.name!r}) of {[tuple(o.shape) for o in others]} with the batch at "
@@ -82,8 +68,8 @@ def _matmul_axis(tape: Tape, call: Call) -> int:
 
 def _matmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     left, right = (call.options[n] for n in _TWO)
-    known = [_known(call, left), _known(call, right)]
-    c = _share(run, call, c, sum(known))
+    known = [receives(call, left), receives(call, right)]
+    c = share(run, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for position, (operand, other) in enumerate(((left, right), (right, left))):
         if not known[position]:
@@ -91,7 +77,7 @@ def _matmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
         factor, per_sample = _matrices(run, call, other)
         part = _product(c, factor.mT, run.axis(call.name), per_sample, position == 0)
         part = unbroadcast(part, run.tape.values[operand.name].shape, run.axis(operand.name))
-        result[operand.name] = result[operand.name] + part if operand.name in result else part
+        accumulate(result, operand.name, part)
     return result
 
 
@@ -140,18 +126,11 @@ def _equation(tape: Tape, call: Call) -> tuple[list[str], str, list[Any]]:
 def _einsum_axis(tape: Tape, call: Call) -> int:
     terms, output, operands = _equation(tape, call)
     for term, operand in zip(terms, operands, strict=True):
-        if _known(call, operand):
+        if receives(call, operand):
             letter = term[tape.axes[operand.name]]
             if letter in output and len(set(term)) == len(term):
                 return output.index(letter)
     raise UnsupportedOpError(f"{call.path or '(root)'}: einsum {call.args[0]!r} ({call.name!r}) sums over the batch")
-
-
-def _repeat(value: Tensor, axis: int, rows: int) -> Tensor:
-    """A value (.., R, ..) of the samples repeated for each class, to ``rows`` rows."""
-    classes = rows // value.shape[axis]
-    repeated = value.unsqueeze(axis).expand(*value.shape[:axis], classes, *value.shape[axis:])
-    return repeated.flatten(axis, axis + 1)
 
 
 def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -162,10 +141,10 @@ def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
         value = run.tape.resolve(run.parameter(operand))
         if batch in term and value.shape[term.index(batch)] != 1:
             place = term.index(batch)
-            value = _repeat(run.rows(value, place), place, c.shape[run.axis(call.name)])
+            value = expand(run.rows(value, place), c, place, of=run.axis(call.name))
         values.append(value)
-    known = [_known(call, operand) for operand in operands]
-    c = _share(run, call, c, sum(known))
+    known = [receives(call, operand) for operand in operands]
+    c = share(run, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for i, operand in enumerate(operands):
         if not known[i]:
@@ -180,7 +159,7 @@ def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
         shape = list(run.tape.values[operand.name].shape)
         shape[terms[i].index(batch)] = c.shape[run.axis(call.name)]
         part = part.expand(shape)
-        result[operand.name] = result[operand.name] + part if operand.name in result else part
+        accumulate(result, operand.name, part)
     return result
 
 

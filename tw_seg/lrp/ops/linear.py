@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import adjoints
 from tw_seg.lrp.adjoints import LinearMap, per_channel
 from tw_seg.lrp.graph import Call
-from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch
+from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch, keep_first, reduced_axis
 from tw_seg.lrp.rules import Epsilon, LinearRule
 
 if TYPE_CHECKING:
@@ -25,6 +24,9 @@ _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _REDUCE = ("input", "dim", "keepdim")
+WEIGHTED = ("conv", "conv_transpose", "linear")
+"""Kinds with a weight that a BatchNorm is multiplied into."""
+
 _INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 
 MODULES: dict[type[nn.Module], str] = {
@@ -75,15 +77,17 @@ FUNCTIONS: Functions = {
 
 def fused_norm(run: Pass, call: Call) -> str | None:
     """The BatchNorm after a linear call that is multiplied into it, if any."""
-    # A linear layer on (N, L, F) has its channels last, a BatchNorm1d after it has them second.
-    apart = call.kind == "linear" and run.tape.values[call.name].ndim > 2
-    return None if apart else call.norm
+    return None if _apart(run, call) else call.norm
 
 
 def norm_before(run: Pass, call: Call) -> str | None:
     """The BatchNorm before a linear call that is multiplied into it, if any; not where its output is read."""
-    apart = call.kind == "linear" and run.tape.values[call.name].ndim > 2
-    return None if apart or call.norm_before in run.readouts else call.norm_before
+    return None if _apart(run, call) or call.norm_before in run.readouts else call.norm_before
+
+
+def _apart(run: Pass, call: Call) -> bool:
+    # A linear layer on (N, L, F) has its channels last, a BatchNorm1d beside it has them second.
+    return call.kind == "linear" and run.tape.values[call.name].ndim > 2
 
 
 def source(run: Pass, call: Call) -> str:
@@ -121,28 +125,41 @@ def output(run: Pass, call: Call) -> Tensor:
 def input_relevance(run: Pass, call: Call, c: Tensor) -> Tensor | None:
     """Relevance (K*S, *in) at the images by the input's rule; ``None`` where it does not apply."""
     rule = run.composite.input
-    if rule is None or call.kind not in _WEIGHTED or source(run, call) != run.tape.graph.input:
+    if rule is None or call.kind not in WEIGHTED or source(run, call) != run.tape.graph.input:
         return None
     return rule.relevance(c, run.value(run.tape.graph.input), output(run, call), linear_map(run, call))
 
 
 def _weighted(run: Pass, call: Call) -> LinearMap:
     """The linear map of a convolution or linear layer, with the BatchNorms after and before it multiplied in."""
-    weight, bias = run.weight(call), run.tape.parameter(call, "bias")
-    assert weight is not None
-    transposed = call.kind == "conv_transpose"
+    after, bias = _with_norm_after(run, call), run.tape.parameter(call, "bias")
     if fused := fused_norm(run, call):
         scale, shift = norm_affine(run, run.calls[fused])
         bias = shift if bias is None else shift + scale * bias
-        weight = _scaled(call, weight, scale, 1 if transposed else 0)
-    if (before := norm_before(run, call)) is None:
-        return _map(run, call, weight, bias)
-    scale, shift = norm_affine(run, run.calls[before])
-    # Where padding cuts a window off, less of the shift arrives: what it adds depends on the place.
-    value = run.tape.values[before]
-    shifted = _map(run, call, weight, bias)
-    bias = shifted.forward(per_channel(shift, value.ndim).expand(1, *value.shape[1:]), weight, shifted.bias)
-    return _map(run, call, _scaled(call, weight, scale, 0 if transposed else 1), bias)
+    if before := norm_before(run, call):
+        # Where padding cuts a window off, less of the shift arrives: what it adds depends on the place.
+        value, shift = run.tape.values[before], norm_affine(run, run.calls[before])[1]
+        shifted = _map(run, call, after, bias)
+        bias = shifted.forward(per_channel(shift, value.ndim).expand(1, *value.shape[1:]), after, shifted.bias)
+    return _map(run, call, _with_norm_before(run, call, after), bias)
+
+
+def _unbiased(run: Pass, call: Call) -> LinearMap:
+    """The same without its bias, which a plain adjoint does not read."""
+    return _map(run, call, _with_norm_before(run, call, _with_norm_after(run, call)), None)
+
+
+def _with_norm_after(run: Pass, call: Call) -> Tensor:
+    weight, fused = run.weight(call), fused_norm(run, call)
+    assert weight is not None
+    axis = 1 if call.kind == "conv_transpose" else 0
+    return weight if fused is None else _scaled(call, weight, norm_scale(run, run.calls[fused]), axis)
+
+
+def _with_norm_before(run: Pass, call: Call, weight: Tensor) -> Tensor:
+    before = norm_before(run, call)
+    axis = 0 if call.kind == "conv_transpose" else 1
+    return weight if before is None else _scaled(call, weight, norm_scale(run, run.calls[before]), axis)
 
 
 def _scaled(call: Call, weight: Tensor, scale: Tensor, axis: int) -> Tensor:
@@ -165,14 +182,6 @@ def _map(run: Pass, call: Call, weight: Tensor, bias: Tensor | None) -> LinearMa
         settings = {k: o[k] for k in _CONV_TRANSPOSE[3:] if k in o}
         return adjoints.conv_transpose(weight, bias, input_size=size, **settings)
     return adjoints.conv(weight, bias, input_size=size, **{k: o[k] for k in _CONV[3:] if k in o})
-
-
-def keep_first(call: Call, axis: int) -> None:
-    """Refuse an op of images (N, C, ...) whose batch axis is not the first."""
-    if axis != 0:
-        raise UnsupportedOpError(
-            f"{call.path or '(root)'}: {call.kind} ({call.name!r}) works on a batch at axis {axis}, expected axis 0"
-        )
 
 
 def _avg_pool(run: Pass, call: Call) -> LinearMap:
@@ -224,15 +233,6 @@ def _reduce(run: Pass, call: Call) -> LinearMap:
     )
 
 
-def _reduce_axis(tape: Tape, call: Call) -> int:
-    axis, ndim = tape.axes[call.inputs[0]], tape.values[call.inputs[0]].ndim
-    dims = dims_of(call.options.get("dim"), ndim)
-    keep_batch(tape, call, dims)
-    return axis if call.options.get("keepdim") else axis - sum(d < axis for d in dims)
-
-
-_WEIGHTED = ("conv", "conv_transpose", "linear")
-
 _NEAREST: dict[str, Any] = {
     "nearest": torch.ops.aten.upsample_nearest2d_backward,
     "nearest-exact": torch.ops.aten._upsample_nearest_exact2d_backward,
@@ -279,17 +279,18 @@ def linear_map(run: Pass, call: Call) -> LinearMap:
     """The linear map ``z = W a + b`` of a call."""
     build = OPS[call.kind].linear_map
     assert build is not None
-    before = norm_before(run, call) if call.kind in _WEIGHTED else None
+    before = norm_before(run, call) if call.kind in WEIGHTED else None
     reader = call if before is None else run.calls[before]
     return replace(build(run, call), nonnegative=reader.nonnegative)
 
 
 def _adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    rule, layer, name = run.composite.rule(call), linear_map(run, call), source(run, call)
-    if rule == _PLAIN:  # no activation is looked at
+    rule, name = run.composite.rule(call), source(run, call)
+    if rule == _PLAIN:  # neither activations nor a bias are looked at
+        layer = _unbiased(run, call) if call.kind in WEIGHTED else linear_map(run, call)
         return {name: layer.adjoint(c, layer.weight)}
     assert isinstance(rule, LinearRule)
-    return {name: rule.coefficient(c, run.value(name), output(run, call), layer)}
+    return {name: rule.coefficient(c, run.value(name), output(run, call), linear_map(run, call))}
 
 
 _PLAIN = Epsilon(0.0)
@@ -338,7 +339,7 @@ OPS: dict[str, Op] = {
     "batch_norm": Op(_norm_adjoint, _batch_norm, linear_map=_norm_map),
     "avg_pool": Op(_adjoint, linear_map=_avg_pool),
     "adaptive_avg_pool": Op(_adjoint, linear_map=_adaptive_avg_pool),
-    "mean": Op(_adjoint, axis=_reduce_axis, linear_map=_reduce),
-    "sum": Op(_adjoint, axis=_reduce_axis, linear_map=_reduce),
+    "mean": Op(_adjoint, axis=reduced_axis, linear_map=_reduce),
+    "sum": Op(_adjoint, axis=reduced_axis, linear_map=_reduce),
     "interpolate": Op(_adjoint, linear_map=_interpolate),
 }

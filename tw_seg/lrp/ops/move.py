@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.adjoints import unbroadcast
-from tw_seg.lrp.graph import Call, Ref
-from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch
+from tw_seg.lrp.adjoints import Parts, accumulate, unbroadcast
+from tw_seg.lrp.graph import Call
+from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, dims_of, keep_batch, receives
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Parts, Pass
+    from tw_seg.lrp.backward import Pass
     from tw_seg.lrp.tape import Tape
 
 _X = ("input",)
@@ -232,11 +232,6 @@ def _expand(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: unbroadcast(c, run.tape.values[name].shape, run.axis(name))}
 
 
-def _end_axis(tape: Tape, call: Call) -> int:
-    name = call.inputs[0]
-    return int(tape.axes[name] + tape.values[call.name].ndim - tape.values[name].ndim)
-
-
 def _repeat(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     name, target = call.inputs[0], run.shape(call, c)
     extra = c.ndim - len(target)
@@ -329,8 +324,7 @@ def _cat(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     for ref in _joined(call):
         length = run.tape.values[ref.name].shape[dim]
         if ref.name in call.inputs:
-            part = c.narrow(dim, start, length)
-            result[ref.name] = result[ref.name] + part if ref.name in result else part
+            accumulate(result, ref.name, c.narrow(dim, start, length))
         start = start + length
     return result
 
@@ -357,8 +351,7 @@ def _stack(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     dim = call.options.get("dim", 0) % c.ndim
     for position, ref in enumerate(_joined(call)):
         if ref.name in call.inputs:
-            part = c.select(dim, position)
-            result[ref.name] = result[ref.name] + part if ref.name in result else part
+            accumulate(result, ref.name, c.select(dim, position))
     return result
 
 
@@ -452,7 +445,7 @@ def _setitem_forward(tape: Tape, call: Call) -> Tensor:
 
 def _setitem_axis(tape: Tape, call: Call) -> int:
     whole = call.options["input"]
-    if isinstance(whole, Ref) and whole.name == call.inputs[0]:
+    if receives(call, whole):
         _place(tape, call)  # refuses an index into the batch
         return tape.axes[call.inputs[0]]
     index = call.options["index"]
@@ -469,12 +462,13 @@ def _setitem(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     index = run.tape.resolve(call.options["index"])
     result: dict[str, Tensor] = {}
     whole, part = call.options["input"], call.options["other"]
-    if isinstance(whole, Ref) and whole.name in call.inputs:
+    if receives(call, whole):
         kept = torch.ones_like(run.tape.values[call.name], dtype=torch.bool)
         kept[index] = False
-        result[whole.name] = run.multiply(c, kept, call)
-    if isinstance(part, Ref) and part.name in call.inputs:
-        result[part.name] = unbroadcast(c[index], run.tape.values[part.name].shape, run.axis(part.name))
+        accumulate(result, whole.name, run.multiply(c, kept, call))
+    if receives(call, part):
+        shape = run.tape.values[part.name].shape
+        accumulate(result, part.name, unbroadcast(c[index], shape, run.axis(part.name)))
     return result
 
 
@@ -539,9 +533,9 @@ def _where(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for operand, mask in (("input", condition), ("other", ~condition)):
         value = call.options[operand]
-        if isinstance(value, Ref) and value.name in call.inputs:
+        if receives(call, value):
             part = unbroadcast(run.multiply(c, mask, call), run.tape.values[value.name].shape, run.axis(value.name))
-            result[value.name] = result[value.name] + part if value.name in result else part
+            accumulate(result, value.name, part)
     return result
 
 
@@ -554,8 +548,8 @@ OPS: dict[str, Op] = {
     "permute": Op(_permute, axis=_permute_axis),
     "transpose": Op(_permute, axis=_permute_axis),
     "movedim": Op(_permute, axis=_permute_axis),
-    "expand": Op(_expand, axis=_end_axis),
-    "repeat": Op(_repeat, axis=_end_axis),
+    "expand": Op(_expand, axis=aligned_axis),
+    "repeat": Op(_repeat, axis=aligned_axis),
     "repeat_interleave": Op(_repeat_interleave),
     "roll": Op(_roll),
     "flip": Op(_flip),

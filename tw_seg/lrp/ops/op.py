@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.adjoints import LinearMap
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.graph import Call, Ref
+from tw_seg.lrp.rules import Epsilon
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -69,3 +70,47 @@ def keep_batch(tape: Tape, call: Call, dims: tuple[int, ...]) -> None:
         raise UnsupportedOpError(
             f"{call.path or '(root)'}: {call.kind} ({call.name!r}) over axes {dims} mixes the images of a batch"
         )
+
+
+def keep_first(call: Call, axis: int) -> None:
+    """Refuse an op of images (N, C, ...) whose batch axis is not the first.
+
+    Raises:
+        UnsupportedOpError: If it is another one.
+    """
+    if axis != 0:
+        raise UnsupportedOpError(
+            f"{call.path or '(root)'}: {call.kind} ({call.name!r}) works on a batch at axis {axis}, expected axis 0"
+        )
+
+
+def aligned_axis(tape: Tape, call: Call) -> int:
+    """The batch axis where the output may have axes that were put before those of the first input."""
+    name = call.inputs[0]
+    return int(tape.axes[name] + tape.values[call.name].ndim - tape.values[name].ndim)
+
+
+def reduced_axis(tape: Tape, call: Call) -> int:
+    """The batch axis after the axes ``dim`` were summed up, averaged or searched for their largest value."""
+    axis, ndim = tape.axes[call.inputs[0]], tape.values[call.inputs[0]].ndim
+    dims = dims_of(call.options.get("dim"), ndim)
+    keep_batch(tape, call, dims)
+    return axis if call.options.get("keepdim") else axis - sum(d < axis for d in dims)
+
+
+def receives(call: Call, value: Any) -> bool:
+    """Whether an argument of a call is one of the inputs that receive its relevance."""
+    return isinstance(value, Ref) and value.name in call.inputs
+
+
+def share(run: Pass, call: Call, c: Tensor, factors: int = 1) -> Tensor:
+    """The coefficient of each term of a sum, or divided among the factors of a product.
+
+    What the stabiliser of the call's rule absorbs is taken away; for a product epsilon is added to the output times
+    the number of factors (AttnLRP, eq. 14).
+    """
+    rule = run.composite.rule(call)
+    if isinstance(rule, Epsilon) and rule.epsilon:
+        z = run.value(call.name)
+        c = rule.share(c, z * factors if factors > 1 else z, run.axis(call.name))
+    return c / factors if factors > 1 else c

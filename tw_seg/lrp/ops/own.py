@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import expand
+from tw_seg.lrp.adjoints import accumulate, expand
 from tw_seg.lrp.graph import Call
 from tw_seg.lrp.ops.op import Functions, Op
 
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 FUNCTIONS: Functions = {}
 
 
-def _own(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    inputs = tuple(expand(run.value(name), c, run.axis(name)) for name in call.inputs)
-    output = expand(run.value(call.name), c, run.axis(call.name))
+def arguments(run: Pass, call: Call, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
+    """What the user's functions are called with: coefficient, inputs, output (repeated for each class), module."""
+    axis = run.axis(call.name)
+    inputs = tuple(expand(run.value(name), c, run.axis(name), of=axis) for name in call.inputs)
     module = run.tape.modules[call.target] if call.op == "call_module" else None
-    found = call.options["rule"](c, inputs, output, module)
+    return c, inputs, expand(run.value(call.name), c, axis), module
+
+
+def _own(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    given = arguments(run, call, c)
+    inputs, found = given[1], call.options["rule"](*given)
     parts = found if isinstance(found, (tuple, list)) else (found,)
     if len(parts) != len(inputs):
         raise InputError(
@@ -37,7 +43,7 @@ def _own(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
                 f"the rule for {call.path or call.name!r} returned a coefficient of shape {tuple(part.shape)} for an "
                 f"input of shape {tuple(value.shape)}; they must be equal"
             )
-        result[name] = result[name] + part if name in result else part
+        accumulate(result, name, part)
     return result
 
 

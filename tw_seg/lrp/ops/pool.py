@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp.adjoints import expand, max_pool_adjoint, times
+from tw_seg.lrp.adjoints import Parts, expand, max_pool_adjoint, times
 from tw_seg.lrp.graph import Call
-from tw_seg.lrp.ops.linear import keep_first
-from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch
+from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_first, reduced_axis
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Parts, Pass
+    from tw_seg.lrp.backward import Pass
     from tw_seg.lrp.tape import Tape
 
 _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -85,13 +84,6 @@ def _to_winners(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: max_pool_adjoint(c, winners, run.tape.values[name].shape[2:])}
 
 
-def _amax_axis(tape: Tape, call: Call) -> int:
-    value, axis = tape.values[call.inputs[0]], tape.axes[call.inputs[0]]
-    dims = dims_of(call.options.get("dim"), value.ndim)
-    keep_batch(tape, call, dims)
-    return axis if call.options.get("keepdim") else axis - sum(d < axis for d in dims)
-
-
 def _amax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     """To the first of the largest values along the axes."""
     name = call.inputs[0]
@@ -137,8 +129,8 @@ def _kept(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 OPS: dict[str, Op] = {
     "max_pool": Op(_to_winners, _max_pool),
     "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool),
-    "amax": Op(_amax, axis=_amax_axis),
-    "max": Op(_max, axis=_amax_axis),
+    "amax": Op(_amax, axis=reduced_axis),
+    "max": Op(_max, axis=reduced_axis),
     "dropout": Op(_kept, _dropout(F.dropout)),
     "dropout1d": Op(_kept, _dropout(F.dropout1d)),
     "dropout2d": Op(_kept, _dropout(F.dropout2d)),
