@@ -28,7 +28,8 @@ LRP_LEVELS = [
     {"ops", "seeds"},
     {"build", "composite", "tape"},
     {"backward"},
-    {"balance", "readout"},
+    {"balance", "readout", "pieces", "two_phase"},
+    {"propagate"},
     {"decoder"},
     {"checks"},
 ]

@@ -125,30 +125,85 @@ def test_finite_differences_of_own_weights() -> None:
 # Subsets, chunks, batches
 
 
-@pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat"])
-@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 100])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_chunks_and_recompute_change_nothing(composite: str, chunk_size, recompute: bool) -> None:
-    net, images = nets.tiny(classes=5), pictures()
-    parameters = list(net.parameters())
-    whole = HeatmapDecoder(net, composite)(images)
-    part = HeatmapDecoder(net, composite, chunk_size=chunk_size, recompute=recompute)(images)
-    assert_equal(part, whole)
-    found, expected = (gradients(loss_of(d.heatmaps) + d.logits.sum(), parameters) for d in (part, whole))
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+WAYS = [
+    {"chunk_size": 1},
+    {"chunk_size": 2},
+    {"chunk_size": 100},
+    {"recompute": True},
+    {"chunk_size": 1, "recompute": True},
+    {"chunk_size": 2, "recompute": True},
+    {"memory_budget": 1e-9},  # a pair at a time, all recomputed
+    {"memory_budget": 1e-4},  # some are kept
+    {"memory_budget": 1.0},
+    {"skip": 0.0},
+    {"skip": 0.0, "chunk_size": 1},
+    {"skip": 0.0, "memory_budget": 1e-4},
+]
+"""Ways to decode that change memory and time, not results."""
 
 
-@pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus"])
-@pytest.mark.parametrize("chunk_size", [None, 1, 2])
-def test_recompute_of_some_samples(composite: str, chunk_size) -> None:
-    """As in training: only images with a mask are decoded, and each chunk is computed twice."""
-    net, images, samples = nets.tiny(classes=5), pictures(), torch.tensor([2, 0])
-    parameters = list(net.parameters())
-    whole = HeatmapDecoder(net, composite)(images, None, samples)
-    part = HeatmapDecoder(net, composite, chunk_size=chunk_size, recompute=True)(images, None, samples)
-    assert_equal(part, whole)
-    found, expected = (gradients(loss_of(d.heatmaps) + d.logits.sum(), parameters) for d in (part, whole))
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("tie_weights", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_flat", "epsilon_plus"])
+def test_how_it_is_cut_changes_nothing(composite: str, tie_weights: bool, way: dict[str, Any]) -> None:
+    """All samples and, as in training, only those with a mask; two read-outs; batch statistics with gradients."""
+    for samples, training in ((None, False), (torch.tensor([2, 0]), True)):
+        images, results = pictures(), []
+        for arguments in ({"chunk_size": 5}, way):
+            net = nets.tiny(classes=5)
+            decoder = HeatmapDecoder(net, composite, tie_weights=tie_weights, read_out=["input", "relu"], **arguments)
+            decoded = decoder.train(training)(images, None, samples)
+            loss = loss_of(decoded.heatmaps) + loss_of(decoded.readouts[1]) + decoded.logits.sum()
+            results.append((decoded, gradients(loss, list(decoder.parameters()))))
+        (whole, expected), (part, found) = results
+        assert_equal(part, whole)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=str)
+def test_pairs_are_a_slice(way: dict[str, Any]) -> None:
+    """As many classes for each sample as it needs, in any order, also twice; parameter gradients are theirs alone."""
+    images, samples, classes = pictures(), torch.tensor([2, 0, 2, 2, 0]), torch.tensor([4, 1, 0, 4, 3])
+    net = nets.tiny(classes=5)
+    every, decoder = HeatmapDecoder(net), HeatmapDecoder(net, **way)
+    pairs = decoder.decode_pairs(decoder.record(images), samples, classes)
+    expected = every(images).heatmaps[samples, classes].unsqueeze(1)
+    torch.testing.assert_close(pairs.heatmaps, expected, rtol=1e-12, atol=1e-14)
+    found, wanted = (gradients(loss_of(maps), list(net.parameters())) for maps in (pairs.heatmaps, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_seeds_of_pairs(seed: str) -> None:
+    images, samples, classes = pictures(), torch.tensor([1, 0, 1]), torch.tensor([0, 2, 2])
+    decoder = HeatmapDecoder(nets.tiny(classes=5), "epsilon_plus", seed=seed)
+    pairs = decoder.decode_pairs(decoder.record(images), samples, classes).heatmaps
+    expected = decoder(images).heatmaps[samples, classes].unsqueeze(1)
+    torch.testing.assert_close(pairs, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_no_pairs(decoder: HeatmapDecoder) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert decoder.decode_pairs(decoder.record(pictures()), none, none).heatmaps.shape == (0, 1, 17, 19)
+
+
+@pytest.mark.parametrize(
+    ("samples", "classes", "message"),
+    [
+        (torch.tensor([0, 1]), torch.tensor([0]), "same length, got 2 and 1"),
+        (torch.tensor([0.0]), torch.tensor([0]), "samples of pairs must be an int64 tensor"),
+        (torch.tensor([0]), [0], "classes of pairs must be an int64 tensor"),
+        (torch.tensor([0]), torch.tensor([7]), r"classes \[7\] are outside 0..2"),
+    ],
+)
+def test_pairs_that_do_not_fit(decoder: HeatmapDecoder, samples, classes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decoder.decode_pairs(decoder.record(pictures()), samples, classes)
+
+
+def test_a_tape_of_another_decoder(decoder: HeatmapDecoder) -> None:
+    with pytest.raises(InputError, match="another decoder"):
+        decoder.decode(HeatmapDecoder(nets.tiny()).record(pictures()))
 
 
 def test_recompute_in_training_mode_with_dropout() -> None:

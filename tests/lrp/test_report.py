@@ -339,7 +339,7 @@ def test_absorbed_relevance_is_noted() -> None:
 
 def test_relevance_lost_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A skip connection whose second part replaces the first, instead of being added to it."""
-    monkeypatch.setattr("tw_seg.lrp.decoder.accumulate", lambda parts, name, part: parts.__setitem__(name, part))
+    monkeypatch.setattr("tw_seg.lrp.propagate.accumulate", lambda parts, name, part: parts.__setitem__(name, part))
     net = Calls(lambda s, x: s.b(x) + x, channels=3, b=conv(3, 3))
     texts = report(net, pictures(), [0, 2]).violations
     assert len(texts) == 2 and all("is lost that no call loses" in text for text in texts)

@@ -311,7 +311,14 @@ def test_only_what_the_decode_needs_is_saved() -> None:
     net = Tiny(dropout=0.3).train()
     tape = tape_of(net.double(), pictures())
     kinds = {c.name: c.kind for c in tape.graph.calls}
-    assert sorted(kinds[name] for name in tape.saved) == ["batch_norm", "batch_norm", "dropout", "max_pool"]
+    assert sorted(kinds[name] for name in tape.saved) == [
+        "batch_norm",
+        "batch_norm",
+        "dropout",
+        "max_pool",
+        "relu",
+        "relu",
+    ]
     tape = tape_of(net.eval(), pictures())
     assert "dropout" not in {kinds.get(name) for name in tape.saved}
 
@@ -338,3 +345,42 @@ def test_random_state_of_a_decode_is_that_of_the_forward() -> None:
     found.heatmaps.sum().backward()
     assert torch.equal(found.logits, expected)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_activations_go_when_nothing_needs_them() -> None:
+    """What is left of them is a shape, and a look at their elements is an error."""
+    decoder, images = HeatmapDecoder(tiny(dropout=0.5).train()), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    tape, (whole, _) = decoder.record(images), decoder.coefficients(images)
+    relevant = [call.name for call in tape.graph.calls if call.inputs]
+    assert [name for name in relevant if not tape.values[name].is_meta] == [tape.graph.output]
+    assert [tape.values[name].shape for name in relevant] == [whole.values[name].shape for name in relevant]
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        tape.values[relevant[0]].sum().item()
+
+
+def test_activations_that_a_rule_looks_at_are_kept() -> None:
+    decoder = HeatmapDecoder(tiny(), "epsilon_plus")
+    tape = decoder.record(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    linear = [call for call in tape.graph.calls if call.kind in ("conv", "linear")]
+    for call in linear:
+        read = {*call.inputs, call.norm or call.name}
+        assert not any(tape.values[name].is_meta for name in read)
+
+
+def test_read_outs_are_kept() -> None:
+    decoder = HeatmapDecoder(tiny(), read_out="conv2")
+    tape = decoder.record(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    assert not tape.values[tape.graph.readout("conv2")].is_meta
+    before = [call.name for call in tape.graph.calls if call.kind == "relu"][0]
+    assert before not in tape.saved  # nothing is decoded that far
+
+
+def test_memory_of_a_tape_without_a_graph() -> None:
+    """One byte for each element behind a ReLU and the winners of the pool, in place of every activation."""
+    decoder = HeatmapDecoder(tiny()).eval()
+    with torch.no_grad():
+        tape = decoder.record(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    held = [v for v in (*tape.values.values(), *tape.saved.values()) if isinstance(v, torch.Tensor) and not v.is_meta]
+    sizes = sorted(v.numel() * v.element_size() for v in held)
+    relu, pool = 2 * 4 * 8 * 8, 2 * 4 * 4 * 4
+    assert sizes == sorted([tape.images.numel() * 8, tape.logits.numel() * 8, relu, pool, pool * 8])

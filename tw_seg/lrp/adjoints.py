@@ -49,6 +49,20 @@ def expand(value: Tensor, like: Tensor, axis: int = 0, *, of: int | None = None)
     return value.unsqueeze(axis).expand(*value.shape[:axis], classes, *value.shape[axis:]).flatten(axis, axis + 1)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) with their channels last in memory, where a CPU computes convolutions fastest that way.
+
+    The same numbers in the same shape; other devices keep the layout that the classifier's activations have.
+    """
+    if x.ndim == 4 and x.device.type == "cpu" and x.dtype in _CHANNELS_LAST:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+_CHANNELS_LAST = (torch.float32, torch.bfloat16, torch.float16, torch.bool)
+"""Types of what oneDNN convolves, and of gates, which multiply it; double precision has no such kernels."""
+
+
 Parts = dict[int, Tensor]
 """Coefficients at some elements of a call that returns several tensors, such as a split."""
 
@@ -144,6 +158,7 @@ def conv(
 
     def adjoint(c: Tensor, w: Tensor | None) -> Tensor:
         assert w is not None
+        c = channels_last(c)
         # The rows that the last stride did not reach: they exist in the input and get no coefficient.
         rest = [
             n + pb + pa - span - 1 - (m - 1) * s
@@ -189,7 +204,7 @@ def conv_transpose(
         return _plus(_CONV_TRANSPOSE[dims](a, w, None, stride, padding, output_padding, groups, dilation), b)
 
     def adjoint(c: Tensor, w: Tensor | None) -> Tensor:
-        gathered = _CONV[dims](c, w, None, stride, padding, dilation, groups)
+        gathered = _CONV[dims](channels_last(c), w, None, stride, padding, dilation, groups)
         for dim, n in enumerate(input_size):  # an output padding as wide as the stride reaches one cell further
             gathered = gathered.narrow(2 + dim, 0, n)
         return gathered
@@ -285,9 +300,16 @@ def max_pool_adjoint(c: Tensor, winners: Tensor, input_size: Sequence[int]) -> T
     plane = 1
     for n in input_size:
         plane = plane * n
-    target = expand(winners.flatten(2), c)
-    flat = c.new_zeros((*c.shape[:2], plane)).scatter_add(-1, target, c.flatten(2))
-    return flat.reshape(*flat.shape[:2], *input_size)
+    target, share = winners.flatten(2), c.flatten(2)
+    cells = 3
+    if c.ndim == 4 and c.is_contiguous(memory_format=torch.channels_last):
+        target, share, cells = target.transpose(1, 2).contiguous(), share.transpose(1, 2), 2  # as it lies in memory
+    share = share.unflatten(0, (-1, winners.shape[0]))
+    shape = [*share.shape[:cells], plane, *share.shape[cells + 1 :]]
+    # The winners are the same for every class: an expanded view, no copy.
+    flat = c.new_zeros(shape).scatter_add_(cells, target.expand(share.shape), share).flatten(0, 1)
+    spread: Tensor = (flat if cells == 3 else flat.transpose(1, 2)).unflatten(2, tuple(input_size))
+    return spread
 
 
 def unbroadcast(c: Tensor, shape: Sequence[int], axis: int) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tw_seg.lrp.adjoints import times
+from tw_seg.lrp.adjoints import channels_last, times
 from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.graph import Call, Ref
 from tw_seg.lrp.ops import FUNCTIONS
@@ -28,6 +29,9 @@ class Pass:
             classifier's.
         wanted: Calls whose coefficient is needed.
         readouts: Calls whose output is read.
+        fused: Weights with the BatchNorms around them multiplied in, by name of the call; one that is not there is
+            computed where it is needed.
+        chosen: The decoded rows of recorded values, found so far.
     """
 
     tape: Tape
@@ -37,13 +41,23 @@ class Pass:
     weights: Mapping[str, Tensor]
     wanted: frozenset[str]
     readouts: tuple[str, ...] = ()
+    fused: Mapping[str, Tensor] = field(default_factory=dict)
     chosen: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number S of decoded samples."""
+        return (self.tape.images if self.samples is None else self.samples).shape[0]  # may be symbolic: no int()
 
     def rows(self, value: Tensor, axis: int = 0) -> Tensor:
         """The decoded rows of a recorded value, (.., N*r, ..) -> (.., S*r, ..)."""
         if self.samples is None:
             return value
         images = self.tape.images.shape[0]
+        if axis == 0 and value.ndim == 4 and value.shape[0] == images:
+            if value.is_contiguous(memory_format=torch.channels_last):  # select them as they lie in memory
+                return value.permute(0, 2, 3, 1).index_select(0, self.samples).permute(0, 3, 1, 2)
+            return value.index_select(0, self.samples)
         rows: Tensor = value.unflatten(axis, (images, -1)).index_select(axis, self.samples)
         return rows.flatten(axis, axis + 1)
 
@@ -54,8 +68,15 @@ class Pass:
     def value(self, name: str) -> Tensor:
         """The activation of a call for the decoded samples."""
         if name not in self.chosen:
-            self.chosen[name] = self.rows(self.tape.values[name], self.axis(name))
+            self.chosen[name] = channels_last(self.rows(self.tape.values[name], self.axis(name)))
         return self.chosen[name]
+
+    def saved(self, name: str, axis: int = 0) -> Tensor:
+        """What was recorded for a call instead of its value, for the decoded samples."""
+        key = name + "/saved"
+        if key not in self.chosen:
+            self.chosen[key] = self.rows(self.tape.saved[name], axis)
+        return self.chosen[key]
 
     def per_image(self, name: str) -> int:
         """Rows along the batch axis of a call's value for each image: 1, or the number of windows."""

@@ -6,7 +6,8 @@ forward run does) and keeps every coefficient: meant for tests, notebooks and de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.report import ClassTotals, Report, Row
 from tw_seg.lrp.rules import Deconvnet, Guided
 from tw_seg.lrp.tape import attribute
+from tw_seg.lrp.two_phase import that_matter
 
 
 @torch.no_grad()
@@ -86,6 +88,71 @@ def bias_relevance(
     With ``epsilon = 0`` and every path through the read-out: ``logit = heatmap sum + bias relevance``.
     """
     return completeness(decoder, images, classes, read_out=read_out).bias
+
+
+@dataclass(frozen=True)
+class Skipping:
+    """What a threshold of the two-phase mode leaves out.
+
+    Attributes:
+        skip: The threshold.
+        pairs: Share of the (sample, class) pairs that are decoded again, 0 to 1.
+        error: Length of the difference of all parameter gradients to the exact ones, relative to these.
+    """
+
+    skip: float
+    pairs: float
+    error: float
+
+
+def skipping(
+    decoder: HeatmapDecoder,
+    images: Tensor,
+    loss: Callable[[tuple[Tensor, ...]], Tensor],
+    skips: Sequence[float],
+    *,
+    samples: Tensor | None = None,
+) -> list[Skipping]:
+    """The gradient error of thresholds of the two-phase mode (``HeatmapDecoder(skip=...)``) on a batch.
+
+    Args:
+        decoder: The decoder; its own ``skip`` does not matter.
+        images: Shape (N, C, H, W).
+        loss: From the heatmaps (S, K, h, w) of each read-out to a scalar.
+        skips: The thresholds.
+        samples: Rows of the images to decode, int64 (S,); ``None`` for all.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
+        >>> loss = lambda readouts: readouts[0][:, 1].square().sum()
+        >>> [row] = skipping(HeatmapDecoder(net), torch.rand(1, 3, 6, 6).double(), loss, [0.0])
+        >>> row.pairs, row.error < 1e-14
+        (0.5, True)
+    """
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+
+    def gradients(skip: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        one = copy.copy(decoder)
+        one.recompute, one.skip = False, skip
+        readouts = one(images, None, samples).readouts
+        found = torch.autograd.grad(loss(readouts), [*parameters, *readouts], allow_unused=True)
+        at_parameters = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=False)]
+        at_heatmaps = [
+            torch.zeros_like(r) if g is None else g for r, g in zip(readouts, found[-len(readouts) :], strict=True)
+        ]
+        return torch.cat([g.flatten() for g in at_parameters]), tuple(at_heatmaps)
+
+    exact, at_heatmaps = gradients(None)
+    return [
+        Skipping(
+            skip,
+            float(that_matter(at_heatmaps, skip).double().mean()),
+            float((gradients(skip)[0] - exact).norm() / exact.norm()),
+        )
+        for skip in skips
+    ]
 
 
 @torch.no_grad()

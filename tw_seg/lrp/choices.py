@@ -134,6 +134,28 @@ def check_samples(samples: Tensor | None, device: torch.device | None = None) ->
     return samples if device is None else samples.to(device)
 
 
+def check_pairs(samples: Tensor, classes: Tensor, num_classes: int) -> None:
+    """Check (sample, class) pairs: two int64 tensors of the same length; class values where the host knows them.
+
+    Args:
+        samples: Row of each pair's image, (P,).
+        classes: Its class, (P,).
+        num_classes: K, the number of classes to choose from.
+
+    Raises:
+        InputError: For anything else, or a class outside ``0..num_classes-1``.
+    """
+    for name, value in (("samples", samples), ("classes", classes)):
+        if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1:
+            raise InputError(f"{name} of pairs must be an int64 tensor (P,), got {_describe(value)}")
+    if samples.shape != classes.shape:
+        raise InputError(
+            f"samples and classes of pairs must have the same length, got {len(samples)} and {len(classes)}: "
+            "one entry of each for a pair"
+        )
+    class_indices(classes, num_classes)
+
+
 def _integers(values: Any) -> tuple[int, ...]:
     if isinstance(values, Tensor):
         values = values.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,18 +12,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import accumulate, times
 from tw_seg.lrp.backward import Pass, parameter_of
 from tw_seg.lrp.build import OwnRules, follow_modes, trace
-from tw_seg.lrp.choices import check_samples, check_signals, class_indices
+from tw_seg.lrp.choices import check_pairs, check_samples, check_signals, class_indices
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.graph import Call, Graph, Ref, refs
 from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.ops.linear import before_norm, input_relevance
-from tw_seg.lrp.readout import heatmap
+from tw_seg.lrp.ops.linear import fuse_weights
+from tw_seg.lrp.pieces import cut, within, without_fresh_pages
+from tw_seg.lrp.propagate import no_heatmaps, propagate
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.tape import Tape, attribute
 from tw_seg.lrp.tracer import default_image_shape
+from tw_seg.lrp.two_phase import two_phase
 
 _WEIGHTED = (
     "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
@@ -46,12 +48,14 @@ class Plan:
         calls: The same by name.
         readouts: Names of the calls that are read.
         wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
+        last_uses: For each call, the activations that neither a later call nor a decode looks at.
     """
 
     graph: Graph
     calls: Mapping[str, Call]
     readouts: tuple[str, ...]
     wanted: frozenset[str]
+    last_uses: Mapping[str, tuple[str, ...]]
 
 
 class Decoded(NamedTuple):
@@ -86,8 +90,17 @@ class HeatmapDecoder(nn.Module):
         read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
             name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
         seed: Name of a seed in ``tw_seg.lrp.seeds.SEEDS``.
-        chunk_size: Classes decoded at once; ``None`` for all. Changes memory, not results.
-        recompute: Recompute each chunk in the backward pass instead of keeping its activations.
+        chunk_size: Classes decoded at once; ``None``: as many as ``memory_budget`` allows and, on a CPU, as keep
+            within reusable memory. Changes memory and time, not results.
+        recompute: Recompute each chunk in the backward pass instead of keeping its activations: memory does not
+            grow with the number of classes, at the cost of one more decode.
+        memory_budget: Memory in GiB that a decode may take besides the classifier's own activations, ``None`` for
+            any. It sets the chunk size, and recomputes the chunks whose activations do not fit. An aim, not a limit:
+            one pair at least is decoded at once. Not together with ``chunk_size``.
+        skip: Train in two phases: decode without a graph, and in the backward pass decode again only the (sample,
+            class) pairs whose largest absolute loss gradient exceeds ``skip`` times the largest of all. 0.0 is
+            exact; :func:`tw_seg.lrp.checks.skipping` reports the error of others. Cannot be differentiated twice,
+            and not together with ``recompute``.
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
         own_rules: Rules of your own for module classes, functions or methods, see ``docs/own_rule.md``.
@@ -122,12 +135,24 @@ class HeatmapDecoder(nn.Module):
         seed: str = "logit",
         chunk_size: int | None = None,
         recompute: bool = False,
+        memory_budget: float | None = None,
+        skip: float | None = None,
         image_size: tuple[int, int] | None = None,
         own_rules: OwnRules | None = None,
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
             raise InputError(f"chunk_size must be at least 1 class or None for all, got {chunk_size}")
+        if memory_budget is not None and (chunk_size is not None or not 0 < memory_budget < math.inf):
+            raise InputError(
+                f"memory_budget must be a number of GiB > 0, and chunk_size be left out, got {memory_budget!r} and "
+                f"chunk_size={chunk_size!r}"
+            )
+        if skip is not None and (recompute or not 0 <= skip < 1):
+            raise InputError(
+                f"skip must be within 0..1, and recompute be left out as it recomputes anyway, got {skip!r} and "
+                f"recompute={recompute!r}"
+            )
         self.classifier = classifier
         self.seed = create_seed(seed)
         self.composite = create_composite(composite, composite_kwargs)
@@ -137,6 +162,9 @@ class HeatmapDecoder(nn.Module):
         self.tie_weights = tie_weights
         self.chunk_size = chunk_size
         self.recompute = recompute
+        self.memory_budget = memory_budget
+        self.skip = skip
+        self._graph_rows: dict[tuple[Any, ...], float] = {}
         self.own_rules = own_rules
         self.read_out: tuple[str | float, ...] = (
             (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
@@ -171,22 +199,164 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
-        check_signals(images, self._image_axes)
         check_samples(samples)
+        return self.decode(self.record(images), classes, samples)
+
+    def record(self, images: Tensor) -> Tape:
+        """Run the classifier once and record what a decode needs; the tape's ``logits`` are (N, K).
+
+        Args:
+            images: Shape (N, C, H, W), floating point.
+
+        Raises:
+            InputError: For images of the wrong type or shape.
+        """
+        check_signals(images, self._image_axes)
         plan = self._plan(images)
-        tape = Tape(self.classifier, plan.graph, images)
-        logits = tape.logits
-        if logits.ndim != 2:
-            raise InputError(f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}")
-        chosen = class_indices(classes, logits.shape[1])
-        run = self.prepare(tape, samples)
-        if len(chosen) == 0 or (images if samples is None else samples).shape[0] == 0:
-            readouts = tuple(self._empty(run, name, len(chosen)) for name in plan.readouts)
-            return Decoded(logits, readouts[0], readouts)
-        size = self.chunk_size or len(chosen)
-        parts = [self._chunk(run, plan, chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        readouts = tuple(torch.cat(maps, 1) if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True))
+        tape = Tape(self.classifier, plan.graph, images, plan.wanted, plan.last_uses)
+        if tape.logits.ndim != 2:
+            raise InputError(
+                f"the classifier must return logits of shape (N, K), it returned {tuple(tape.logits.shape)}"
+            )
+        return tape
+
+    def decode(
+        self, tape: Tape, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> Decoded:
+        """Decode every chosen class for every chosen sample of a recorded run.
+
+        Args:
+            tape: What :meth:`record` returned.
+            classes: The K' classes to decode, by index; ``None`` for all.
+            samples: Rows of the images to decode, int64 (S,); ``None`` for all. May be empty.
+
+        Returns:
+            Logits (N, K) and heatmaps (S, K', h, w), raw relevance.
+
+        Raises:
+            InputError: For classes or samples of the wrong type or shape.
+        """
+        check_samples(samples)
+        chosen = class_indices(classes, tape.logits.shape[1])
+        return self._decode(self.prepare(tape, samples), chosen)
+
+    def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Decoded:
+        """Decode chosen (sample, class) pairs of a recorded run: as many classes for each image as it needs.
+
+        Args:
+            tape: What :meth:`record` returned.
+            samples: The row of each pair's image, int64 (P,). P may be 0.
+            classes: Its class, int64 (P,).
+
+        Returns:
+            Logits (N, K) and heatmaps (P, 1, h, w), raw relevance.
+
+        Raises:
+            InputError: For samples or classes that are no int64 vectors of the same length.
+
+        Example:
+            >>> import torch, torchvision
+            >>> decoder = HeatmapDecoder(torchvision.models.resnet18(num_classes=5)).eval()
+            >>> tape = decoder.record(torch.rand(2, 3, 64, 64))
+            >>> decoder.decode_pairs(tape, torch.tensor([0, 0, 1]), torch.tensor([1, 4, 4])).heatmaps.shape
+            torch.Size([3, 1, 64, 64])
+        """
+        check_pairs(samples, classes, tape.logits.shape[1])
+        return self._decode(self.prepare(tape, samples), classes.unsqueeze(0))
+
+    def _decode(self, run: Pass, classes: tuple[int, ...] | Tensor) -> Decoded:
+        """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
+        logits = run.tape.logits
+        if len(classes) == 0 or run.size == 0:
+            readouts = no_heatmaps(run, len(classes))
+        elif torch.compiler.is_compiling() and self.chunk_size is None:
+            # The compiler plans memory itself, and a loop over pieces would be written out.
+            readouts = self._piece(run, classes, self.recompute)
+        elif self.skip is not None and torch.is_grad_enabled():
+            run = replace(run, fused=fuse_weights(run))
+            index = torch.as_tensor(classes, device=logits.device)
+            index = index if index.ndim == 2 else index.unsqueeze(1).expand(-1, run.size)
+            readouts = two_phase(
+                self._pieces,
+                run,
+                index,
+                rows=self._rows(run, classes)[0],
+                skip=self.skip,
+                parameters=[*self.classifier.parameters()],
+            )
+        else:
+            readouts = self._pieces(run, classes)
         return Decoded(logits, readouts[0], readouts)
+
+    def _pieces(self, run: Pass, classes: tuple[int, ...] | Tensor) -> tuple[Tensor, ...]:
+        """Decode a piece at a time."""
+        rows, kept = self._rows(run, classes)
+        if not run.fused and rows < run.size * len(classes):
+            run = replace(run, fused=fuse_weights(run))
+        by_samples: dict[int, list[tuple[Tensor, ...]]] = {}
+        some = run
+        for piece in cut(run.size, len(classes), rows, kept):
+            start, stop = piece.samples.start, piece.samples.stop
+            whole = stop - start == run.size
+            if start not in by_samples and not whole:
+                every = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
+                some = replace(run, samples=every[piece.samples], chosen={})
+            chosen = classes[piece.classes]
+            if isinstance(chosen, Tensor) and chosen.ndim == 2:
+                chosen = chosen[:, piece.samples]
+            by_samples.setdefault(start, []).append(self._piece(some, chosen, piece.recompute))
+        joined = [_join(parts, 1) for parts in by_samples.values()]
+        return _join(joined, 0)
+
+    def _piece(self, run: Pass, classes: tuple[int, ...] | Tensor, recompute: bool) -> tuple[Tensor, ...]:
+        seed = self.seed(run.value(run.tape.graph.output), classes)
+        if recompute and torch.is_grad_enabled():
+            # Rows that one run has chosen must not be found by the next: both must compute the same.
+            result: tuple[Tensor, ...] = checkpoint(
+                lambda c: propagate(replace(run, chosen={}), c), seed, use_reentrant=False, preserve_rng_state=False
+            )
+            return result
+        return propagate(run, seed)
+
+    def _rows(self, run: Pass, classes: tuple[int, ...] | Tensor) -> tuple[int, float]:
+        """(sample, class) pairs decoded at once, and pairs that need not be recomputed."""
+        every = run.size * len(classes)
+        kept = 0.0 if self.recompute else math.inf
+        if self.chunk_size is not None:
+            of_each = run.size if len(classes) > 1 else run.tape.images.shape[0]
+            return self.chunk_size * of_each, kept
+        if self.memory_budget is None:
+            return int(min(without_fresh_pages(run), every)), kept
+        grad = torch.is_grad_enabled()
+        return within(self.memory_budget * 2**30, self._graph_row(run) if grad else 0.0, run)
+
+    def _graph_row(self, run: Pass) -> float:
+        """Bytes that the decode of one pair keeps for its backward pass, measured once."""
+        key = (
+            id(run.tape.graph),
+            *run.tape.images.shape[1:],
+            run.tape.logits.dtype,
+            sum(p.requires_grad for p in self.parameters()),
+        )
+        if key not in self._graph_rows:
+            one, two = (self._graph_bytes(run, (0,) * n) for n in (1, 2))
+            self._graph_rows[key] = max(two - one, 1) / run.size
+        return self._graph_rows[key]
+
+    def _graph_bytes(self, run: Pass, classes: tuple[int, ...]) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(x)
+            return x
+
+        held: list[Tensor] = []  # so that no two storages have the same address
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            result = self._piece(replace(run, chosen={}), classes, False)
+        del result
+        return sum(sizes.values())
 
     def reset_own_weights(self) -> None:
         """Set an untied decoder's weights to the classifier's present ones; a tied decoder has none."""
@@ -199,16 +369,21 @@ class HeatmapDecoder(nn.Module):
     ) -> tuple[Tape, dict[str, Tensor]]:
         """The tape and the coefficient (K'*N, ...) at every call's output: what ``checks`` looks at."""
         check_signals(images, self._image_axes)
-        plan = self._plan(images)
-        tape = Tape(self.classifier, plan.graph, images)
+        tape = Tape(self.classifier, self._plan(images).graph, images)
         run = self.prepare(tape)
         kept: dict[str, Any] = {}
-        self._propagate(run, plan, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
+        propagate(run, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
         return tape, kept
 
     def prepare(self, tape: Tape, samples: Tensor | None = None) -> Pass:
-        """What a backward pass over a tape works with."""
-        plan = self._plan(tape.images)
+        """What a backward pass over a tape works with.
+
+        Raises:
+            InputError: For a tape of another decoder.
+        """
+        plan = next((plan for plan in self._plans.values() if plan.graph is tape.graph), None)
+        if plan is None:
+            raise InputError("the tape was recorded by another decoder: use the one that is to decode it")
         return Pass(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
 
     def graph(self, images: Tensor) -> Graph:
@@ -223,10 +398,31 @@ class HeatmapDecoder(nn.Module):
         for mode, graph in enumerate(follow_modes(*graphs)):
             readouts = _resolve(graph, self.read_out)
             calls = {call.name: call for call in graph.calls}
-            plan = Plan(graph, calls, readouts, graph.downstream(readouts))
+            wanted = graph.downstream(readouts)
+            read = self._read_values(graph, calls, wanted)
+            plan = Plan(graph, calls, readouts, wanted, graph.last_uses(read | {graph.output, *readouts}))
             self._plans[bool(mode), shape if graph.specialised else None] = plan
             plans.append(plan)
         return plans[0], plans[1]
+
+    def _read_values(self, graph: Graph, calls: Mapping[str, Call], wanted: frozenset[str]) -> frozenset[str]:
+        """Names of the activations that a decode looks at, not only at their shapes."""
+        found: set[str] = set()
+        for call in graph.calls:
+            if not any(name in wanted for name in call.inputs):
+                continue
+            reads, rule = OPS[call.kind].reads, self.composite.rule(call)
+            if reads is None or self._reads_images(graph, calls, call):
+                found |= {call.name, *call.inputs, *refs((call.args, call.kwargs, call.options))}
+                found |= {name for name in (call.norm,) if name}
+            else:
+                found.update(reads(rule, call, calls))
+        return frozenset(found)
+
+    def _reads_images(self, graph: Graph, calls: Mapping[str, Call], call: Call) -> bool:
+        """Whether the composite's rule of the images acts on a call."""
+        before = calls[call.norm_before].inputs if call.norm_before else ()
+        return self.composite.input is not None and graph.input in (*call.inputs, *before)
 
     def _plan(self, images: Tensor) -> Plan:
         mode, shape = self.classifier.training, tuple(images.shape[1:])
@@ -250,57 +446,6 @@ class HeatmapDecoder(nn.Module):
 
     def _weights(self) -> Mapping[str, Tensor]:
         return {name.replace("/", "."): weight for name, weight in self.own_weights.items()}
-
-    def _chunk(self, run: Pass, plan: Plan, classes: tuple[int, ...] | Tensor) -> tuple[Tensor, ...]:
-        seed = self.seed(run.value(plan.graph.output), classes)
-        if self.recompute and torch.is_grad_enabled():
-            result: tuple[Tensor, ...] = checkpoint(
-                self._recomputed, run, plan, seed, use_reentrant=False, preserve_rng_state=False
-            )
-            return result
-        return self._propagate(run, plan, seed)
-
-    def _recomputed(self, run: Pass, plan: Plan, seed: Tensor) -> tuple[Tensor, ...]:
-        # Rows that one run has chosen must not be found by the next: both must compute the same.
-        return self._propagate(replace(run, chosen={}), plan, seed)
-
-    def _propagate(self, run: Pass, plan: Plan, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
-        graph, readouts = plan.graph, plan.readouts
-        coefficients: dict[str, Any] = {graph.output: seed}
-        heatmaps: dict[str, Tensor] = {}
-        for call in reversed(graph.calls):
-            c = coefficients.pop(call.name, None)
-            if c is None:
-                continue
-            if kept is not None:
-                kept[call.name] = c
-            if call.name in readouts:
-                heatmaps[call.name] = self._heatmap(run, call.name, before_norm(run, call, c))
-            if not any(name in run.wanted for name in call.inputs):
-                continue
-            at_input = input_relevance(run, call, c)
-            if at_input is not None:
-                accumulate(heatmaps, graph.input, heatmap(run, graph.input, at_input))
-                continue
-            for name, part in OPS[call.kind].adjoint(run, call, c).items():
-                if name in run.wanted:
-                    accumulate(coefficients, name, part)
-        c = coefficients.pop(graph.input, None)
-        if c is not None:
-            if kept is not None:
-                kept[graph.input] = c
-            accumulate(heatmaps, graph.input, self._heatmap(run, graph.input, c))
-        return tuple(heatmaps[name] for name in readouts)
-
-    def _heatmap(self, run: Pass, name: str, c: Tensor) -> Tensor:
-        if self.composite.heatmap == "coefficient":
-            return heatmap(run, name, c)
-        return heatmap(run, name, times(c, run.value(name), run.axis(name)))
-
-    def _empty(self, run: Pass, name: str, classes: int) -> Tensor:
-        """Heatmaps of no samples or of no classes."""
-        one = heatmap(run, name, torch.zeros_like(run.value(name)))
-        return one.new_zeros((one.shape[0], classes, *one.shape[2:]))
 
     def _copy_weights(self, plans: Sequence[Plan]) -> nn.ParameterDict:
         """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
@@ -360,3 +505,8 @@ def _image_axes(graph: Graph) -> int | None:
     convolutions = [c for c in graph.calls if c.kind in ("conv", "conv_transpose") and c.op == "call_module"]
     sizes = [c.options["kernel_size"] for c in convolutions if graph.input in c.inputs]
     return 2 + len(sizes[0]) if sizes else None
+
+
+def _join(parts: Sequence[tuple[Tensor, ...]], dim: int) -> tuple[Tensor, ...]:
+    """The maps of each read-out side by side."""
+    return tuple(torch.cat(maps, dim) if len(maps) > 1 else maps[0] for maps in zip(*parts, strict=True))

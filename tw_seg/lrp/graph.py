@@ -107,6 +107,16 @@ class Graph:
             return self.input
         return convolutions[number - 1]
 
+    def last_uses(self, kept: frozenset[str]) -> dict[str, tuple[str, ...]]:
+        """For each call, the activations that no later call takes; constants and ``kept`` are not among them."""
+        free = {call.name for call in self.calls if call.inputs} - kept
+        found: dict[str, tuple[str, ...]] = {}
+        for call in reversed(self.calls):
+            used = {call.name, *refs((call.args, call.kwargs, call.options))} & free
+            found[call.name] = tuple(sorted(used))
+            free -= used
+        return found
+
     def downstream(self, starts: tuple[str, ...]) -> frozenset[str]:
         """The calls ``starts`` and all that depend on their activations."""
         reached = set(starts)

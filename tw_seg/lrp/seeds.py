@@ -2,7 +2,8 @@
 
 A seed is a function ``seed(logits, classes)`` of logits (S, K) and K' chosen classes. It returns the coefficient at
 the logits, shape (K'*S, K), classes outermost: row ``k*S + s`` decodes the k-th chosen class of sample s. Relevance
-starts as ``logits * coefficient``. S and K' may be 0; classes may be a tensor on the device, nothing waits for it.
+starts as ``logits * coefficient``. S and K' may be 0; classes may be a tensor on the device, nothing waits for it. Of
+shape (K', S) it names other classes for each sample.
 
 Seeds are differentiable functions of the logits, so a loss on heatmaps trains through them too; ``logit`` and
 ``contrastive`` are constants.
@@ -168,9 +169,11 @@ def create_seed(name: str) -> Seed:
 
 
 def _target(logits: Tensor, classes: Classes) -> Tensor:
-    """One-hot rows (K', 1, K), in the precision of :func:`_single`."""
+    """One-hot rows (K', S or 1, K), in the precision of :func:`_single`."""
     index = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-    return F.one_hot(index, logits.shape[1]).to(_single(logits).dtype).unsqueeze(1)
+    if index.ndim == 1:
+        index = index.unsqueeze(1)
+    return F.one_hot(index, logits.shape[1]).to(_single(logits).dtype)
 
 
 def _rows(c: Tensor, logits: Tensor) -> Tensor:

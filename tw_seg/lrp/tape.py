@@ -1,12 +1,14 @@
-"""One forward run of the classifier that records every call's output and what its adjoint needs later.
+"""One forward run of the classifier that records what the adjoints of its calls need later.
 
-The run computes what the classifier computes, in-place operations out of place. Only a few kinds keep more than
-their output: max pools their winners, dropout its noise, BatchNorm the statistics it used.
+The run computes what the classifier computes, in-place operations out of place. Few kinds need their values: a ReLU
+needs one byte for each element, a max pool its winners, dropout its noise, BatchNorm the statistics it used. All other
+activations go as soon as no call takes them any more; what stays of them is their shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,14 +25,30 @@ class Tape:
 
     Attributes:
         images: The images.
-        values: Output of each call by name, the images included.
+        values: Output of each call by name, the images included; where it was let go, an empty tensor of its shape
+            (on the device ``meta``, so that looking at its elements is an error).
         axes: The batch axis of each value that carries relevance.
-        saved: What a call's adjoint needs besides its input and output (winners, noise, statistics).
+        saved: What a call's adjoint needs besides or instead of its values (gates, winners, noise, statistics).
         weights: The weights of this run that a parametrization computed.
+        parameters: What takes the place of parameters of modules, see :meth:`swapped`.
     """
 
-    def __init__(self, classifier: nn.Module, graph: Graph, images: Tensor) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        graph: Graph,
+        images: Tensor,
+        wanted: frozenset[str] | None = None,
+        last_uses: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         """Run the classifier on ``images`` (N, C, H, W): no more state changes than in its own forward.
+
+        Args:
+            classifier: The classifier.
+            graph: Its calls.
+            images: The images.
+            wanted: The calls whose adjoints will run; ``None``: all.
+            last_uses: For each call, the activations to let go after it; ``None``: none.
 
         Raises:
             UnsupportedOpError: If a call joins the images of the batch.
@@ -43,13 +61,31 @@ class Tape:
         self.axes: dict[str, int] = {graph.input: 0}
         self.saved: dict[str, Any] = {}
         self.weights: dict[str, Tensor] = {}
+        self.parameters: Mapping[Tensor, Tensor] = {}
         for call in graph.calls:
             op = OPS.get(call.kind)
             self.values[call.name] = op.forward(self, call) if op and op.forward else self.run(call)
             if call.inputs and op:
                 self.axes[call.name] = op.axis(self, call) if op.axis else self.axes[call.inputs[0]]
+                if op.save and (wanted is None or call.name in wanted):
+                    self.saved[call.name] = op.save(self, call)
                 if not torch.compiler.is_compiling():
                     self._check(call)
+            if last_uses and not torch.compiler.is_compiling():  # a compiler finds them by itself
+                for name in last_uses[call.name]:
+                    self.values[name] = map_leaves(self.values[name], _shape)
+
+    def swapped(self, swap: Callable[[Any], Any], parameters: Mapping[Tensor, Tensor]) -> Tape:
+        """The same run with other tensors in the place of some.
+
+        Args:
+            swap: Maps nested values to what takes their place.
+            parameters: Likewise for the parameters of modules.
+        """
+        other = copy.copy(self)
+        other.values, other.saved, other.weights = (swap(v) for v in (self.values, self.saved, self.weights))
+        other.parameters = parameters
+        return other
 
     @property
     def logits(self) -> Tensor:
@@ -109,7 +145,12 @@ class Tape:
         else:
             value = self.resolve(call.options.get(name))
         assert value is None or isinstance(value, Tensor)
-        return value
+        return value if value is None or not self.parameters else self.parameters.get(value, value)
+
+
+def _shape(value: Any) -> Any:
+    """What stays of a value that is let go."""
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
 
 
 def attribute(root: nn.Module, path: str) -> Any:

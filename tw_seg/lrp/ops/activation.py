@@ -8,17 +8,17 @@ Where ``f(0)`` is not 0 the expansion of first order stands for the function: th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp.adjoints import times
+from tw_seg.lrp.adjoints import channels_last, times
 from tw_seg.lrp.graph import Call
 from tw_seg.lrp.ops.op import Functions, Op
-from tw_seg.lrp.rules import Deconvnet, Guided
+from tw_seg.lrp.rules import Deconvnet, Guided, Rule
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -132,7 +132,6 @@ def _softplus(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
 
 
 _RATIOS: dict[str, Ratio] = {
-    "relu": lambda u, y, o: y > 0,
     "relu6": lambda u, y, o: torch.where(u > 6, 6 / u.clamp(min=6), (u > 0).to(u.dtype)),
     "leaky_relu": lambda u, y, o: torch.ones_like(u).masked_fill(u <= 0, o.get("negative_slope", 0.01)),
     "elu": _elu,
@@ -160,10 +159,7 @@ _SLOPES: dict[str, Ratio] = {
 
 def _pass(ratio: Ratio) -> Callable[[Pass, Call, Tensor], dict[str, Tensor]]:
     def adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-        name, rule = call.inputs[0], run.composite.rule(call)
-        axis = run.axis(call.name)
-        if isinstance(rule, (Deconvnet, Guided)):
-            return {name: rule.activation(c, run.value(name), run.value(call.name), axis)}
+        name, axis = call.inputs[0], run.axis(call.name)
         return {name: times(c, ratio(run.value(name), run.value(call.name), call.options), axis)}
 
     return adjoint
@@ -190,7 +186,6 @@ def _clamp_forward(tape: Tape, call: Call) -> Tensor:
 
 
 _FORWARDS: dict[str, Callable[[Tape, Call], Tensor]] = {
-    "relu": _out_of_place(F.relu),
     "relu6": _out_of_place(F.relu6),
     "leaky_relu": _out_of_place(F.leaky_relu, "negative_slope"),
     "elu": _out_of_place(F.elu, "alpha"),
@@ -205,10 +200,29 @@ _FORWARDS: dict[str, Callable[[Tape, Call], Tensor]] = {
     "sigmoid": _out_of_place(torch.sigmoid),
 }
 
-ACTIVATIONS = (*_RATIOS, *_SLOPES, "prelu", "clamp")
+ACTIVATIONS = ("relu", *_RATIOS, *_SLOPES, "prelu", "clamp")
 """Kinds of this file."""
 
+
+def _gate(tape: Tape, call: Call) -> Tensor:
+    """One byte for each element instead of its four."""
+    value: Tensor = tape.values[call.name]
+    return channels_last(value > 0)
+
+
+def _relu(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, rule, axis = call.inputs[0], run.composite.rule(call), run.axis(call.name)
+    if isinstance(rule, (Deconvnet, Guided)):
+        return {name: rule.activation(c, run.value(name), run.value(call.name), axis)}
+    return {name: times(c, run.saved(call.name, axis), axis)}
+
+
+def _relu_reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
+    return (*call.inputs, call.name) if isinstance(rule, (Deconvnet, Guided)) else ()
+
+
 OPS: dict[str, Op] = {
+    "relu": Op(_relu, _out_of_place(F.relu), save=_gate, reads=_relu_reads),
     **{kind: Op(_pass(ratio), _FORWARDS.get(kind)) for kind, ratio in _RATIOS.items()},
     **{kind: Op(_pass(slope), _FORWARDS.get(kind), conserves=False) for kind, slope in _SLOPES.items()},
     "prelu": Op(_prelu),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tw_seg.lrp.adjoints import accumulate, times, unbroadcast
 from tw_seg.lrp.graph import Call
-from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, receives, share
+from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, no_values, only_stabilised, receives, share
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -164,9 +164,9 @@ def _extreme(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 OPS: dict[str, Op] = {
-    "add": Op(_add, _add_forward, aligned_axis, absorbed=_add_absorbed),
-    "sub": Op(_add, _add_forward, aligned_axis, absorbed=_add_absorbed),
-    "neg": Op(_neg),
+    "add": Op(_add, _add_forward, aligned_axis, reads=only_stabilised, absorbed=_add_absorbed),
+    "sub": Op(_add, _add_forward, aligned_axis, reads=only_stabilised, absorbed=_add_absorbed),
+    "neg": Op(_neg, reads=no_values),
     "mul": Op(_mul, _binary(operator.mul), aligned_axis),
     "div": Op(_div, _binary(operator.truediv), aligned_axis),
     "pow": Op(_pow),

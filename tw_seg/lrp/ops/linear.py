@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from tw_seg.lrp import adjoints
 from tw_seg.lrp.adjoints import LinearMap, per_channel
 from tw_seg.lrp.graph import Call
 from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch, keep_first, reduced_axis
-from tw_seg.lrp.rules import Epsilon, LinearRule
+from tw_seg.lrp.rules import Epsilon, LinearRule, Rule
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -141,12 +142,23 @@ def _weighted(run: Pass, call: Call) -> LinearMap:
         value, shift = run.tape.values[before], norm_affine(run, run.calls[before])[1]
         shifted = _map(run, call, after, bias)
         bias = shifted.forward(per_channel(shift, value.ndim).expand(1, *value.shape[1:]), after, shifted.bias)
-    return _map(run, call, _with_norm_before(run, call, after), bias)
+    return _map(run, call, _with_norms(run, call), bias)
 
 
 def _unbiased(run: Pass, call: Call) -> LinearMap:
     """The same without its bias, which a plain adjoint does not read."""
-    return _map(run, call, _with_norm_before(run, call, _with_norm_after(run, call)), None)
+    return _map(run, call, _with_norms(run, call), None)
+
+
+def fuse_weights(run: Pass) -> dict[str, Tensor]:
+    """The weight of every linear call that a BatchNorm is multiplied into, for decodes in several pieces."""
+    calls = [call for call in run.calls.values() if call.kind in WEIGHTED and run.wanted.intersection(call.inputs)]
+    return {call.name: _with_norms(run, call) for call in calls if fused_norm(run, call) or norm_before(run, call)}
+
+
+def _with_norms(run: Pass, call: Call) -> Tensor:
+    known = run.fused.get(call.name)
+    return _with_norm_before(run, call, _with_norm_after(run, call)) if known is None else known
 
 
 def _with_norm_after(run: Pass, call: Call) -> Tensor:
@@ -293,6 +305,13 @@ def _adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: rule.coefficient(c, run.value(name), output(run, call), linear_map(run, call))}
 
 
+def _reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
+    if rule == _PLAIN:
+        return ()
+    before = calls[call.norm_before].inputs if call.norm_before else ()
+    return (*call.inputs, *before, call.name, *([call.norm] if call.norm else []))
+
+
 _PLAIN = Epsilon(0.0)
 
 
@@ -333,13 +352,13 @@ def _norm_adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 OPS: dict[str, Op] = {
-    "conv": Op(_adjoint, linear_map=_weighted),
-    "conv_transpose": Op(_adjoint, linear_map=_weighted),
-    "linear": Op(_adjoint, linear_map=_weighted),
-    "batch_norm": Op(_norm_adjoint, _batch_norm, linear_map=_norm_map),
-    "avg_pool": Op(_adjoint, linear_map=_avg_pool),
-    "adaptive_avg_pool": Op(_adjoint, linear_map=_adaptive_avg_pool),
-    "mean": Op(_adjoint, axis=reduced_axis, linear_map=_reduce),
-    "sum": Op(_adjoint, axis=reduced_axis, linear_map=_reduce),
-    "interpolate": Op(_adjoint, linear_map=_interpolate),
+    "conv": Op(_adjoint, reads=_reads, linear_map=_weighted),
+    "conv_transpose": Op(_adjoint, reads=_reads, linear_map=_weighted),
+    "linear": Op(_adjoint, reads=_reads, linear_map=_weighted),
+    "batch_norm": Op(_norm_adjoint, _batch_norm, reads=_reads, linear_map=_norm_map),
+    "avg_pool": Op(_adjoint, reads=_reads, linear_map=_avg_pool),
+    "adaptive_avg_pool": Op(_adjoint, reads=_reads, linear_map=_adaptive_avg_pool),
+    "mean": Op(_adjoint, axis=reduced_axis, reads=_reads, linear_map=_reduce),
+    "sum": Op(_adjoint, axis=reduced_axis, reads=_reads, linear_map=_reduce),
+    "interpolate": Op(_adjoint, reads=_reads, linear_map=_interpolate),
 }

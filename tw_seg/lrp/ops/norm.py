@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.adjoints import per_channel, times
 from tw_seg.lrp.graph import Call
-from tw_seg.lrp.ops.op import Functions, Op, keep_batch
+from tw_seg.lrp.ops.op import Functions, Op, keep_batch, only_input
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -95,8 +95,8 @@ def _instance_norm(tape: Tape, call: Call) -> Tensor:
 
 
 OPS: dict[str, Op] = {
-    "layer_norm": Op(_layer_norm, absorbed=_bias),
-    "rms_norm": Op(_rms_norm),
-    "group_norm": Op(_group_norm, absorbed=_bias),
-    "instance_norm": Op(_group_norm, _instance_norm, absorbed=_bias),
+    "layer_norm": Op(_layer_norm, reads=only_input, absorbed=_bias),
+    "rms_norm": Op(_rms_norm, reads=only_input),
+    "group_norm": Op(_group_norm, reads=only_input, absorbed=_bias),
+    "instance_norm": Op(_group_norm, _instance_norm, reads=only_input, absorbed=_bias),
 }

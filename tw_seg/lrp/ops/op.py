@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.adjoints import LinearMap
 from tw_seg.lrp.graph import Call, Ref
-from tw_seg.lrp.rules import Epsilon
+from tw_seg.lrp.rules import Epsilon, Rule
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Forward = Callable[["Tape", Call], Any]
 Axis = Callable[["Tape", Call], int]
 Adjoint = Callable[["Pass", Call, Any], dict[str, Any]]
+Reads = Callable[[Rule, Call, Mapping[str, Call]], tuple[str, ...]]
 Absorbed = Callable[["Pass", Call, Tensor], Tensor]
 
 
@@ -32,6 +33,9 @@ class Op:
         forward: ``forward(tape, call)``: the value, where more is kept than what calling the target gives.
         axis: ``axis(tape, call)``: the batch axis of the value; ``None``: that of the first input, counted
             from the last axis.
+        save: ``save(tape, call)``: what the adjoint needs instead of the call's values, kept in ``tape.saved``.
+        reads: ``reads(rule, call, calls)``: the recorded values that the adjoint looks at, by name; of all others
+            it may know the shape only. ``None``: all operands and the output.
         linear_map: ``linear_map(run, call)``: where the rules of linear maps act.
         absorbed: ``absorbed(run, call, c)``: relevance, in the shape of c, of the terms of the output that are
             no inputs; ``None``: there are none.
@@ -42,9 +46,26 @@ class Op:
     adjoint: Adjoint
     forward: Forward | None = None
     axis: Axis | None = None
+    save: Forward | None = None
+    reads: Reads | None = None
     linear_map: Callable[[Pass, Call], LinearMap] | None = None
     absorbed: Absorbed | None = None
     conserves: bool = True
+
+
+def no_values(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
+    """``reads`` of an op whose adjoint looks at shapes only."""
+    return ()
+
+
+def only_stabilised(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
+    """``reads`` of an op whose adjoint looks at its output where a stabiliser is added to it, else at nothing."""
+    return (call.name,) if isinstance(rule, Epsilon) and rule.epsilon else ()
+
+
+def only_input(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
+    """``reads`` of an op whose adjoint looks at its inputs, not at its output."""
+    return call.inputs
 
 
 Names = tuple[str, ...]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tw_seg.lrp.adjoints import Parts, expand, max_pool_adjoint, times
 from tw_seg.lrp.graph import Call
-from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_first, reduced_axis
+from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_first, no_values, only_input, reduced_axis
 
 if TYPE_CHECKING:
     from tw_seg.lrp.backward import Pass
@@ -127,12 +127,12 @@ def _kept(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 OPS: dict[str, Op] = {
-    "max_pool": Op(_to_winners, _max_pool),
-    "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool),
-    "amax": Op(_amax, axis=reduced_axis),
-    "max": Op(_max, axis=reduced_axis),
-    "dropout": Op(_kept, _dropout(F.dropout)),
-    "dropout1d": Op(_kept, _dropout(F.dropout1d)),
-    "dropout2d": Op(_kept, _dropout(F.dropout2d)),
-    "dropout3d": Op(_kept, _dropout(F.dropout3d)),
+    "max_pool": Op(_to_winners, _max_pool, reads=no_values),
+    "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool, reads=no_values),
+    "amax": Op(_amax, axis=reduced_axis, reads=only_input),
+    "max": Op(_max, axis=reduced_axis, reads=only_input),
+    "dropout": Op(_kept, _dropout(F.dropout), reads=no_values),
+    "dropout1d": Op(_kept, _dropout(F.dropout1d), reads=no_values),
+    "dropout2d": Op(_kept, _dropout(F.dropout2d), reads=no_values),
+    "dropout3d": Op(_kept, _dropout(F.dropout3d), reads=no_values),
 }

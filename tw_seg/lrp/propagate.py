@@ -1,0 +1,73 @@
+"""The backward pass of LRP: from coefficients at the logits to heatmaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tw_seg.lrp.adjoints import accumulate, times
+from tw_seg.lrp.backward import Pass
+from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.ops.linear import before_norm, input_relevance
+from tw_seg.lrp.readout import heatmap
+
+
+def propagate(run: Pass, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+    """Propagate coefficients from head to read-outs, each call by its rule.
+
+    Args:
+        run: The pass, over S samples.
+        seed: Coefficients at the logits (K'*S, K).
+        kept: Filled with the coefficient at every call's output.
+
+    Returns:
+        The heatmaps (S, K', h, w) of each read-out.
+    """
+    graph, readouts = run.tape.graph, run.readouts
+    coefficients: dict[str, Any] = {graph.output: seed}
+    del seed  # a coefficient goes as soon as it was handed on
+    heatmaps: dict[str, Tensor] = {}
+    for call in reversed(graph.calls):
+        c = coefficients.pop(call.name, None)
+        if c is None:
+            continue
+        if kept is not None:
+            kept[call.name] = c
+        if call.name in readouts:
+            heatmaps[call.name] = _heatmap(run, call.name, before_norm(run, call, c))
+        if not any(name in run.wanted for name in call.inputs):
+            continue
+        at_input = input_relevance(run, call, c)
+        if at_input is not None:
+            accumulate(heatmaps, graph.input, heatmap(run, graph.input, at_input))
+            continue
+        parts = OPS[call.kind].adjoint(run, call, c)
+        del c
+        for name in list(parts):
+            part = parts.pop(name)
+            if name in run.wanted:
+                accumulate(coefficients, name, part)
+            del part
+    c = coefficients.pop(graph.input, None)
+    if c is not None:
+        if kept is not None:
+            kept[graph.input] = c
+        accumulate(heatmaps, graph.input, _heatmap(run, graph.input, c))
+    return tuple(heatmaps[name] for name in readouts)
+
+
+def no_heatmaps(run: Pass, classes: int) -> tuple[Tensor, ...]:
+    """Heatmaps of no samples or of no classes."""
+    found = []
+    for name in run.readouts:
+        one = heatmap(run, name, torch.zeros_like(run.value(name)))
+        found.append(one.new_zeros((one.shape[0], classes, *one.shape[2:])))
+    return tuple(found)
+
+
+def _heatmap(run: Pass, name: str, c: Tensor) -> Tensor:
+    if run.composite.heatmap == "coefficient":
+        return heatmap(run, name, c)
+    return heatmap(run, name, times(c, run.value(name), run.axis(name)))
