@@ -61,35 +61,38 @@ def check_map(layer: adjoints.LinearMap, function, a: Tensor) -> None:
     close(layer.forward(a, layer.weight, None), function(a) - function(torch.zeros_like(a)))
 
 
-def check_conv(size, kernel, groups: int = 1, **options) -> None:
+def check_conv(size, kernel, groups: int = 1, channels: int = 4, **options) -> None:
+    """As many channels as an image may have, or more: a convolution with a stride takes another way."""
     dims = len(size)
     kernel = (kernel,) * dims if isinstance(kernel, int) else kernel
-    weight = torch.randn(4, 4 // groups, *kernel, dtype=torch.float64)
+    weight = torch.randn(4, channels // groups, *kernel, dtype=torch.float64)
     bias = torch.randn(4, dtype=torch.float64)
     layer = adjoints.conv(weight, bias, input_size=size, groups=groups, **options)
     function = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-    check_map(layer, lambda x: function(x, weight, bias, groups=groups, **options), sample(4, *size))
+    check_map(layer, lambda x: function(x, weight, bias, groups=groups, **options), sample(channels, *size))
     assert layer.weight is weight
 
 
 @pytest.mark.parametrize("case", CONVS, ids=str)
+@pytest.mark.parametrize("channels", [4, 8])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's advice
-def test_conv(case) -> None:
-    check_conv(**case)
+def test_conv(case, channels: int) -> None:
+    check_conv(**case, channels=channels)
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.integers(1, 4),
     padding=st.integers(0, 3),
     dilation=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),
+    channels=st.sampled_from([4, 8]),
 )
-def test_conv_of_any_geometry(size, kernel, stride, padding, dilation, groups) -> None:
+def test_conv_of_any_geometry(size, kernel, stride, padding, dilation, groups, channels) -> None:
     assume(all(n + 2 * padding >= dilation * (k - 1) + 1 for n, k in zip(size, kernel, strict=True)))
-    check_conv(size, kernel, groups, stride=stride, padding=padding, dilation=dilation)
+    check_conv(size, kernel, groups, channels, stride=stride, padding=padding, dilation=dilation)
 
 
 def test_bias_of_each_place() -> None:
@@ -276,6 +279,21 @@ def test_max_pool_of_several_samples() -> None:
         sample = row % SAMPLES
         alone = adjoints.max_pool_adjoint(c[row : row + 1], indices[sample : sample + 1], (7, 9))
         assert torch.equal(found[row : row + 1], alone)
+
+
+def test_max_pool_with_channels_last() -> None:
+    """The same numbers, in the layout of the coefficient."""
+    a = torch.randn(SAMPLES, 3, 7, 9, dtype=torch.float64)
+    indices = F.max_pool2d(a, 3, 2, return_indices=True)[1]
+    c = torch.randn(CLASSES * SAMPLES, 3, 3, 4, dtype=torch.float64)
+    last = c.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = adjoints.max_pool_adjoint(last, indices, (7, 9))
+    assert torch.equal(found, adjoints.max_pool_adjoint(c, indices, (7, 9)))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), last)
+    expected = weights.flatten(2).gather(2, adjoints.expand(indices.flatten(2), c)).reshape(c.shape)
+    assert torch.equal(gradient, expected)
 
 
 def test_adaptive_max_pool() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,13 +51,18 @@ class SegmentationLoss(nn.Module):
             InputError: Shapes or class ids do not fit together.
         """
         parts = {
-            "seg/ce": cross_entropy(output.mask_logits, batch.masks),
-            "seg/dice": dice(output.mask_logits, batch.masks),
-            "cls/bce": multilabel_bce(output.logits, batch.labels),
+            "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks)),
+            "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks)),
+            "cls/bce": self._part("cls/bce", lambda: multilabel_bce(output.logits, batch.labels)),
             "seg/aux": self._deep(output, batch),
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _part(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A part; without a weight it is only looked at, and keeps nothing for a backward pass."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] > 0):
+            return compute()
 
     def _deep(self, output: SegOutput, batch: Batch) -> Tensor:
         total = output.logits.new_zeros(())

@@ -108,6 +108,27 @@ def class_indices(
     return chosen
 
 
+def class_tensor(classes: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Class indices as an int64 tensor on a device.
+
+    A device counts a run of indices by itself, as all classes are: nothing is copied to it, so nothing waits for it.
+
+    Args:
+        classes: Valid indices, see :func:`class_indices`.
+        device: Where they are wanted.
+
+    Example:
+        >>> class_tensor((1, 2, 3), torch.device("cpu"))
+        tensor([1, 2, 3])
+    """
+    if isinstance(classes, Tensor):
+        return classes.to(device, torch.int64)
+    first = classes[0] if classes else 0
+    if tuple(classes) == tuple(range(first, first + len(classes))):
+        return torch.arange(first, first + len(classes), device=device)
+    return torch.tensor(classes, dtype=torch.int64, device=device)
+
+
 def check_samples(samples: Tensor | None, device: torch.device | None = None) -> Tensor | None:
     """Check a choice of rows: ``None`` (all) or an int64 tensor (S,), S may be 0.
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tw_seg.errors import InputError
 from tw_seg.lrp.backward import Pass, parameter_of
 from tw_seg.lrp.build import OwnRules, follow_modes, trace
-from tw_seg.lrp.choices import check_pairs, check_samples, check_signals, class_indices
+from tw_seg.lrp.choices import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.graph import Call, Graph, Ref, refs
 from tw_seg.lrp.ops import OPS
@@ -237,7 +237,7 @@ class HeatmapDecoder(nn.Module):
             InputError: For classes or samples of the wrong type or shape.
         """
         check_samples(samples)
-        chosen = class_indices(classes, tape.logits.shape[1])
+        chosen = class_tensor(class_indices(classes, tape.logits.shape[1]), tape.logits.device)
         return self._decode(self.prepare(tape, samples), chosen)
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Decoded:
@@ -264,7 +264,7 @@ class HeatmapDecoder(nn.Module):
         check_pairs(samples, classes, tape.logits.shape[1])
         return self._decode(self.prepare(tape, samples), classes.unsqueeze(0))
 
-    def _decode(self, run: Pass, classes: tuple[int, ...] | Tensor) -> Decoded:
+    def _decode(self, run: Pass, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
         logits = run.tape.logits
         if len(classes) == 0 or run.size == 0:
@@ -273,9 +273,8 @@ class HeatmapDecoder(nn.Module):
             # The compiler plans memory itself, and a loop over pieces would be written out.
             readouts = self._piece(run, classes, self.recompute)
         elif self.skip is not None and torch.is_grad_enabled():
-            run = replace(run, fused=fuse_weights(run))
-            index = torch.as_tensor(classes, device=logits.device)
-            index = index if index.ndim == 2 else index.unsqueeze(1).expand(-1, run.size)
+            run = replace(run, fused=fuse_weights(run, run.size * len(classes)))
+            index = classes if classes.ndim == 2 else classes.unsqueeze(1).expand(-1, run.size)
             readouts = two_phase(
                 self._pieces,
                 run,
@@ -288,27 +287,26 @@ class HeatmapDecoder(nn.Module):
             readouts = self._pieces(run, classes)
         return Decoded(logits, readouts[0], readouts)
 
-    def _pieces(self, run: Pass, classes: tuple[int, ...] | Tensor) -> tuple[Tensor, ...]:
+    def _pieces(self, run: Pass, classes: Tensor) -> tuple[Tensor, ...]:
         """Decode a piece at a time."""
         rows, kept = self._rows(run, classes)
-        if not run.fused and rows < run.size * len(classes):
-            run = replace(run, fused=fuse_weights(run))
-        by_samples: dict[int, list[tuple[Tensor, ...]]] = {}
+        every = run.size * len(classes)
+        if not run.fused and rows < every:
+            run = replace(run, fused=fuse_weights(run, every))
+        parts: dict[int, list[tuple[Tensor, ...]]] = {}
         some = run
         for piece in cut(run.size, len(classes), rows, kept):
-            start, stop = piece.samples.start, piece.samples.stop
-            whole = stop - start == run.size
-            if start not in by_samples and not whole:
-                every = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
-                some = replace(run, samples=every[piece.samples], chosen={})
+            first = piece.samples.start
+            if first not in parts and piece.samples.stop - first < run.size:
+                images = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
+                some = replace(run, samples=images[piece.samples], chosen={})
             chosen = classes[piece.classes]
-            if isinstance(chosen, Tensor) and chosen.ndim == 2:
+            if chosen.ndim == 2:
                 chosen = chosen[:, piece.samples]
-            by_samples.setdefault(start, []).append(self._piece(some, chosen, piece.recompute))
-        joined = [_join(parts, 1) for parts in by_samples.values()]
-        return _join(joined, 0)
+            parts.setdefault(first, []).append(self._piece(some, chosen, piece.recompute))
+        return _join([_join(of_some, 1) for of_some in parts.values()], 0)
 
-    def _piece(self, run: Pass, classes: tuple[int, ...] | Tensor, recompute: bool) -> tuple[Tensor, ...]:
+    def _piece(self, run: Pass, classes: Tensor, recompute: bool) -> tuple[Tensor, ...]:
         seed = self.seed(run.value(run.tape.graph.output), classes)
         if recompute and torch.is_grad_enabled():
             # Rows that one run has chosen must not be found by the next: both must compute the same.
@@ -318,7 +316,7 @@ class HeatmapDecoder(nn.Module):
             return result
         return propagate(run, seed)
 
-    def _rows(self, run: Pass, classes: tuple[int, ...] | Tensor) -> tuple[int, float]:
+    def _rows(self, run: Pass, classes: Tensor) -> tuple[int, float]:
         """(sample, class) pairs decoded at once, and pairs that need not be recomputed."""
         every = run.size * len(classes)
         kept = 0.0 if self.recompute else math.inf
@@ -339,11 +337,12 @@ class HeatmapDecoder(nn.Module):
             sum(p.requires_grad for p in self.parameters()),
         )
         if key not in self._graph_rows:
-            one, two = (self._graph_bytes(run, (0,) * n) for n in (1, 2))
+            first = torch.zeros(2, dtype=torch.int64, device=run.tape.images.device)
+            one, two = (self._graph_bytes(run, first[:n]) for n in (1, 2))
             self._graph_rows[key] = max(two - one, 1) / run.size
         return self._graph_rows[key]
 
-    def _graph_bytes(self, run: Pass, classes: tuple[int, ...]) -> int:
+    def _graph_bytes(self, run: Pass, classes: Tensor) -> int:
         sizes: dict[int, int] = {}
 
         def pack(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def propagate(run: Pass, seed: Tensor, kept: dict[str, Any] | None = None) -> tu
     coefficients: dict[str, Any] = {graph.output: seed}
     del seed  # a coefficient goes as soon as it was handed on
     heatmaps: dict[str, Tensor] = {}
+    owned: set[str] = set()  # coefficients that nothing else refers to
     for call in reversed(graph.calls):
         c = coefficients.pop(call.name, None)
         if c is None:
@@ -43,12 +44,14 @@ def propagate(run: Pass, seed: Tensor, kept: dict[str, Any] | None = None) -> tu
         if at_input is not None:
             accumulate(heatmaps, graph.input, heatmap(run, graph.input, at_input))
             continue
-        parts = OPS[call.kind].adjoint(run, call, c)
+        op = OPS[call.kind]
+        alone = call.name in owned and call.name not in readouts
+        parts = (op.overwrite if alone and op.overwrite else op.adjoint)(run, call, c)
         del c
         for name in list(parts):
             part = parts.pop(name)
             if name in run.wanted:
-                accumulate(coefficients, name, part)
+                _add(coefficients, owned, name, part, fresh=op.fresh and kept is None)
             del part
     c = coefficients.pop(graph.input, None)
     if c is not None:
@@ -56,6 +59,18 @@ def propagate(run: Pass, seed: Tensor, kept: dict[str, Any] | None = None) -> tu
             kept[graph.input] = c
         accumulate(heatmaps, graph.input, _heatmap(run, graph.input, c))
     return tuple(heatmaps[name] for name in readouts)
+
+
+def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *, fresh: bool) -> None:
+    """Add one reader's part, into memory that is owned if there is any."""
+    known = coefficients.get(name)
+    if isinstance(known, Tensor) and known.dtype == part.dtype and (fresh or name in owned):
+        coefficients[name] = known.add_(part) if name in owned else part.add_(known)
+    else:
+        fresh = fresh or isinstance(known, Tensor)
+        accumulate(coefficients, name, part)
+    if fresh:
+        owned.add(name)
 
 
 def no_heatmaps(run: Pass, classes: int) -> tuple[Tensor, ...]:

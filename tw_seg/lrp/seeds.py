@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.adjoints import stabilize
+from tw_seg.lrp.choices import class_tensor
 from tw_seg.lrp.rules import Contrast, LinearRule
 
 Classes = Sequence[int] | Tensor
@@ -170,7 +171,7 @@ def create_seed(name: str) -> Seed:
 
 def _target(logits: Tensor, classes: Classes) -> Tensor:
     """One-hot rows (K', S or 1, K), in the precision of :func:`_single`."""
-    index = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
+    index = class_tensor(classes, logits.device)
     if index.ndim == 1:
         index = index.unsqueeze(1)
     return F.one_hot(index, logits.shape[1]).to(_single(logits).dtype)

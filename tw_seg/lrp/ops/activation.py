@@ -217,12 +217,21 @@ def _relu(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: times(c, run.saved(call.name, axis), axis)}
 
 
+def _relu_in_place(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+    if c.requires_grad or isinstance(run.composite.rule(call), (Deconvnet, Guided)):
+        return _relu(run, call, c)  # autograd copies what is written through a view
+    axis = run.axis(call.name)
+    gate = run.saved(call.name, axis)
+    c.unflatten(axis, (-1, gate.shape[axis])).mul_(gate.unsqueeze(axis))
+    return {call.inputs[0]: c}
+
+
 def _relu_reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
     return (*call.inputs, call.name) if isinstance(rule, (Deconvnet, Guided)) else ()
 
 
 OPS: dict[str, Op] = {
-    "relu": Op(_relu, _out_of_place(F.relu), save=_gate, reads=_relu_reads),
+    "relu": Op(_relu, _out_of_place(F.relu), save=_gate, reads=_relu_reads, fresh=True, overwrite=_relu_in_place),
     **{kind: Op(_pass(ratio), _FORWARDS.get(kind)) for kind, ratio in _RATIOS.items()},
     **{kind: Op(_pass(slope), _FORWARDS.get(kind), conserves=False) for kind, slope in _SLOPES.items()},
     "prelu": Op(_prelu),

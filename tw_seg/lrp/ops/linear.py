@@ -145,15 +145,19 @@ def _weighted(run: Pass, call: Call) -> LinearMap:
     return _map(run, call, _with_norms(run, call), bias)
 
 
-def _unbiased(run: Pass, call: Call) -> LinearMap:
-    """The same without its bias, which a plain adjoint does not read."""
-    return _map(run, call, _with_norms(run, call), None)
+def fuse_weights(run: Pass, pairs: int) -> dict[str, Tensor]:
+    """The weights that a BatchNorm is multiplied into, once for all pieces of a decode of so many pairs.
 
-
-def fuse_weights(run: Pass) -> dict[str, Tensor]:
-    """The weight of every linear call that a BatchNorm is multiplied into, for decodes in several pieces."""
+    Not where all their coefficients are fewer numbers than the weight: there these are multiplied instead.
+    """
     calls = [call for call in run.calls.values() if call.kind in WEIGHTED and run.wanted.intersection(call.inputs)]
-    return {call.name: _with_norms(run, call) for call in calls if fused_norm(run, call) or norm_before(run, call)}
+    images = run.tape.images.shape[0]
+    return {
+        call.name: _with_norms(run, call)
+        for call in calls
+        if (fused_norm(run, call) or norm_before(run, call))
+        and run.tape.values[call.name].numel() // images * pairs >= _weight(run, call).numel()
+    }
 
 
 def _with_norms(run: Pass, call: Call) -> Tensor:
@@ -161,9 +165,23 @@ def _with_norms(run: Pass, call: Call) -> Tensor:
     return _with_norm_before(run, call, _with_norm_after(run, call)) if known is None else known
 
 
-def _with_norm_after(run: Pass, call: Call) -> Tensor:
-    weight, fused = run.weight(call), fused_norm(run, call)
+def _factor_of_coefficient(run: Pass, call: Call, c: Tensor) -> Tensor | None:
+    """The factor of the BatchNorm after a call, where c is smaller than the weight that would be multiplied."""
+    fused = fused_norm(run, call)
+    if fused is None or call.name in run.fused or torch.compiler.is_compiling():  # sizes may be unknown
+        return None
+    small = c.numel() < _weight(run, call).numel()
+    return per_channel(norm_scale(run, run.calls[fused]), c.ndim) if small else None
+
+
+def _weight(run: Pass, call: Call) -> Tensor:
+    weight = run.weight(call)
     assert weight is not None
+    return weight
+
+
+def _with_norm_after(run: Pass, call: Call) -> Tensor:
+    weight, fused = _weight(run, call), fused_norm(run, call)
     axis = 1 if call.kind == "conv_transpose" else 0
     return weight if fused is None else _scaled(call, weight, norm_scale(run, run.calls[fused]), axis)
 
@@ -299,7 +317,12 @@ def linear_map(run: Pass, call: Call) -> LinearMap:
 def _adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     rule, name = run.composite.rule(call), source(run, call)
     if rule == _PLAIN:  # neither activations nor a bias are looked at
-        layer = _unbiased(run, call) if call.kind in WEIGHTED else linear_map(run, call)
+        if call.kind not in WEIGHTED:
+            layer = linear_map(run, call)
+        elif (factor := _factor_of_coefficient(run, call, c)) is not None:
+            c, layer = c * factor, _map(run, call, _with_norm_before(run, call, _weight(run, call)), None)
+        else:
+            layer = _map(run, call, _with_norms(run, call), None)
         return {name: layer.adjoint(c, layer.weight)}
     assert isinstance(rule, LinearRule)
     return {name: rule.coefficient(c, run.value(name), output(run, call), linear_map(run, call))}
@@ -352,9 +375,9 @@ def _norm_adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 OPS: dict[str, Op] = {
-    "conv": Op(_adjoint, reads=_reads, linear_map=_weighted),
-    "conv_transpose": Op(_adjoint, reads=_reads, linear_map=_weighted),
-    "linear": Op(_adjoint, reads=_reads, linear_map=_weighted),
+    "conv": Op(_adjoint, reads=_reads, linear_map=_weighted, fresh=True),
+    "conv_transpose": Op(_adjoint, reads=_reads, linear_map=_weighted, fresh=True),
+    "linear": Op(_adjoint, reads=_reads, linear_map=_weighted, fresh=True),
     "batch_norm": Op(_norm_adjoint, _batch_norm, reads=_reads, linear_map=_norm_map),
     "avg_pool": Op(_adjoint, reads=_reads, linear_map=_avg_pool),
     "adaptive_avg_pool": Op(_adjoint, reads=_reads, linear_map=_adaptive_avg_pool),

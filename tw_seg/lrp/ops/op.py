@@ -39,6 +39,8 @@ class Op:
         linear_map: ``linear_map(run, call)``: where the rules of linear maps act.
         absorbed: ``absorbed(run, call, c)``: relevance, in the shape of c, of the terms of the output that are
             no inputs; ``None``: there are none.
+        fresh: Whether the coefficients it returns are new tensors that nothing else refers to.
+        overwrite: As ``adjoint``, where the coefficient at the output belongs to nobody else: it may be overwritten.
         conserves: Whether relevance is conserved but for ``absorbed``. Where an expansion of first order stands
             for the op (softmax, sigmoid) it is not: what is missing is the expansion's constant.
     """
@@ -50,6 +52,8 @@ class Op:
     reads: Reads | None = None
     linear_map: Callable[[Pass, Call], LinearMap] | None = None
     absorbed: Absorbed | None = None
+    fresh: bool = False
+    overwrite: Adjoint | None = None
     conserves: bool = True
 
 
