@@ -27,6 +27,11 @@ class TestUntiedAtSeveralDepths(ModelContract):
     arguments = {**ENCODER, "tie_weights": False, "read_out": PLACES, "compress": 0.5, "chunk_size": 3}
 
 
+class TestWithinAMemoryBudget(ModelContract):
+    model_class = HeatmapSegmenter
+    arguments = {**ENCODER, "read_out": ["layer3", "layer1"], "memory_budget": 1e-4}
+
+
 class TestConstantBackground(ModelContract):
     model_class = HeatmapSegmenter
     arguments = {**ENCODER, "background": "constant", "composite": "epsilon_flat", "recompute": True}
@@ -262,6 +267,22 @@ def test_seed_and_fractions_reach_the_decoder(images: Tensor) -> None:
     assert len(model.log_scale) == 2 and create(read_out=0.5).decoder.read_out == (0.5,)
 
 
+@pytest.mark.parametrize("arguments", [{"memory_budget": 1e-4}, {"skip": 0.0}, {"chunk_size": 3, "skip": 0.0}])
+def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, arguments: dict[str, Any]) -> None:
+    plain, lean = create(read_out=["layer3", "layer1"]), create(read_out=["layer3", "layer1"], **arguments)
+    lean.load_state_dict(plain.state_dict())
+    assert {name: getattr(lean.decoder, name) for name in arguments} == arguments
+    outputs = [model(images, samples=torch.tensor([0, 2])) for model in (plain, lean)]
+    for one, other in zip(outputs[0].aux, outputs[1].aux, strict=True):
+        close(one, other)
+    for output in outputs:
+        (output.mask_logits.square().mean() + output.logits.square().mean()).backward()
+    for (name, one), other in zip(plain.named_parameters(), lean.parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None, name
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "named"),
     [
@@ -269,6 +290,8 @@ def test_seed_and_fractions_reach_the_decoder(images: Tensor) -> None:
         ({"scale": 0.0}, InputError, "scale must be positive"),
         ({"compress": -1.0}, InputError, "compress must be positive"),
         ({"chunk_size": 0}, InputError, "chunk_size"),
+        ({"memory_budget": -1.0}, InputError, "memory_budget"),
+        ({"skip": 1.5}, InputError, "skip"),
         ({"read_out": "layer9"}, InputError, "read_out 'layer9'"),
         ({"composite": "nothing"}, InputError, "unknown composite"),
         ({"encoder_name": "tests.models.test_segmenter:Sorted", "encoder_kwargs": None}, UnsupportedOpError, "sort"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.build import OwnRules
-from tw_seg.lrp.choices import check_images, class_indices
+from tw_seg.lrp.choices import check_images, check_pairs, class_indices, class_tensor
+from tw_seg.lrp.tape import Tape
 from tw_seg.models.backbones import create_classifier, head_name, import_place, load_strict
 from tw_seg.types import BACKGROUND, SegOutput
 
@@ -48,8 +49,11 @@ class HeatmapSegmenter(nn.Module):
         scale: Initial scale of each read-out.
         compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
-        chunk_size: Classes decoded at once, see :class:`tw_seg.lrp.HeatmapDecoder`.
+        chunk_size: Classes decoded at once, see :class:`tw_seg.lrp.HeatmapDecoder`, as for the next three.
         recompute: Recompute the decode in the backward pass to save memory.
+        memory_budget: Memory in GiB that a decode may take; chooses the chunk size.
+        skip: Decode again in the backward pass only (sample, class) pairs whose loss gradient matters: exceeds this
+            share of the largest. 0.0 is exact.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
@@ -78,6 +82,8 @@ class HeatmapSegmenter(nn.Module):
         learn_scale: bool = True,
         chunk_size: int | None = None,
         recompute: bool = False,
+        memory_budget: float | None = None,
+        skip: float | None = None,
     ) -> None:
         super().__init__()
         if background not in ("class", "constant"):
@@ -107,6 +113,8 @@ class HeatmapSegmenter(nn.Module):
             own_rules=load_own_rules(own_rules) if isinstance(own_rules, str) else own_rules,
             chunk_size=chunk_size,
             recompute=recompute,
+            memory_budget=memory_budget,
+            skip=skip,
         )
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
@@ -137,19 +145,50 @@ class HeatmapSegmenter(nn.Module):
         check_images(images, self.in_channels, allow_empty=False)
         wanted = class_indices(classes, self.num_classes, allow_empty=False)
         decoded = self.decoder(images, self._outputs(wanted), samples)
-        offset = self.offset if classes is None else self.offset[torch.as_tensor(wanted, device=images.device)]
+        maps = [self._with_background(one, wanted) for one in self._maps(decoded.readouts, images.shape[2:])]
+        offset = self.offset if classes is None else self.offset[class_tensor(wanted, images.device)]
         offset = offset[:, None, None]
-        scale = self.log_scale.exp()
-        maps = [
-            self._with_background(scale[depth] * _normalised(heatmap, images, self.compress), wanted)
-            for depth, heatmap in enumerate(decoded.readouts)
-        ]
-        mask_logits = torch.stack(maps).sum(0) + offset if len(maps) > 1 else maps[0] + offset
         aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
-        logits = decoded.logits
-        if self.background == "constant":
-            logits = F.pad(logits, (1, 0))
-        return SegOutput(logits, mask_logits, aux)
+        # In place: of the sum, or of the only map, nothing else is left.
+        return SegOutput(self._all_logits(decoded.logits), _total(maps).add_(offset), aux)
+
+    def record(self, images: Tensor) -> tuple[Tape, Tensor]:
+        """Classify all images, and keep what :meth:`decode_pairs` needs.
+
+        Args:
+            images: Shape (N, C, H, W), normalised.
+
+        Returns:
+            The tape and the logits (N, K).
+
+        Raises:
+            InputError: For images of the wrong type or shape.
+        """
+        check_images(images, self.in_channels, allow_empty=False)
+        tape = self.decoder.record(images)
+        return tape, self._all_logits(tape.logits)
+
+    def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
+        """Segment chosen (sample, class) pairs: as many classes of each image as it needs.
+
+        Args:
+            tape: Of :meth:`record`.
+            samples: The row of each pair's image, int64 (P,). P may be 0.
+            classes: Its class among the K, int64 (P,). A constant background is not decoded.
+
+        Returns:
+            Mask logits (P, H, W).
+
+        Raises:
+            InputError: For samples or classes that are no int64 vectors of the same length.
+        """
+        check_pairs(samples, classes, self.num_classes)
+        offset = self.offset[classes][:, None, None]
+        if self.background == "class":
+            return self._pair_maps(tape, samples, classes) + offset
+        objects = (classes != BACKGROUND).nonzero().flatten()
+        maps = self._pair_maps(tape, samples[objects], classes[objects] - 1)
+        return maps.new_zeros((len(classes), *maps.shape[1:])).index_copy(0, objects, maps) + offset
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
         """Start from an image-level classifier: its state dict, every key of it.
@@ -165,21 +204,39 @@ class HeatmapSegmenter(nn.Module):
         load_strict(self.classifier, state, source="the classifier state")
         self.decoder.reset_own_weights()
 
+    def _maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
+        """The heatmaps of each read-out as they add up to mask logits: normalised, scaled and resized."""
+        scale = self.log_scale.exp()
+        return [_resized(_scaled(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)]
+
+    def _pair_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
+        """Maps (P, H, W) of pairs of a sample and a column of the classifier."""
+        readouts = self.decoder.decode_pairs(tape, samples, outputs).readouts
+        return _total(self._maps(readouts, tape.images.shape[2:]))[:, 0]
+
+    def _all_logits(self, logits: Tensor) -> Tensor:
+        """The classifier's logits as those of the K classes."""
+        return logits if self.background == "class" else F.pad(logits, (1, 0))
+
     def _outputs(self, wanted: tuple[int, ...] | Tensor) -> tuple[int, ...] | Tensor:
         """The classifier's columns for the wanted classes."""
         if self.background == "class":
             return wanted
-        return tuple(int(k) - 1 for k in wanted if int(k) != BACKGROUND)
+        if isinstance(wanted, Tensor):  # not looked at: a map is decoded for the background too, and put aside
+            return (wanted - 1).clamp(min=0)
+        return tuple(k - 1 for k in wanted if k != BACKGROUND)
 
     def _with_background(self, maps: Tensor, wanted: tuple[int, ...] | Tensor) -> Tensor:
         """Insert the background's constant map where it was asked for."""
         if self.background == "class":
             return maps
-        if not isinstance(wanted, Tensor) and wanted == tuple(range(self.num_classes)):
+        if isinstance(wanted, Tensor):
+            return torch.where((wanted == BACKGROUND)[:, None, None], 0.0, maps)
+        if wanted == tuple(range(self.num_classes)):
             return F.pad(maps, (0, 0, 0, 0, 1, 0))
         columns = iter(maps.unbind(1))
         zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))
-        return torch.stack([zero if int(k) == BACKGROUND else next(columns) for k in wanted], 1)
+        return torch.stack([zero if k == BACKGROUND else next(columns) for k in wanted], 1)
 
 
 def load_own_rules(place: str) -> OwnRules:
@@ -204,14 +261,22 @@ def _without_background(state: Mapping[str, Tensor], head: str, classes: int) ->
     return {k: v[BACKGROUND + 1 :] if k in own and len(v) == classes else v for k, v in state.items()}
 
 
-def _normalised(heatmap: Tensor, images: Tensor, compress: float | None) -> Tensor:
-    """``H*W`` times the heatmap, compressed if asked for, resized to the images."""
-    size = images.shape[2:]
-    if heatmap.numel() == 0:
-        return heatmap.new_zeros((*heatmap.shape[:2], *size))
-    heatmap = heatmap * (heatmap.shape[-2] * heatmap.shape[-1])
-    if compress is not None:
-        heatmap = torch.asinh(compress * heatmap)
-    if heatmap.shape[2:] == size:
-        return heatmap
-    return F.interpolate(heatmap, size=size, mode="bilinear", align_corners=False)
+def _total(maps: Sequence[Tensor]) -> Tensor:
+    """The sum over the read-outs."""
+    return torch.stack(tuple(maps)).sum(0) if len(maps) > 1 else maps[0]
+
+
+def _scaled(heatmap: Tensor, scale: Tensor, compress: float | None) -> Tensor:
+    """``H*W`` times the heatmap, compressed if asked for, times the scale."""
+    cells = heatmap.shape[-2] * heatmap.shape[-1]
+    if compress is None:
+        return heatmap * (cells * scale)  # one product of the size of all maps instead of two
+    return scale * torch.asinh(heatmap * (compress * cells))
+
+
+def _resized(maps: Tensor, size: torch.Size) -> Tensor:
+    if maps.shape[2:] == size:
+        return maps
+    if maps.numel() == 0:
+        return maps.new_zeros((*maps.shape[:2], *size))
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,9 +19,15 @@ from tw_seg.losses import SegmentationLoss
 from tw_seg.metrics import SegmentationMetrics, native_masks
 from tw_seg.models.backbones import read_weights
 from tw_seg.models.factory import create_model
+from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
+from tw_seg.models.segmenter import HeatmapSegmenter
+from tw_seg.training.run import run_directory, write_whole
 from tw_seg.types import Batch, SegOutput
 
 Stage = Literal["train", "val", "test"]
+METRICS = ("val", "test", "gate")
+"""What has metrics of its own; ``"gate"`` is ``test`` once more, with gated masks."""
+GATE_FILE = "gate.json"
 SCHEDULERS = ("cosine", "onecycle", "none")
 SCALE_PARAMETERS = ("log_scale", "offset")
 """Names of the parameters, directly on a model, that turn heatmaps into mask logits."""
@@ -71,6 +78,10 @@ class SegmentationTask(pl.LightningModule):
         warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
         freeze_batchnorm: Keep the encoder's BatchNorm layers in eval mode in training: their statistics stay as
             they are, and the heatmap of an image does not depend on the others in its batch.
+        gate_tolerance: ``predict`` decodes only the classes that pass a gate, the largest that changes the mIoU of
+            the validation images by no more than this, and ``test`` logs what that does beside the metrics, see
+            ``docs/gate.md``. ``None``: every class is decoded. Not part of the checkpoint either: a trained model
+            may be used with a gate or without.
 
     Raises:
         InputError: An argument does not fit; ``warm_start`` is missing or from another encoder.
@@ -98,18 +109,23 @@ class SegmentationTask(pl.LightningModule):
         scheduler: Literal["cosine", "onecycle", "none"] = "cosine",
         warmup_steps: int = 0,
         freeze_batchnorm: bool = False,
+        gate_tolerance: float | None = None,
     ) -> None:
         super().__init__()
         class_names = [str(name) for name in class_names]
         _check_numbers(
-            lr=lr, weight_decay=weight_decay, decoder_lr_factor=decoder_lr_factor, scale_lr_factor=scale_lr_factor
+            lr=lr,
+            weight_decay=weight_decay,
+            decoder_lr_factor=decoder_lr_factor,
+            scale_lr_factor=scale_lr_factor,
+            gate_tolerance=gate_tolerance or 0.0,
         )
         if scheduler not in SCHEDULERS or warmup_steps < 0:
             raise InputError(
                 f"scheduler must be one of {', '.join(SCHEDULERS)} and warmup_steps >= 0, "
                 f"got {scheduler!r} and {warmup_steps}"
             )
-        self.save_hyperparameters(ignore=["warm_start"])
+        self.save_hyperparameters(ignore=["warm_start", "gate_tolerance"])
         self.class_names = tuple(class_names)
         self._total_steps = 0  # known when training starts
         self.model = create_model(
@@ -123,10 +139,14 @@ class SegmentationTask(pl.LightningModule):
                 **(model_kwargs or {}),
             },
         )
+        if gate_tolerance is not None and not isinstance(self.model, HeatmapSegmenter):
+            raise InputError(f"gate_tolerance needs the model 'heatmap', which decodes class by class, got {model!r}")
+        self.gate_tolerance = gate_tolerance
+        self._gate: float | None = None  # known when testing or predicting starts
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))  # type: ignore[operator]
         self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux)
-        self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in METRICS})
 
     @property
     def num_classes(self) -> int:
@@ -160,12 +180,17 @@ class SegmentationTask(pl.LightningModule):
         return self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Add a batch to the metrics of ``test``."""
+        """Add a batch to the metrics of ``test``; with a gate, also to those behind it."""
+        if self._gate is not None and len(batch.labelled):
+            output = self._gated(batch.images[batch.labelled], self._gate)
+            self._update_masks("gate", batch, output)
+            decoded = passing(output.logits, self._gate).sum(1).float().mean()
+            self.log("test/gate/decoded", decoded, batch_size=len(batch.labelled), sync_dist=True)
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Masks and image-level probabilities of all images of a batch, with a mask or not."""
-        output = self(batch.images)
+        output = self(batch.images) if self._gate is None else self._gated(batch.images, self._gate)
         height, width = batch.images.shape[2:]
         sizes = batch.sizes or ((height, width),) * len(batch.images)
         masks = native_masks(output.mask_logits, sizes[: len(output.mask_logits)])
@@ -176,20 +201,26 @@ class SegmentationTask(pl.LightningModule):
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of ``test``."""
+        """Log the metrics of ``test``; with a gate, also the mIoU behind it."""
         self._log_metrics("test")
+        if self._gate is not None:
+            gated = self._metrics("gate")
+            self.log_dict({"test/gate/miou": gated.compute_masks()["miou"], "test/gate/probability": self._gate})
+            gated.reset()
 
     def on_validation_start(self) -> None:
         """Calibrate a training-free model."""
         self._calibrate()
 
     def on_test_start(self) -> None:
-        """Calibrate a training-free model."""
+        """Calibrate a training-free model, or the gate."""
         self._calibrate()
+        self._calibrate_gate()
 
     def on_predict_start(self) -> None:
-        """Calibrate a training-free model."""
+        """Calibrate a training-free model, or the gate."""
         self._calibrate()
+        self._calibrate_gate()
 
     def on_train_start(self) -> None:
         """Count the steps for the schedule; freeze BatchNorm if asked to.
@@ -266,15 +297,46 @@ class SegmentationTask(pl.LightningModule):
                 )
             self.model.calibrate(data.labelled_dataloader())  # type: ignore[operator]
 
+    def _calibrate_gate(self) -> None:
+        """Find the gate on the validation images of the run, say what it does, and write that down."""
+        self._gate = None
+        if self.gate_tolerance is None:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise InputError(
+                "gate_tolerance: a gate is calibrated on validation images: pass the trainer a datamodule with a "
+                "val_dataloader()"
+            )
+        assert isinstance(self.model, HeatmapSegmenter)
+        with self.trainer.precision_plugin.forward_context():  # in the precision of the masks to come
+            report = calibrate_gate(self.model, data.val_dataloader(), self.gate_tolerance)
+        self._gate = report.gate
+        rank_zero_info(str(report))
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            write_whole(run_directory(self.trainer) / GATE_FILE, lambda draft: draft.write_text(report.to_json()))
+
+    def _gated(self, images: Tensor, gate: float) -> SegOutput:
+        assert isinstance(self.model, HeatmapSegmenter)
+        output: SegOutput = GatedSegmenter(self.model, gate)(images)
+        return output
+
     def _evaluate(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
         output = self(batch.images, samples=batch.labelled)
         self._loss(stage, batch, output)
-        metrics = self.metrics[stage]
-        assert isinstance(metrics, SegmentationMetrics)
-        metrics.update_labels(output.logits, batch.labels)
-        scored = _scored(batch, output)
-        metrics.update_masks(native_masks(output.mask_logits, scored.native_masks), scored.native_masks)
+        self._metrics(stage).update_labels(output.logits, batch.labels)
+        self._update_masks(stage, batch, output)
         return {"logits": output.logits, "mask_logits": output.mask_logits}
+
+    def _metrics(self, name: str) -> SegmentationMetrics:
+        metrics = self.metrics[name]
+        assert isinstance(metrics, SegmentationMetrics)
+        return metrics
+
+    def _update_masks(self, name: str, batch: Batch, output: SegOutput) -> None:
+        scored = _scored(batch, output)
+        masks = native_masks(output.mask_logits, scored.native_masks)
+        self._metrics(name).update_masks(masks, scored.native_masks)
 
     def _loss(self, stage: Stage, batch: Batch, output: SegOutput) -> Tensor:
         loss, parts = self.loss(output, _scored(batch, output))
@@ -286,8 +348,7 @@ class SegmentationTask(pl.LightningModule):
         return loss
 
     def _log_metrics(self, stage: Stage) -> None:
-        metrics = self.metrics[stage]
-        assert isinstance(metrics, SegmentationMetrics)
+        metrics = self._metrics(stage)
         values = {**metrics.compute_masks(), **metrics.compute_labels()}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("miou", "cls/map"))
