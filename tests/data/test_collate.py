@@ -115,3 +115,13 @@ def test_batches_know_native_sizes() -> None:
     batch = collate([EvalItems(data, EvalTransform(16))[index] for index in range(3)])
     assert batch.images.shape[2:] == (16, 16)
     assert batch.sizes == ((24, 24),) * 3
+
+
+def test_native_masks_of_a_worker_arrive_in_one_piece() -> None:
+    """Each piece would be a file descriptor, and the usual limit is 1,024."""
+    items = EvalItems(Shapes(), EvalTransform(16))
+    loader = DataLoader(items, batch_size=7, num_workers=1, collate_fn=collate, worker_init_fn=init_worker)
+    (batch,) = loader
+    assert_same(batch, collate([items[i] for i in range(7)]))
+    assert len(batch.native_masks) == 4
+    assert len({mask.untyped_storage().data_ptr() for mask in batch.native_masks}) == 1

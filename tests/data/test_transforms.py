@@ -5,6 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tw_seg.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
 from tw_seg.errors import InputError
@@ -54,6 +56,32 @@ def test_ignored_pixels_survive_resizing(sample):
     image, mask = sample
     mask = np.where(mask == 2, 255, mask).astype(np.uint8)
     assert set(np.unique(EvalTransform(50)(image, mask)[1])) == {0, 1, 255}
+
+
+@pytest.mark.parametrize("kind", [EvalTransform, TrainTransform])
+def test_the_two_parts_make_the_whole(sample, kind):
+    image, mask = sample
+    transform = kind((40, 70))
+    small, small_mask = transform.resize(image), transform.resize_mask(mask)
+    assert small.shape == (*transform.size, 3) and small.dtype == np.uint8
+    for array in (small, small_mask):
+        array.flags.writeable = False  # as a cache hands them out
+    whole = transform(image, mask, key=(1, 2))
+    parts = transform.finish(small, small_mask, key=(1, 2))
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_every_value_is_normalised_alike_at_any_size(height, width, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    result, _ = EvalTransform((height, width))(image, None)
+    np.testing.assert_allclose(result, (image.transpose(2, 0, 1) / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
+
+
+def test_normalisation_of_all_values():
+    image = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    result, _ = EvalTransform(16)(image, None)
+    np.testing.assert_allclose(result, (image.transpose(2, 0, 1) / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
 
 
 def test_no_strength_no_change(sample):

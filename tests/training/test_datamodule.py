@@ -141,15 +141,17 @@ def test_classes_before_setup():
     assert module().class_names == ("background", *"0123456789")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_do_not_change_the_run(tmp_path, workers):
-    traces = []
-    for number in (0, workers):
+def test_workers_and_cache_do_not_change_the_run(tmp_path):
+    traces = {}
+    for workers, cache_gib in ((0, 0.0), (1, 0.0), (2, 0.0), (0, 0.1), (1, 0.1), (2, 0.1)):
         model = Recorder()
-        trainer(tmp_path, max_epochs=2).fit(model, module(num_workers=number))
-        traces.append(model.trace)
-    assert traces[0] == traces[1] and len(traces[0]) == 12
-    assert len({row[3] for row in traces[0]}) == 12
+        data = module(num_workers=workers, cache_gib=cache_gib, recolor=0.5, flip=True)
+        trainer(tmp_path, max_epochs=2).fit(model, data)
+        assert set(data._caches) == ({"train", "val"} if cache_gib else set())
+        traces[workers, cache_gib] = model.trace, model.seen
+    first = traces[0, 0.0]
+    assert all(other == first for other in traces.values())
+    assert len({row[3] for row in first[0]}) == len(first[0]) == 12
 
 
 SCHEDULES = {
@@ -193,9 +195,10 @@ def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
     model, keep = Recorder(), ModelCheckpoint(dirpath=folder, every_n_train_steps=4, save_top_k=-1)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
     runner.fit(model, module(num_workers=2))
-    resumed = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(resumed, module(num_workers=2), ckpt_path=folder / "epoch=0-step=4.ckpt")
-    assert resumed.trace == model.trace[4:]
+    for workers, cache_gib in ((2, 0.0), (2, 0.1), (1, 0.1), (0, 0.0)):  # whatever the first run had
+        resumed, data = Recorder(), module(num_workers=workers, cache_gib=cache_gib)
+        trainer(tmp_path, max_epochs=2).fit(resumed, data, ckpt_path=folder / "epoch=0-step=4.ckpt")
+        assert resumed.trace == model.trace[4:]
 
 
 def test_image_level_training_needs_no_budget_and_reads_no_mask(tmp_path):
@@ -328,6 +331,7 @@ def test_arguments_fit_into_yaml(text, budget):
         ({"split_kwargs": {"training": {}}}, InputError, "expected the keys .*train.* got training"),
         ({"eval_batch_size": 0}, InputError, "eval_batch_size"),
         ({"num_workers": -1}, InputError, "num_workers"),
+        ({"cache_gib": -1.0}, InputError, "cache_gib: expected 0"),
         ({"size": 0}, InputError, "size: expected"),
         ({"budget": 0}, BudgetError, r"label budget is empty \(0\), but batches have 2 labelled rows"),
         ({"budget": None}, BudgetError, "label budget is empty"),
@@ -406,6 +410,67 @@ def test_a_folder_with_few_masks(tmp_path):
             dataset_kwargs={"root": str(tmp_path)},
             split_kwargs={"val": {"split": "train"}},
         ).setup("fit")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_cached_folder_is_read_once(tmp_path, workers):
+    write_folder(tmp_path, count=16)
+    kwargs = {"dataset": "folder", "dataset_kwargs": {"root": str(tmp_path)}, "num_workers": workers}
+    kwargs["split_kwargs"] = {"val": {"split": "train"}}
+    plain, cached = module(**kwargs), module(**kwargs, cache_gib=0.1)
+    wanted = [list(plain.train_dataloader()), list(plain.val_dataloader()), list(plain.labelled_dataloader())]
+    plain_names = cached._choose_budget().names
+    # A cache may not open any other mask for training either: break all of them while train is filled.
+    masks = {path: path.read_bytes() for path in (tmp_path / "masks").iterdir() if path.stem not in plain_names}
+    for path in masks:
+        path.write_bytes(b"broken")
+    train = cached.train_dataloader()
+    for path, content in masks.items():
+        path.write_bytes(content)
+    val = cached.val_dataloader()
+    for path in [*(tmp_path / "images").iterdir(), *(tmp_path / "masks").iterdir()]:
+        path.write_bytes(b"broken")
+    found = [list(train), list(val), list(cached.labelled_dataloader())]
+    for one, other in zip(wanted, found, strict=True):
+        assert [batch.names for batch in one] == [batch.names for batch in other]
+        for batch, again in zip(one, other, strict=True):
+            assert torch.equal(batch.images, again.images) and torch.equal(batch.masks, again.masks)
+            assert batch.sizes == again.sizes and len(batch.native_masks) == len(again.native_masks)
+            assert all(torch.equal(a, b) for a, b in zip(batch.native_masks, again.native_masks, strict=True))
+    with pytest.raises(DataError, match="cannot read"):
+        list(plain.val_dataloader())
+
+
+def test_the_cache_limit_is_for_train_and_val_together():
+    train = 30 * 32 * 32 * 3 + 6 * 32 * 32  # 6 masks are in the budget
+    val = 6 * 32 * 32 * 4
+    data = module(cache_gib=(train + val) / 2**30)
+    data.train_dataloader(), data.val_dataloader()
+    assert {name: cache.nbytes for name, cache in data._caches.items()} == {"train": train, "val": val}
+    data.train_dataloader()  # no second copy
+    small = module(cache_gib=(train + val - 1) / 2**30)
+    small.train_dataloader()
+    with pytest.raises(InputError, match=r"cache_gib: .* are left for decoded images, but the 6 images .* need"):
+        small.val_dataloader()
+
+
+def test_no_file_stays_open(tmp_path):
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("needs /proc")
+    write_folder(tmp_path, count=16)
+    data = module(dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={"val": {"split": "train"}})
+    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    targets = [os.readlink(path) for path in folder.iterdir() if path.is_symlink() and path.exists()]
+    assert batches and targets and not [target for target in targets if str(tmp_path) in target]
+
+
+def test_memory_is_pinned_for_a_gpu_only():
+    for device, pinned in (("cpu", False), ("cuda", True), ("mps", False)):
+        data = module()
+        data.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device(device)))
+        assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == pinned
+    assert not module().train_dataloader().pin_memory
 
 
 def test_msrc_objects(shared_data):

@@ -25,10 +25,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class EvalTransform:
     """Resize to ``size`` and normalise; draws nothing.
 
+    Calling it does all; `resize` and `finish` are its two parts, for a cache to keep what the first returns.
+
     Args:
         size: Height and width of the result in pixels, or one number for both. The aspect ratio is not kept.
         mean: Per channel, of values in [0, 1].
         std: Per channel, of values in [0, 1].
+
+    Attributes:
+        size: Height and width of the result.
 
     Raises:
         InputError: For a size below 1 or a mean or std that does not fit RGB.
@@ -41,16 +46,33 @@ class EvalTransform:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        height, width = _size(size)
+        self.size = _size(size)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean, std: expected three numbers each, std above 0, got {mean!r} and {std!r}")
         self._mean = tuple(mean)
-        resize = A.Resize(height, width, area_for_downscale="image")
+        # Normalised values of the 256 values of each channel: looking them up costs half of computing them.
+        levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
         normalize = A.Normalize(self._mean, tuple(std), max_pixel_value=255.0)
-        self._compose = A.Compose([resize, *self._augmentations(), normalize])
+        self._levels = tuple(normalize(image=levels)["image"].transpose(2, 0, 1).copy())
 
-    def _augmentations(self) -> list[A.BasicTransform]:
-        return []
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image, RGB, uint8, at ``size``: the part that is the same in every epoch."""
+        height, width = self.size
+        smaller = height < image.shape[0] or width < image.shape[1]
+        return _resize(image, self.size, cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+    def resize_mask(self, mask: np.ndarray) -> np.ndarray:
+        """The mask, uint8, at ``size``; every pixel keeps one of the mask's values."""
+        return _resize(mask, self.size, cv2.INTER_NEAREST)
+
+    def finish(
+        self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is left after `resize` and `resize_mask`; otherwise as a call. The arrays are not written to."""
+        pixels = np.empty((3, *image.shape[:2]), dtype=np.float32)
+        for plane, levels, result in zip(cv2.split(image), self._levels, pixels, strict=True):
+            cv2.LUT(plane, levels, dst=result)
+        return torch.from_numpy(pixels), None if mask is None else torch.from_numpy(mask.astype(np.int64))
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
@@ -65,10 +87,7 @@ class EvalTransform:
         Returns:
             The image, float32, shape (3, H, W), and the mask, int64, shape (H, W), or ``None``.
         """
-        data = {"image": image} if mask is None else {"image": image, "mask": mask}
-        result = self._compose(**data)
-        pixels = torch.from_numpy(np.ascontiguousarray(result["image"].transpose(2, 0, 1)))
-        return pixels, None if mask is None else torch.from_numpy(result["mask"].astype(np.int64))
+        return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
 
 
 class TrainTransform(EvalTransform):
@@ -118,12 +137,8 @@ class TrainTransform(EvalTransform):
         ):
             if not 0 <= value < limit:
                 raise InputError(f"{name}: expected 0 <= {name} < {limit}, got {value}")
-        self._numbers = (scale, shift, rotate, color, recolor, flip)
-        self._seed = seed
         super().__init__(size, mean=mean, std=std)
-
-    def _augmentations(self) -> list[A.BasicTransform]:
-        scale, shift, rotate, color, recolor, flip = self._numbers
+        self._seed = seed
         steps: list[A.BasicTransform] = []
         if scale or shift or rotate:
             steps.append(
@@ -145,21 +160,27 @@ class TrainTransform(EvalTransform):
         if color:
             around_one = (1 - color, 1 + color)
             steps.append(A.ColorJitter(around_one, around_one, around_one, (-color / 10, color / 10), p=1.0))
-        return steps
+        self._augment = A.Compose(steps)
 
-    def __call__(
+    def finish(
         self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
-        """Transform one sample, as in `EvalTransform`; the same seed and key draw the same numbers."""
+        """Augment and normalise, as in `EvalTransform`; the same seed and key draw the same numbers."""
         # Shared by all steps: a fifth of the cost of `set_random_seed`, which makes new generators for each.
         generator = np.random.default_rng([self._seed, *key])
-        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        return super().__call__(image, mask, key=key)
+        self._augment.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        data = {"image": image} if mask is None else {"image": image, "mask": mask}
+        result = self._augment(**data)
+        return super().finish(result["image"], result.get("mask"))
 
 
 def init_worker(worker_id: int) -> None:
     """Keep OpenCV single-threaded in a data loader's worker: its thread pool does not survive a fork."""
     cv2.setNumThreads(0)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=interpolation)
 
 
 def _size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, select_budget
+from tw_seg.data.cache import GIB, DecodedCache
 from tw_seg.data.collate import EvalItems, SegmentationData, TrainItems, collate
 from tw_seg.data.sampler import ResumableLoader, SemiSupervisedBatchSampler
 from tw_seg.data.transforms import (
@@ -54,6 +55,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         steps_per_epoch: Batches in an epoch; default one pass over the images without a budgeted mask.
         eval_batch_size: Images in a batch of val, test and predict.
         num_workers: Worker processes of each loader; 0 loads in the main process. The batches are the same.
+        cache_gib: Memory in GiB for the decoded images of train and val together, filled before the first batch so
+            that no file is read twice, and shared by all workers; 0 reads the files in every epoch. What does not
+            fit is an error; see `DecodedCache`. The batches are the same.
         size: Height and width of the images the model sees, or one number for both.
         mean: Per channel, of values in [0, 1].
         std: Per channel, of values in [0, 1].
@@ -84,6 +88,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         steps_per_epoch: int | None = None,
         eval_batch_size: int = 64,
         num_workers: int = 0,
+        cache_gib: float = 0.0,
         size: int | tuple[int, int] = 64,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -105,6 +110,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise InputError(
                 f"expected eval_batch_size >= 1 and num_workers >= 0, got {eval_batch_size} and {num_workers}"
             )
+        if cache_gib < 0:
+            raise InputError(f"cache_gib: expected 0 (no cache) or more, got {cache_gib}")
         # A parser of `int | float` may hand out 20 as 20.0, by the order in which typing caches a union.
         if isinstance(budget, float) and budget > 1 and budget.is_integer():
             budget = int(budget)
@@ -118,6 +125,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
+        self._caches: dict[str, DecodedCache] = {}
         self._train_transform = TrainTransform(
             size,
             mean=mean,
@@ -177,11 +185,13 @@ class SegmentationDataModule(pl.LightningDataModule):
             steps_per_epoch=hparams["steps_per_epoch"],
             seed=hparams["seed"],
         )
-        return ResumableLoader(TrainItems(data, self._train_transform), batch_sampler=sampler, **self._loader_kwargs())
+        items = TrainItems(data, self._train_transform, self._cache("train", labelled))
+        return ResumableLoader(items, batch_sampler=sampler, **self._loader_kwargs())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The split for model selection."""
-        return self._eval_loader(self._dataset("val"))
+        data = self._dataset("val")
+        return self._eval_loader(data, self._cache("val", np.arange(len(data))))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The split for final numbers, used nowhere else."""
@@ -193,7 +203,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""
-        items = EvalItems(self._dataset("train"), self._eval_transform)
+        items = EvalItems(self._dataset("train"), self._eval_transform, self._caches.get("train"))
         rows = self._labelled_indices().tolist()
         return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
@@ -234,8 +244,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         names, labels, rows = self._with_mask()
         return rows[self.budget.indices(labels, names)]
 
-    def _eval_loader(self, data: SegmentationData) -> DataLoader[Any]:
-        items = EvalItems(data, self._eval_transform)
+    def _cache(self, role: str, masks: np.ndarray) -> DecodedCache | None:
+        """The cache of a data set that is read again in every epoch; only ``masks`` are read into it."""
+        if self.hparams["cache_gib"] > 0 and role not in self._caches:
+            left = self.hparams["cache_gib"] * GIB - sum(cache.nbytes for cache in self._caches.values())
+            self._caches[role] = DecodedCache(self._dataset(role), self._eval_transform, masks=masks, limit=left)
+        return self._caches.get(role)
+
+    def _eval_loader(self, data: SegmentationData, cache: DecodedCache | None = None) -> DataLoader[Any]:
+        items = EvalItems(data, self._eval_transform, cache)
         return DataLoader(items, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
     def _loader_kwargs(self) -> dict[str, Any]:
@@ -245,4 +262,6 @@ class SegmentationDataModule(pl.LightningDataModule):
             "persistent_workers": workers > 0,
             "worker_init_fn": init_worker,
             "collate_fn": collate,
+            # Pinned memory is locked: only worth it for a copy to a GPU that overlaps with computing.
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
