@@ -31,6 +31,8 @@ class Pass:
         readouts: Calls whose output is read.
         fused: Weights with the BatchNorms around them multiplied in, by name of the call; one that is not there is
             computed where it is needed.
+        segments: Where ``samples`` names the pairs of each image one after the other: the image, its first row and
+            the one after its last.
         chosen: The decoded rows of recorded values, found so far.
     """
 
@@ -42,7 +44,12 @@ class Pass:
     wanted: frozenset[str]
     readouts: tuple[str, ...] = ()
     fused: Mapping[str, Tensor] = field(default_factory=dict)
+    segments: tuple[tuple[int, int, int], ...] = ()
     chosen: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, samples: Tensor) -> Pass:
+        """The same pass for other rows of the images, one pair for each."""
+        return replace(self, samples=samples, segments=_segments(samples), chosen={})
 
     @property
     def size(self) -> int:
@@ -131,6 +138,15 @@ class Pass:
         """The weight that the decoder uses for a call."""
         own = self.weights.get(call.weight) if call.weight else None
         return self.tape.parameter(call, "weight") if own is None else own
+
+
+def _segments(samples: Tensor) -> tuple[tuple[int, int, int], ...]:
+    """Of use where coefficients are written in place, and known where nothing has to wait for a device."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not samples.is_cpu or not len(samples):
+        return ()
+    images, counts = samples.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0)
+    return tuple(zip(images.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))
 
 
 _SHAPED = frozenset("reshape squeeze unsqueeze permute transpose movedim expand getitem cast identity".split())

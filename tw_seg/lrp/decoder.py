@@ -262,7 +262,7 @@ class HeatmapDecoder(nn.Module):
             torch.Size([3, 1, 64, 64])
         """
         check_pairs(samples, classes, tape.logits.shape[1])
-        return self._decode(self.prepare(tape, samples), classes.unsqueeze(0))
+        return self._decode(self.prepare(tape).of(samples), classes.unsqueeze(0))
 
     def _decode(self, run: Pass, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
@@ -299,7 +299,7 @@ class HeatmapDecoder(nn.Module):
             first = piece.samples.start
             if first not in parts and piece.samples.stop - first < run.size:
                 images = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
-                some = replace(run, samples=images[piece.samples], chosen={})
+                some = run.of(images[piece.samples])
             chosen = classes[piece.classes]
             if chosen.ndim == 2:
                 chosen = chosen[:, piece.samples]
@@ -329,17 +329,14 @@ class HeatmapDecoder(nn.Module):
         return within(self.memory_budget * 2**30, self._graph_row(run) if grad else 0.0, run)
 
     def _graph_row(self, run: Pass) -> float:
-        """Bytes that the decode of one pair keeps for its backward pass, measured once."""
-        key = (
-            id(run.tape.graph),
-            *run.tape.images.shape[1:],
-            run.tape.logits.dtype,
-            sum(p.requires_grad for p in self.parameters()),
-        )
+        """Bytes that the decode of one pair keeps for its backward pass: what one more class takes, measured once."""
+        trained = sum(p.requires_grad for p in self.parameters())
+        key = (id(run.tape.graph), *run.tape.images.shape[1:], run.tape.logits.dtype, trained)
         if key not in self._graph_rows:
             first = torch.zeros(2, dtype=torch.int64, device=run.tape.images.device)
-            one, two = (self._graph_bytes(run, first[:n]) for n in (1, 2))
-            self._graph_rows[key] = max(two - one, 1) / run.size
+            alone = replace(run, samples=first[:1] if run.samples is None else run.samples[:1])
+            one, two = (self._graph_bytes(alone, first[:n]) for n in (1, 2))
+            self._graph_rows[key] = max(two - one, 1)
         return self._graph_rows[key]
 
     def _graph_bytes(self, run: Pass, classes: Tensor) -> int:

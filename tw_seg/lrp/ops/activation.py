@@ -221,6 +221,10 @@ def _relu_in_place(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     if c.requires_grad or isinstance(run.composite.rule(call), (Deconvnet, Guided)):
         return _relu(run, call, c)  # autograd copies what is written through a view
     axis = run.axis(call.name)
+    if axis == 0 and run.segments and run.segments[-1][2] == len(c):
+        for image, start, stop in run.segments:  # no copy of an image's gate for each of its pairs
+            c[start:stop].mul_(run.tape.saved[call.name][image])
+        return {call.inputs[0]: c}
     gate = run.saved(call.name, axis)
     c.unflatten(axis, (-1, gate.shape[axis])).mul_(gate.unsqueeze(axis))
     return {call.inputs[0]: c}

@@ -127,8 +127,8 @@ def _kept(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 OPS: dict[str, Op] = {
-    "max_pool": Op(_to_winners, _max_pool, reads=no_values),
-    "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool, reads=no_values),
+    "max_pool": Op(_to_winners, _max_pool, reads=no_values, fresh=True),
+    "adaptive_max_pool": Op(_to_winners, _adaptive_max_pool, reads=no_values, fresh=True),
     "amax": Op(_amax, axis=reduced_axis, reads=only_input),
     "max": Op(_max, axis=reduced_axis, reads=only_input),
     "dropout": Op(_kept, _dropout(F.dropout), reads=no_values),
