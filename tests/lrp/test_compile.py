@@ -1,0 +1,152 @@
+"""Compiled whole, once for one shape and once for all: no graph break, and no recompilation over shapes.
+
+``fullgraph=True`` makes a graph break an error. Shapes become symbols when a second shape arrives (torch's automatic
+dynamic shapes), or at once with ``dynamic=True`` or ``torch._dynamo.mark_dynamic``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from tests.models.contract import ENCODER, randomise
+from tests.oracles import nets
+from tests.oracles.gradients import agreement, gradients
+from tw_seg.lrp import HeatmapDecoder
+from tw_seg.models.segmenter import HeatmapSegmenter
+
+# torch 2.11 compiles a pool, with or without this package, once for every parity of its input's sizes.
+OLD = torch.__version__ < (2, 12)
+SIZES = [(64, 96), (96, 64), (64, 64), (128, 96)] if OLD else [(40, 48), (48, 56), (56, 40), (33, 47)]
+SHAPES = [
+    (2, (32, 32), 3, 2),
+    (3, SIZES[0], 2, 3),
+    (5, SIZES[1], 4, 2),
+    (4, SIZES[2], 6, 4),
+    (2, SIZES[3], 2, 2),
+]
+"""Number of images, their size, number of decoded samples and of classes."""
+
+DISTINCT = [(6, SIZES[0], 2, 5), *SHAPES[2:]]
+"""It begins with numbers that all differ, from the 3 channels too: ``dynamic=True`` takes equal ones for the same."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    """Graphs compiled so far."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+def example(shape: tuple[int, tuple[int, int], int, int], outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    samples, size, decoded, classes = shape
+    images = torch.randn(samples, 3, *size, dtype=torch.float64)
+    return images, torch.randint(outputs, (classes,)), torch.randint(samples, (decoded,))
+
+
+def check(compiled: Any, model: nn.Module, twin: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Values, gradients and buffers of one step are those of the twin, which is not compiled."""
+    steps = []
+    for function, owner in ((compiled, model), (twin, twin)):
+        output = function(*given)
+        maps = output[1]
+        pixels = torch.linspace(-1, 1, maps.numel(), dtype=maps.dtype).reshape(maps.shape)
+        loss = output.logits.square().sum() + (maps * pixels).sum() + maps.square().sum()
+        steps.append((output.logits, maps, gradients(loss, list(owner.parameters()))))
+    (logits, maps, found), (expected_logits, expected_maps, expected) = steps
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-10, atol=1e-10)
+    peak = float(expected_maps.detach().abs().max())
+    torch.testing.assert_close(maps, expected_maps, rtol=1e-10, atol=1e-10 * peak)
+    direction, length = agreement(found, expected)
+    assert direction < 1e-10 and length < 1e-10
+    for buffer, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-10, atol=1e-10)
+
+
+def compiled_at_most_twice(model: nn.Module, outputs: int) -> None:
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shape in SHAPES[:2]:
+        check(compiled, model, twin, example(shape, outputs))
+    assert graphs() == 2
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for shape in SHAPES[2:]:
+            check(compiled, model, twin, example(shape, outputs))
+    assert graphs() == 2
+
+
+OPTIONS: list[Any] = [
+    {},
+    *(
+        pytest.param(options, marks=pytest.mark.slow)
+        for options in (
+            {"tie_weights": False},
+            {"recompute": True},
+            {"composite": "epsilon_plus_flat"},
+            {"read_out": ["conv2", "input"], "seed": "contrastive"},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_decoder(options: dict[str, Any], training: bool) -> None:
+    compiled_at_most_twice(HeatmapDecoder(nets.tiny(), **options).train(training), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_decoder_of_standard_nets(name: str) -> None:
+    compiled_at_most_twice(HeatmapDecoder(nets.create(name)), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"background": "constant"}, {"read_out": ["layer3", "layer1"], "compress": 0.5, "tie_weights": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_segmenter(options: dict[str, Any], training: bool) -> None:
+    model = randomise(HeatmapSegmenter(**{**ENCODER, **options})).double().train(training)
+    compiled_at_most_twice(model, ENCODER["classes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["dynamic", "mark_dynamic"])
+def test_one_graph_where_shapes_are_said_to_vary(how: str) -> None:
+    model = HeatmapDecoder(nets.tiny())
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True if how == "dynamic" else None)
+    given = example(DISTINCT[0], 3)
+    if how == "mark_dynamic":
+        for x, axes in zip(given, ((0, 2, 3), 0, 0), strict=True):
+            torch._dynamo.mark_dynamic(x, axes)
+    check(compiled, model, twin, given)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for shape in DISTINCT[1:]:
+            check(compiled, model, twin, example(shape, 3))
+    assert graphs() == 1
+
+
+@pytest.mark.slow
+def test_all_classes_of_all_samples() -> None:
+    model = HeatmapDecoder(nets.tiny())
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for shape in SHAPES:
+        check(compiled, model, twin, example(shape, 3)[:1])
+    assert graphs() == 2
