@@ -43,7 +43,7 @@ class Case:
     part: Literal["training", "inference"] = "training"
     batch_norm: Literal["train", "eval"] = "train"
     chunk_size: int = 4
-    memory_budget: float = 0.3
+    memory_budget: float = 0.36
     device: str = "cpu"
     precision: Precision = "fp32"
     channels_last: bool = False
