@@ -260,8 +260,8 @@ def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known: set[str] = set()
     for command in ("fit", "test", "predict", "doctor"):
         known |= options(exit_status(cli.main, [command, "--help"], capsys)[1])
-    main_job = importlib.import_module("experiments.main_job")
-    known |= options(exit_status(main_job.main, ["--help"], capsys)[1])
+    for name in ("experiments.main_job", "experiments.benchmarks.__main__"):
+        known |= options(exit_status(importlib.import_module(name).main, ["--help"], capsys)[1])
     assert inline_options(README.read_text(encoding="utf-8")) - known - {"--help"} == set()
 
 
