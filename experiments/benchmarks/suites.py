@@ -81,7 +81,7 @@ def _headline(base: Case, contenders: Sequence[str] = tuple(TRAINING)) -> Iterat
 
 
 def cpu() -> Suite:
-    """About 20 to 25 minutes on 2 slow cores."""
+    """About 35 minutes on 2 slow cores with the published code."""
     base = Case(targets.HEADLINE, "resnet50", classes=21, size=128, batch=4, labelled=2)
     small = Case("scaling", "resnet18", classes=21, size=64, batch=4, labelled=2)
     vgg = Case("VGG-16", "vgg16", classes=2, size=224, batch=2, labelled=1)

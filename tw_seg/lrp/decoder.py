@@ -142,7 +142,7 @@ class HeatmapDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
-            raise InputError(f"chunk_size must be at least 1 class or None for all, got {chunk_size}")
+            raise InputError(f"chunk_size must be at least 1 class, or None to have it chosen, got {chunk_size}")
         if memory_budget is not None and (chunk_size is not None or not 0 < memory_budget < math.inf):
             raise InputError(
                 f"memory_budget must be a number of GiB > 0, and chunk_size be left out, got {memory_budget!r} and "

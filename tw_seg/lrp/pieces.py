@@ -83,10 +83,9 @@ def within(budget: float, graph_row: float, run: Pass) -> tuple[int, float]:
         others from being recomputed; and pairs to keep. At least one at once: a budget is an aim, not a limit.
     """
     one = graph_row + _LIVE * largest_row(run)
-    if not graph_row:
-        return max(int(budget // one), 1), 0
-    rows = max(min(int(budget / 2 // one), int(without_fresh_pages(run)) if run.tape.images.is_cpu else 2**62), 1)
-    return rows, max(budget - rows * one, 0) / graph_row
+    share = budget / 2 if graph_row else budget
+    rows = int(max(min(share // one, without_fresh_pages(run)), 1))
+    return rows, max(budget - rows * one, 0) / graph_row if graph_row else 0
 
 
 def _values(run: Pass) -> Mapping[str, Tensor]:
