@@ -334,7 +334,7 @@ class HeatmapDecoder(nn.Module):
         key = (id(run.tape.graph), *run.tape.images.shape[1:], run.tape.logits.dtype, trained)
         if key not in self._graph_rows:
             first = torch.zeros(2, dtype=torch.int64, device=run.tape.images.device)
-            alone = replace(run, samples=first[:1] if run.samples is None else run.samples[:1])
+            alone = run.of(first[:1] if run.samples is None else run.samples[:1])
             one, two = (self._graph_bytes(alone, first[:n]) for n in (1, 2))
             self._graph_rows[key] = max(two - one, 1)
         return self._graph_rows[key]

@@ -41,13 +41,10 @@ def two_phase(
         Heatmaps (S, K', h, w) of each read-out.
     """
     tape = run.tape
-    held: dict[Tensor, None] = {}
-    for value in (*parameters, *run.weights.values(), *run.fused.values()):
-        held[value] = None
-    map_leaves([tape.values, tape.saved, tape.weights], lambda x: held.setdefault(x) if _trained(x) else None)
-    inputs = [value for value in held if value.requires_grad]
-    second = _Second(decode, run, classes, rows, skip)
-    found: tuple[Tensor, ...] = _TwoPhase.apply(second, *inputs)
+    held = [[*parameters], dict(run.weights), dict(run.fused), tape.values, tape.saved, tape.weights]
+    inputs: dict[Tensor, None] = {}  # each once
+    map_leaves(held, lambda x: inputs.setdefault(x) if _trained(x) else None)
+    found: tuple[Tensor, ...] = _TwoPhase.apply(_Second(decode, run, classes, rows, skip), *inputs)
     return found
 
 
@@ -82,7 +79,7 @@ class _Second:
             row, column = samples[start : start + self.rows], columns[start : start + self.rows]
             chosen = row if run.samples is None else run.samples[row]
             with torch.enable_grad(), torch.autocast(**self.autocast):
-                maps = self.decode(replace(run, samples=chosen, chosen={}), self.classes[column, row].unsqueeze(0))
+                maps = self.decode(run.of(chosen), self.classes[column, row].unsqueeze(0))
             wanted = [(m, g[row, column].unsqueeze(1)) for m, g in zip(maps, grads, strict=True) if m.requires_grad]
             if wanted:
                 torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
