@@ -19,8 +19,9 @@ from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.graph import Call, Graph, Ref, refs
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.ops.linear import fuse_weights
-from tw_seg.lrp.pieces import cut, within, without_fresh_pages
+from tw_seg.lrp.pieces import Piece, cut, where_recomputed, within, without_fresh_pages
 from tw_seg.lrp.propagate import no_heatmaps, propagate
+from tw_seg.lrp.recompute import Decode, recomputed
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.tape import Tape, attribute
 from tw_seg.lrp.tracer import default_image_shape
@@ -93,7 +94,8 @@ class HeatmapDecoder(nn.Module):
         chunk_size: Classes decoded at once; ``None``: as many as ``memory_budget`` allows and, on a CPU, as keep
             within reusable memory. Changes memory and time, not results.
         recompute: Recompute each chunk in the backward pass instead of keeping its activations: memory does not
-            grow with the number of classes, at the cost of one more decode.
+            grow with the number of classes, at the cost of one more decode. Heatmaps that are recomputed cannot be
+            differentiated twice.
         memory_budget: Memory in GiB that a decode may take besides the classifier's own activations, ``None`` for
             any. It sets the chunk size, and recomputes the chunks whose activations do not fit. An aim, not a limit:
             one pair at least is decoded at once. Not together with ``chunk_size``.
@@ -271,15 +273,16 @@ class HeatmapDecoder(nn.Module):
             readouts = no_heatmaps(run, len(classes))
         elif torch.compiler.is_compiling() and self.chunk_size is None:
             # The compiler plans memory itself, and a loop over pieces would be written out.
-            readouts = self._piece(run, classes, self.recompute)
+            readouts = self._piece(run, classes, checkpointed=self.recompute)
         elif self.skip is not None and torch.is_grad_enabled():
-            run = replace(run, fused=fuse_weights(run, run.size * len(classes)))
+            rows = self._rows(run, classes)[0]
+            run = replace(run, fused=fuse_weights(run, rows))
             index = classes if classes.ndim == 2 else classes.unsqueeze(1).expand(-1, run.size)
             readouts = two_phase(
                 self._pieces,
                 run,
                 index,
-                rows=self._rows(run, classes)[0],
+                rows=rows,
                 skip=self.skip,
                 parameters=[*self.classifier.parameters()],
             )
@@ -292,23 +295,32 @@ class HeatmapDecoder(nn.Module):
         rows, kept = self._rows(run, classes)
         every = run.size * len(classes)
         if not run.fused and rows < every:
-            run = replace(run, fused=fuse_weights(run, every))
-        parts: dict[int, list[tuple[Tensor, ...]]] = {}
-        some = run
-        for piece in cut(run.size, len(classes), rows, kept):
+            # Of a piece that is recomputed nothing stays, so a factor on its coefficients costs no memory.
+            run = replace(run, fused=fuse_weights(run, every if kept == math.inf else max(rows, int(kept))))
+        pieces = cut(run.size, len(classes), rows, kept)
+        # A compiler recomputes by itself; it does not know functions with a backward pass of their own.
+        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        later = [piece for piece in pieces if piece.recompute and eager]
+        groups: dict[int, Pass] = {}  # the classes of the same samples share their rows
+        maps = []
+        for piece in pieces[: len(pieces) - len(later)]:
             first = piece.samples.start
-            if first not in parts and piece.samples.stop - first < run.size:
-                images = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
-                some = run.of(images[piece.samples])
-            chosen = classes[piece.classes]
-            if chosen.ndim == 2:
-                chosen = chosen[:, piece.samples]
-            parts.setdefault(first, []).append(self._piece(some, chosen, piece.recompute))
-        return _join([_join(of_some, 1) for of_some in parts.values()], 0)
+            if first not in groups:
+                groups[first] = _of_samples(run, piece.samples)
+            maps.append(self._piece(groups[first], _of_classes(classes, piece), checkpointed=piece.recompute))
 
-    def _piece(self, run: Pass, classes: Tensor, recompute: bool) -> tuple[Tensor, ...]:
+        def alone(piece: Piece) -> Decode:
+            return lambda run: self._piece(_of_samples(run, piece.samples), _of_classes(classes, piece))
+
+        maps += recomputed([alone(piece) for piece in later], run, [*self.classifier.parameters()])
+        joined: dict[int, list[tuple[Tensor, ...]]] = {}
+        for piece, found in zip(pieces, maps, strict=True):
+            joined.setdefault(piece.samples.start, []).append(found)
+        return _join([_join(of_some, 1) for of_some in joined.values()], 0)
+
+    def _piece(self, run: Pass, classes: Tensor, *, checkpointed: bool = False) -> tuple[Tensor, ...]:
         seed = self.seed(run.value(run.tape.graph.output), classes)
-        if recompute and torch.is_grad_enabled():
+        if checkpointed and torch.is_grad_enabled():
             # Rows that one run has chosen must not be found by the next: both must compute the same.
             result: tuple[Tensor, ...] = checkpoint(
                 lambda c: propagate(replace(run, chosen={}), c), seed, use_reentrant=False, preserve_rng_state=False
@@ -324,9 +336,10 @@ class HeatmapDecoder(nn.Module):
             of_each = run.size if len(classes) > 1 else run.tape.images.shape[0]
             return self.chunk_size * of_each, kept
         if self.memory_budget is None:
-            return int(min(without_fresh_pages(run), every)), kept
-        grad = torch.is_grad_enabled()
-        return within(self.memory_budget * 2**30, self._graph_row(run) if grad else 0.0, run)
+            again = self.recompute or self.skip is not None
+            return int(min(where_recomputed(run) if again else without_fresh_pages(run), every)), kept
+        rows, kept = within(self.memory_budget * 2**30, self._graph_row(run) if torch.is_grad_enabled() else 0.0, run)
+        return rows, min(kept, every)
 
     def _graph_row(self, run: Pass) -> float:
         """Bytes that the decode of one pair keeps for its backward pass: what one more class takes, measured once."""
@@ -350,7 +363,7 @@ class HeatmapDecoder(nn.Module):
 
         held: list[Tensor] = []  # so that no two storages have the same address
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            result = self._piece(replace(run, chosen={}), classes, False)
+            result = self._piece(replace(run, chosen={}), classes)
         del result
         return sum(sizes.values())
 
@@ -501,6 +514,20 @@ def _image_axes(graph: Graph) -> int | None:
     convolutions = [c for c in graph.calls if c.kind in ("conv", "conv_transpose") and c.op == "call_module"]
     sizes = [c.options["kernel_size"] for c in convolutions if graph.input in c.inputs]
     return 2 + len(sizes[0]) if sizes else None
+
+
+def _of_samples(run: Pass, samples: slice) -> Pass:
+    """The pass over some of its samples."""
+    if samples.stop - samples.start == run.size:
+        return run
+    images = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
+    return run.of(images[samples])
+
+
+def _of_classes(classes: Tensor, piece: Piece) -> Tensor:
+    """The classes of a piece: (K',) for every sample or (K', S)."""
+    chosen = classes[piece.classes]
+    return chosen if chosen.ndim == 1 else chosen[:, piece.samples]
 
 
 def _join(parts: Sequence[tuple[Tensor, ...]], dim: int) -> tuple[Tensor, ...]:
