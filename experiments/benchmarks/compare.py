@@ -29,12 +29,14 @@ class Settings:
     Attributes:
         repeats: Turns of each contender.
         least_seconds: A turn repeats a step until it has lasted so long.
-        budget_seconds: A contender that has computed for longer takes no further turn.
+        least_turns: Turns that each takes however long they last.
+        budget_seconds: After these, a contender that has computed for longer takes no further turn.
         limit_seconds: A contender that needs longer for one request is stopped.
     """
 
     repeats: int
     least_seconds: float
+    least_turns: int
     budget_seconds: float
     limit_seconds: float
 
@@ -142,7 +144,7 @@ def _take_turns(remotes: dict[str, Remote], records: dict[str, dict[str, Any]], 
     about = dict(spent)
     for number in range(settings.repeats):
         for name in list(remotes):
-            if number and spent[name] > settings.budget_seconds:
+            if number >= settings.least_turns and spent[name] > settings.budget_seconds:
                 continue
             start = time.perf_counter()
             try:

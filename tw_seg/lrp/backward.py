@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,11 +78,11 @@ class Pass:
             self.chosen[name] = channels_last(self.rows(self.tape.values[name], self.axis(name)))
         return self.chosen[name]
 
-    def saved(self, name: str, axis: int = 0) -> Tensor:
-        """What was recorded for a call instead of its value, for the decoded samples."""
+    def saved(self, name: str, axis: int, see: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ``see`` makes of that which was recorded for a call instead of its value, for the decoded samples."""
         key = name + "/saved"
         if key not in self.chosen:
-            self.chosen[key] = self.rows(self.tape.saved[name], axis)
+            self.chosen[key] = see(self.rows(self.tape.saved[name], axis))
         return self.chosen[key]
 
     def per_image(self, name: str) -> int:

@@ -1,8 +1,9 @@
 """One forward run of the classifier that records what the adjoints of its calls need later.
 
 The run computes what the classifier computes, in-place operations out of place. Few kinds need their values: a ReLU
-needs one byte for each element, a max pool its winners, dropout its noise, BatchNorm the statistics it used. All other
-activations go as soon as no call takes them any more; what stays of them is their shape.
+needs one byte for each element (nothing where autograd keeps its output), a max pool its winners, dropout its noise,
+BatchNorm the statistics it used. All other activations go as soon as no call takes them any more; what stays of them is
+their shape.
 """
 
 from __future__ import annotations

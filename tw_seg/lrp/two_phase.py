@@ -57,5 +57,5 @@ def two_phase(
 
 def that_matter(grads: Sequence[Tensor], skip: float) -> Tensor:
     """The pairs whose gradient exceeds the threshold at some read-out, or is no number; bool (S, K')."""
-    peaks = torch.stack([grad.abs().amax((2, 3)) for grad in grads])
+    peaks = torch.stack([torch.maximum(grad.amax((2, 3)), -grad.amin((2, 3))) for grad in grads])
     return ((peaks > skip * peaks.amax((1, 2), keepdim=True)) | peaks.isnan()).any(0)

@@ -204,17 +204,21 @@ ACTIVATIONS = ("relu", *_RATIOS, *_SLOPES, "prelu", "clamp")
 """Kinds of this file."""
 
 
-def _gate(tape: Tape, call: Call) -> Tensor:
-    """One byte for each element instead of its four."""
+def _save_gate(tape: Tape, call: Call) -> Tensor:
+    """One byte for each element instead of its four; where autograd keeps the output anyway, that."""
     value: Tensor = tape.values[call.name]
-    return channels_last(value > 0)
+    return value.detach() if value.requires_grad else _gate(value)
+
+
+def _gate(saved: Tensor) -> Tensor:
+    return saved if saved.dtype == torch.bool else channels_last(saved > 0)
 
 
 def _relu(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     name, rule, axis = call.inputs[0], run.composite.rule(call), run.axis(call.name)
     if isinstance(rule, (Deconvnet, Guided)):
         return {name: rule.activation(c, run.value(name), run.value(call.name), axis)}
-    return {name: times(c, run.saved(call.name, axis), axis)}
+    return {name: times(c, run.saved(call.name, axis, _gate), axis)}
 
 
 def _relu_in_place(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -223,9 +227,9 @@ def _relu_in_place(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     axis = run.axis(call.name)
     if axis == 0 and run.segments and run.segments[-1][2] == len(c):
         for image, start, stop in run.segments:  # no copy of an image's gate for each of its pairs
-            c[start:stop].mul_(run.tape.saved[call.name][image])
+            c[start:stop].mul_(_gate(run.tape.saved[call.name][image]))
         return {call.inputs[0]: c}
-    gate = run.saved(call.name, axis)
+    gate = run.saved(call.name, axis, _gate)
     c.unflatten(axis, (-1, gate.shape[axis])).mul_(gate.unsqueeze(axis))
     return {call.inputs[0]: c}
 
@@ -235,7 +239,7 @@ def _relu_reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str,
 
 
 OPS: dict[str, Op] = {
-    "relu": Op(_relu, _out_of_place(F.relu), save=_gate, reads=_relu_reads, fresh=True, overwrite=_relu_in_place),
+    "relu": Op(_relu, _out_of_place(F.relu), save=_save_gate, reads=_relu_reads, fresh=True, overwrite=_relu_in_place),
     **{kind: Op(_pass(ratio), _FORWARDS.get(kind)) for kind, ratio in _RATIOS.items()},
     **{kind: Op(_pass(slope), _FORWARDS.get(kind), conserves=False) for kind, slope in _SLOPES.items()},
     "prelu": Op(_prelu),
