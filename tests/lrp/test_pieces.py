@@ -51,6 +51,11 @@ def test_no_coefficient_needs_fresh_pages() -> None:
     assert rows * largest_row(run) < 32 * 2**20 <= (rows + 1) * (largest_row(run) + 1)
 
 
+def test_large_images_are_not_decoded_one_by_one() -> None:
+    run = run_of(1024, 1)
+    assert 2 * largest_row(run) > 32 * 2**20 and without_fresh_pages(run) >= 4
+
+
 @given(st.floats(1e3, 1e9), st.floats(1e3, 1e7))
 def test_a_budget_is_kept(budget: float, graph_row: float) -> None:
     run = run_of(32, 1)

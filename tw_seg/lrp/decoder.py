@@ -92,7 +92,7 @@ class HeatmapDecoder(nn.Module):
             name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
         seed: Name of a seed in ``tw_seg.lrp.seeds.SEEDS``.
         chunk_size: Classes decoded at once; ``None``: as many as ``memory_budget`` allows and, on a CPU, as keep
-            within reusable memory. Changes memory and time, not results.
+            within reusable memory; fewer where they are recomputed. Changes memory and time, not results.
         recompute: Recompute each chunk in the backward pass instead of keeping its activations: memory does not
             grow with the number of classes, at the cost of one more decode. Heatmaps that are recomputed cannot be
             differentiated twice.
