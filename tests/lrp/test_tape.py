@@ -384,3 +384,12 @@ def test_memory_of_a_tape_without_a_graph() -> None:
     sizes = sorted(v.numel() * v.element_size() for v in held)
     relu, pool = 2 * 4 * 8 * 8, 2 * 4 * 4 * 4
     assert sizes == sorted([tape.images.numel() * 8, tape.logits.numel() * 8, relu, pool, pool * 8])
+
+
+def test_with_a_graph_gates_are_computed_from_what_autograd_keeps() -> None:
+    decoder, kept = HeatmapDecoder(tiny()), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        tape = decoder.record(torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    gates = [tape.saved[call.name] for call in tape.graph.calls if call.kind == "relu"]
+    of_autograd = {x.untyped_storage().data_ptr() for x in kept}
+    assert gates and all(gate.untyped_storage().data_ptr() in of_autograd for gate in gates)
