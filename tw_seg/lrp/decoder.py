@@ -284,7 +284,6 @@ class HeatmapDecoder(nn.Module):
                 index,
                 rows=rows,
                 skip=self.skip,
-                parameters=[*self.classifier.parameters()],
             )
         else:
             readouts = self._pieces(run, classes)
@@ -312,7 +311,7 @@ class HeatmapDecoder(nn.Module):
         def alone(piece: Piece) -> Decode:
             return lambda run: self._piece(_of_samples(run, piece.samples), _of_classes(classes, piece))
 
-        maps += recomputed([alone(piece) for piece in later], run, [*self.classifier.parameters()])
+        maps += recomputed([alone(piece) for piece in later], run)
         joined: dict[int, list[tuple[Tensor, ...]]] = {}
         for piece, found in zip(pieces, maps, strict=True):
             joined.setdefault(piece.samples.start, []).append(found)

@@ -26,13 +26,12 @@ Second = Callable[[Sequence[Tensor]], Iterable[tuple[Decode, Sequence[Tensor]]]]
 """From the gradients at all heatmaps: what to decode again, one after the other, and the gradients at its heatmaps."""
 
 
-def recomputed(decodes: Sequence[Decode], run: Pass, parameters: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def recomputed(decodes: Sequence[Decode], run: Pass) -> list[tuple[Tensor, ...]]:
     """The heatmaps of several decodes of a pass, each of which is done again in the backward pass.
 
     Args:
         decodes: The decodes.
         run: The pass.
-        parameters: The parameters that they may read.
     """
     if not decodes:
         return []
@@ -45,25 +44,23 @@ def recomputed(decodes: Sequence[Decode], run: Pass, parameters: Sequence[Tensor
         lambda some: tuple(one for decode in decodes for one in decode(some)),
         lambda grads: zip(decodes, grouped(grads), strict=True),
         run,
-        parameters,
     )
     return grouped(maps)
 
 
-def twice(first: Decode, second: Second, run: Pass, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def twice(first: Decode, second: Second, run: Pass) -> tuple[Tensor, ...]:
     """What ``first`` decodes, without a graph, and a backward pass that decodes with one what ``second`` names.
 
     Args:
         first: Decodes a pass.
         second: What to decode in the backward pass.
         run: The pass.
-        parameters: The parameters that a decode may read.
 
     Returns:
         The heatmaps. They cannot be differentiated twice.
     """
     tape = run.tape
-    held = [[*parameters], dict(run.weights), dict(run.fused), tape.values, tape.saved, tape.weights]
+    held = [[*tape.classifier.parameters()], dict(run.weights), dict(run.fused), tape.values, tape.saved, tape.weights]
     inputs: dict[Tensor, None] = {}  # each once
     map_leaves(held, lambda x: inputs.setdefault(x) if _trained(x) else None)
     found: tuple[Tensor, ...] = _Twice.apply(_Phases(first, second, run), *inputs)

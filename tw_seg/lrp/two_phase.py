@@ -25,7 +25,6 @@ def two_phase(
     *,
     rows: int,
     skip: float,
-    parameters: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Heatmaps whose backward pass decodes again what it needs.
 
@@ -36,7 +35,6 @@ def two_phase(
         rows: Pairs that are decoded at once in the backward pass.
         skip: Pairs whose largest absolute gradient is at most ``skip`` times the largest of all pairs, at every
             read-out, get no gradient. 0 is exact: it leaves out gradients that are zero.
-        parameters: The parameters that a decode may read.
 
     Returns:
         Heatmaps (S, K', h, w) of each read-out.
@@ -52,7 +50,7 @@ def two_phase(
             row, column = samples[start : start + rows], columns[start : start + rows]
             yield partial(pairs, samples=row, columns=column), [grad[row, column].unsqueeze(1) for grad in grads]
 
-    return twice(lambda some: decode(some, classes), second, run, parameters)
+    return twice(lambda some: decode(some, classes), second, run)
 
 
 def that_matter(grads: Sequence[Tensor], skip: float) -> Tensor:
