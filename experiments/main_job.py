@@ -22,18 +22,19 @@ import matplotlib
 import numpy as np
 import torch
 
-from tw_seg.data.digits import DigitScenes
-from tw_seg.data.transforms import EvalTransform
+from tw_seg.data.layouts.digits import DigitScenes
+from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.metrics import native_masks
-from tw_seg.training import cli
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
-from tw_seg.training.run import next_free, write_whole
+from tw_seg.training.run_directory import next_free, write_whole
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import SegOutput
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from tw_seg.cli import lightning
 
 CONFIGS = Path(__file__).parent / "configs"
 TRAINED = {"heatmap": "heatmap segmenter (untied)", "multitask_unet": "multi-task U-Net"}
@@ -96,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> Path:
 def command(subcommand: str, files: Sequence[str], run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
     """Run one `tw-seg` command; returns the metrics of ``test`` by name."""
     configs = [f"--config={CONFIGS / file}" for file in ("data/digits.yaml", "encoder/resnet10t.yaml", *files)]
-    done = cli.run([subcommand, *configs, f"--run_dir={run_dir}", *extra])
+    done = lightning.run([subcommand, *configs, f"--run_dir={run_dir}", *extra])
     metrics = done.trainer.callback_metrics
     return {name.removeprefix("test/"): float(v) for name, v in metrics.items() if name.startswith("test/")}
 

@@ -31,10 +31,10 @@ import torchvision
 
 from tw_seg import HeatmapDecoder, HeatmapSegmenter
 from tw_seg.data import DigitScenes
-from tw_seg.data.collate import EvalItems, collate
-from tw_seg.data.transforms import EvalTransform
+from tw_seg.data.loading.collate import EvalItems, collate
+from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.losses import SegmentationLoss
-from tw_seg.lrp.checks import completeness
+from tw_seg.lrp.conservation.diagnose import completeness
 
 torch.manual_seed(0)
 

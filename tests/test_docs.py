@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_readme import OTHER_LANGUAGES, SHELLS, blocks, check_command, commands
-from tw_seg.training import cli
+from tw_seg.cli import lightning
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -51,7 +51,7 @@ def test_numbers_may_differ_and_words_may_not() -> None:
 
 
 def test_a_page_holds() -> None:
-    assert {page.stem for page in PAGES} >= {"doctor", "own_rule"}
+    assert {page.stem for page in PAGES} >= {"doctor", "custom_rule"}
 
 
 def test_blocks_run_and_show_what_comes_out(page: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def run_shell(code: str, capfd: pytest.CaptureFixture[str], at: str) -> str:
                 check_command([program, *arguments], capfd)
                 continue
             capfd.readouterr()
-            status = cli.main(arguments)
+            status = lightning.main(arguments)
             captured = capfd.readouterr()
             output += captured.out + captured.err
             assert status == int(expected[1] if expected else 0), f"{at}: {output}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tw_seg.training import cli
+from tw_seg.cli import lightning
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -82,7 +82,7 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     program, *arguments = words
     line = shlex.join(words)
     if program == "tw-seg":
-        status, output = exit_status(cli.main, [*arguments, "--print_config"], capsys)
+        status, output = exit_status(lightning.main, [*arguments, "--print_config"], capsys)
         assert status == 0, f"{line}:\n{output}"
     elif program.startswith("python") and " ".join(arguments).startswith("-m experiments."):
         main = importlib.import_module(arguments[1]).main
@@ -259,7 +259,7 @@ def test_commands_parse_and_write_nothing(clone: Path, capsys: pytest.CaptureFix
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
     known: set[str] = set()
     for command in ("fit", "test", "predict", "doctor"):
-        known |= options(exit_status(cli.main, [command, "--help"], capsys)[1])
+        known |= options(exit_status(lightning.main, [command, "--help"], capsys)[1])
     for name in ("experiments.main_job", "experiments.benchmarks.__main__"):
         known |= options(exit_status(importlib.import_module(name).main, ["--help"], capsys)[1])
     assert inline_options(README.read_text(encoding="utf-8")) - known - {"--help"} == set()

@@ -26,11 +26,11 @@ from sklearn.datasets import load_sample_images
 
 from experiments.benchmarks.machine import machine
 from tw_seg import Batch, create_model
-from tw_seg.data.collate import collate
-from tw_seg.data.files import read_image, read_mask
-from tw_seg.data.sampler import Draw
-from tw_seg.data.transforms import EvalTransform, TrainTransform
-from tw_seg.data.voc import VOC_CLASSES
+from tw_seg.data.layouts.files import read_image, read_mask
+from tw_seg.data.layouts.voc import VOC_CLASSES
+from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.sampler import Draw
+from tw_seg.data.loading.transforms import EvalTransform, TrainTransform
 from tw_seg.losses import SegmentationLoss
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.types import IGNORE_INDEX

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import COMPOSITES, KIND_GROUPS, Assign, Composite, create_composite
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.rules import (
     RULES,

@@ -18,9 +18,9 @@ from tests.oracles.gradients import HeldStatistics, agreement, gradients, input_
 from tests.oracles.nets import Calls, Tiny, conv
 from tw_seg.errors import InputError, TraceError, UnsupportedOpError
 from tw_seg.lrp import Decoded, HeatmapDecoder
-from tw_seg.lrp.build import trace
 from tw_seg.lrp.rules import Epsilon
 from tw_seg.lrp.seeds import HEAD_RULES, SEEDS
+from tw_seg.lrp.trace.build import trace
 
 
 def pictures(*size: int) -> Tensor:
@@ -112,11 +112,11 @@ def test_finite_differences(composite: str, kwargs: dict[str, Any], training: bo
 
 def test_finite_differences_of_own_weights() -> None:
     decoder = HeatmapDecoder(nets.tiny(), tie_weights=False)
-    names, weights = zip(*decoder.own_weights.items(), strict=True)
+    names, weights = zip(*decoder.decoder_weights.items(), strict=True)
     images = pictures(2, 3, 9, 8)
 
     def function(*values: Tensor) -> Tensor:
-        swapped = {f"own_weights.{n}": v for n, v in zip(names, values, strict=True)}
+        swapped = {f"decoder_weights.{n}": v for n, v in zip(names, values, strict=True)}
         return torch.func.functional_call(decoder, swapped, (images,)).heatmaps
 
     assert torch.autograd.gradcheck(function, weights)
@@ -518,15 +518,15 @@ def test_own_weights_are_apart(moved) -> None:
     decoder = moved(HeatmapDecoder(net, tie_weights=False)).double()
     assert_equal(decoder(images), HeatmapDecoder(net)(images), 1e-5)  # equal at the start, but for float32
     shared = {id(p) for p in decoder.classifier.parameters()}
-    assert not shared & {id(p) for p in decoder.own_weights.values()}
+    assert not shared & {id(p) for p in decoder.decoder_weights.values()}
     before = decoder(images)
     with torch.no_grad():
-        for weight in decoder.own_weights.values():
+        for weight in decoder.decoder_weights.values():
             weight.mul_(1.1)
     after = decoder(images)
     assert torch.equal(after.logits, before.logits)
     assert not torch.allclose(after.heatmaps, before.heatmaps)
-    decoder.reset_own_weights()
+    decoder.reset_decoder_weights()
     assert_equal(decoder(images), before)
 
 
@@ -534,7 +534,7 @@ def test_own_weights_have_no_biases_and_all_learn(quick) -> None:
     net, images = quick
     net = copy.deepcopy(net).train()
     decoder = HeatmapDecoder(net, tie_weights=False)
-    named = {n.replace("/", "."): w for n, w in decoder.own_weights.items()}
+    named = {n.replace("/", "."): w for n, w in decoder.decoder_weights.items()}
     weights = {n: p for n, p in net.named_parameters() if n.endswith("weight")}
     assert named.keys() == weights.keys()
     assert all(w.shape == weights[n].shape and torch.equal(w, weights[n]) for n, w in named.items())
@@ -550,7 +550,7 @@ def test_gradients_of_own_and_tied_weights_add_up() -> None:
     decoder = HeatmapDecoder(untied, tie_weights=False)
     loss_of(decoder(images).heatmaps).backward()
     for name, parameter in untied.named_parameters():
-        own = decoder.own_weights[name.replace(".", "/")].grad if name.endswith("weight") else 0
+        own = decoder.decoder_weights[name.replace(".", "/")].grad if name.endswith("weight") else 0
         forward = 0 if parameter.grad is None else parameter.grad
         expected = dict(tied.named_parameters())[name].grad
         if expected is not None:
@@ -559,24 +559,24 @@ def test_gradients_of_own_and_tied_weights_add_up() -> None:
 
 def test_own_weights_are_those_that_the_decode_reads() -> None:
     decoder = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="bn2")
-    assert list(decoder.own_weights) == ["conv3/weight", "fc/weight"]
+    assert list(decoder.decoder_weights) == ["conv3/weight", "fc/weight"]
     fused = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="conv2")
-    assert list(fused.own_weights) == ["bn2/weight", "conv3/weight", "fc/weight"]
+    assert list(fused.decoder_weights) == ["bn2/weight", "conv3/weight", "fc/weight"]
     loss_of(fused(pictures()).heatmaps).backward()
-    assert all(w.grad is not None for w in fused.own_weights.values())
+    assert all(w.grad is not None for w in fused.decoder_weights.values())
 
 
 def test_own_copy_of_a_shared_weight_is_shared() -> None:
     net = Calls(lambda s, x: s.b(F.relu(s.a(s.stem(x)))), stem=conv(), a=conv(4, 4), b=conv(4, 4))
     net.b.weight = net.a.weight
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert decoder.own_weights["a/weight"] is decoder.own_weights["b/weight"]
-    assert len(list(decoder.own_weights.parameters())) == 3
+    assert decoder.decoder_weights["a/weight"] is decoder.decoder_weights["b/weight"]
+    assert len(list(decoder.decoder_weights.parameters())) == 3
 
 
 def test_own_weights_of_a_frozen_classifier_are_trained() -> None:
     decoder = HeatmapDecoder(nets.tiny().requires_grad_(False), tie_weights=False)
-    assert all(w.requires_grad for w in decoder.own_weights.values())
+    assert all(w.requires_grad for w in decoder.decoder_weights.values())
 
 
 def test_functional_weights() -> None:
@@ -584,9 +584,9 @@ def test_functional_weights() -> None:
     images = pictures()
     torch.testing.assert_close(HeatmapDecoder(net)(images).heatmaps, input_x_gradient(net, images))
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert set(decoder.own_weights) == {"w", "fc/weight"}
+    assert set(decoder.decoder_weights) == {"w", "fc/weight"}
     decoder(images).heatmaps.sum().backward()
-    assert decoder.own_weights["w"].grad is not None
+    assert decoder.decoder_weights["w"].grad is not None
 
 
 class Mixer(nn.Module):
@@ -626,7 +626,7 @@ OWN = ("stem.weight", "layer.weight", "rms.weight", "group.weight", "instance.we
 def test_own_weights_of_norms_and_scales() -> None:
     net, images = Mixer(), pictures(2, 3, 8, 9)
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert sorted(name.replace("/", ".") for name in decoder.own_weights) == sorted(OWN)
+    assert sorted(name.replace("/", ".") for name in decoder.decoder_weights) == sorted(OWN)
     numbers = {name: p.numel() for name, p in net.named_parameters()}
     assert sum(p.numel() for p in decoder.parameters()) == sum(numbers.values()) + sum(numbers[n] for n in OWN)
     torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
@@ -637,7 +637,7 @@ def test_each_own_weight_is_the_one_that_is_used(name: str) -> None:
     """The decode reads the decoder's copy, and no weight of the classifier but in the values of the forward run."""
     net, images = Mixer(), pictures(2, 3, 8, 9)
     decoder = HeatmapDecoder(net, tie_weights=False)
-    own = decoder.own_weights[name.replace(".", "/")]
+    own = decoder.decoder_weights[name.replace(".", "/")]
     before = decoder(images)
     with torch.no_grad():
         own.mul_(torch.rand_like(own) + 0.5)
@@ -648,10 +648,10 @@ def test_each_own_weight_is_the_one_that_is_used(name: str) -> None:
     twin = copy.deepcopy(decoder)  # the same change to the classifier, and then to the copies
     with torch.no_grad():
         decoder.classifier.get_parameter(name).copy_(own)
-        for key, other in twin.own_weights.items():
+        for key, other in twin.decoder_weights.items():
             if key != "temperature":  # it divides
                 other.zero_()
-    decoder.reset_own_weights()
+    decoder.reset_decoder_weights()
     assert torch.equal(own, decoder.classifier.get_parameter(name))
     torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
     assert not twin(images).heatmaps.any()
@@ -662,12 +662,12 @@ def test_own_copy_of_a_layer_scale() -> None:
     net = Calls(lambda s, x: s.a(x) * s.gamma, a=conv(), gamma=nn.Parameter(torch.rand(4, 1, 1) + 0.5))
     images = pictures(2, 3, 8, 9)
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert set(decoder.own_weights) == {"a/weight", "gamma", "fc/weight"}
+    assert set(decoder.decoder_weights) == {"a/weight", "gamma", "fc/weight"}
     before = decoder(images).heatmaps
     with torch.no_grad():
         net.gamma.mul_(3)
     torch.testing.assert_close(decoder(images).heatmaps, before)  # nothing after the factor depends on values
-    decoder.reset_own_weights()
+    decoder.reset_decoder_weights()
     torch.testing.assert_close(decoder(images).heatmaps, 3 * before)
     torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
 
@@ -690,13 +690,13 @@ def test_own_copy_of_a_factor_in_another_shape(name: str) -> None:
     used = "square" if name == "transpose" else "gamma"
     images = pictures(2, 3, 8, 9)
     decoder = HeatmapDecoder(net, tie_weights=False)
-    assert set(decoder.own_weights) == {"a/weight", used, "fc/weight"}
+    assert set(decoder.decoder_weights) == {"a/weight", used, "fc/weight"}
     before = decoder(images).heatmaps
     torch.testing.assert_close(before, HeatmapDecoder(net)(images).heatmaps)
     with torch.no_grad():
         net.get_parameter(used).mul_(3)
     torch.testing.assert_close(decoder(images).heatmaps, before)
-    decoder.reset_own_weights()
+    decoder.reset_decoder_weights()
     torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
     assert not torch.allclose(decoder(images).heatmaps, before)
 
@@ -707,7 +707,7 @@ def test_a_constant_factor_is_not_copied() -> None:
     net.register_buffer("buffer", torch.rand(4, 1, 1).double())
     net.gamma = nn.Parameter(torch.rand(4).double())
     decoder, images = HeatmapDecoder(net, tie_weights=False), pictures(2, 3, 8, 9)
-    assert set(decoder.own_weights) == {"a/weight", "fc/weight"}
+    assert set(decoder.decoder_weights) == {"a/weight", "fc/weight"}
     torch.testing.assert_close(decoder(images).heatmaps, HeatmapDecoder(net)(images).heatmaps)
 
 
@@ -739,8 +739,8 @@ def test_parametrized_weights(tie_weights: bool) -> None:
         expected = gradients(loss_of(input_x_gradient(net, images, create_graph=True)), parameters)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     else:
-        assert set(decoder.own_weights) == {"c/weight", "n/weight", "fc/weight"}
-        decoder.reset_own_weights()
+        assert set(decoder.decoder_weights) == {"c/weight", "n/weight", "fc/weight"}
+        decoder.reset_decoder_weights()
 
 
 # Read-outs
@@ -924,10 +924,10 @@ def test_own_rules(tie_weights: bool, chunk_size: int | None) -> None:
     """Of a module class and of a function; here they are gradients, so the heatmap is input x gradient."""
     net = Calls(lambda s, x: s.t(torch.log1p(F.relu(s.a(x)))), a=conv(), t=Top())
     images = pictures(3, 3, 11, 9)
-    with pytest.raises(UnsupportedOpError, match="own_rules"):
+    with pytest.raises(UnsupportedOpError, match="custom_rules"):
         HeatmapDecoder(net)
     rules = {Top: top_rule, torch.log1p: log_rule}
-    decoder = HeatmapDecoder(net, own_rules=rules, tie_weights=tie_weights, chunk_size=chunk_size)
+    decoder = HeatmapDecoder(net, custom_rules=rules, tie_weights=tie_weights, chunk_size=chunk_size)
     expected = input_x_gradient(net, images)
     torch.testing.assert_close(decoder(images).heatmaps, expected, rtol=1e-12, atol=1e-14)
     some = decoder(images, [2, 0], torch.tensor([2, 1])).heatmaps
@@ -936,11 +936,11 @@ def test_own_rules(tie_weights: bool, chunk_size: int | None) -> None:
 
 def test_an_own_rule_comes_before_the_packages() -> None:
     net, images = Calls(lambda s, x: F.relu(s.a(x)), a=conv()), pictures(2, 3, 11, 9)
-    straight = HeatmapDecoder(net, own_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
+    straight = HeatmapDecoder(net, custom_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
     linear = Calls(lambda s, x: s.a(x), a=net.a)
     linear.fc = net.fc
     nets.initialise(net)
-    straight = HeatmapDecoder(net, own_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
+    straight = HeatmapDecoder(net, custom_rules={F.relu: lambda c, inputs, output, module: c})(images).heatmaps
     torch.testing.assert_close(straight, input_x_gradient(linear, images), rtol=1e-12, atol=1e-14)
 
 
@@ -952,7 +952,7 @@ def test_an_own_rule_comes_before_the_packages() -> None:
     ],
 )
 def test_wrong_own_rules(rule, named: str) -> None:
-    decoder = HeatmapDecoder(Calls(lambda s, x: torch.log1p(s.a(x).relu()), a=conv()), own_rules={torch.log1p: rule})
+    decoder = HeatmapDecoder(Calls(lambda s, x: torch.log1p(s.a(x).relu()), a=conv()), custom_rules={torch.log1p: rule})
     with pytest.raises(InputError, match=named):
         decoder(pictures())
 
@@ -1017,7 +1017,7 @@ def test_own_weights_that_are_used_at_some_sizes_only() -> None:
     net = Calls(lambda s, x: s.b(s.a(x)) if x.shape[-1] % 2 else s.a(x), a=conv(), b=conv(4, 4))
     even, odd = pictures(2, 3, 11, 8), pictures(2, 3, 11, 9)
     decoder = HeatmapDecoder(net, image_size=(11, 8), tie_weights=False)
-    assert set(decoder.own_weights) == {"a/weight", "fc/weight"}
+    assert set(decoder.decoder_weights) == {"a/weight", "fc/weight"}
     for _ in range(2):
         with pytest.raises(InputError, match=r"for images \(3, 11, 9\) the classifier's forward uses b.weight"):
             decoder(odd)

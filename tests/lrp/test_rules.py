@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from tw_seg.errors import InputError
-from tw_seg.lrp import adjoints
-from tw_seg.lrp.adjoints import LinearMap, expand, times
+from tw_seg.lrp.core import linear_map
+from tw_seg.lrp.core.linear_map import LinearMap, expand, times
 from tw_seg.lrp.rules import (
     RULES,
     AlphaBeta,
@@ -79,20 +79,20 @@ INPUT_RULES = [Flat(), Flat(0.5), WSquare(), WSquare(0.5, zero_bias=False), ZBox
 def layer_of(name: str, weight: Tensor | None, bias: Tensor | None) -> LinearMap:
     size, shape, options = LAYERS[name]
     if name == "avg_pool":
-        return adjoints.avg_pool(
+        return linear_map.avg_pool(
             lambda a: F.avg_pool2d(a, **options),
-            lambda c: adjoints.avg_pool_adjoint(c, input_size=size[1:], **options),
+            lambda c: linear_map.avg_pool_adjoint(c, input_size=size[1:], **options),
         )
     if name == "mean":
-        return adjoints.avg_pool(
+        return linear_map.avg_pool(
             lambda a: a.mean((2, 3)), lambda c: (c / 12).reshape(*c.shape, 1, 1).expand(-1, -1, 4, 3)
         )
     assert weight is not None
     if name == "linear":
-        return adjoints.linear(weight, bias)
+        return linear_map.linear(weight, bias)
     if name == "batch_norm":
-        return adjoints.scale(weight, bias, 4)
-    build = adjoints.conv_transpose if name.startswith("conv_transpose") else adjoints.conv
+        return linear_map.scale(weight, bias, 4)
+    build = linear_map.conv_transpose if name.startswith("conv_transpose") else linear_map.conv
     return build(weight, bias, input_size=size[1:], **options)
 
 
@@ -250,7 +250,7 @@ def test_batch_at_another_axis(rule: LinearRule) -> None:
     weight, bias, a, c = (
         torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 4), (5,), (2, 3, 4), (6, 3, 5))
     )
-    first, second = adjoints.linear(weight, bias), adjoints.linear(weight, bias, axis=1)
+    first, second = linear_map.linear(weight, bias), linear_map.linear(weight, bias, axis=1)
     z = first.forward(a, weight, bias)
     expected = rule.coefficient(c, a, z, first)
     swapped = [value.transpose(0, 1) for value in (c, a, z)]
@@ -285,7 +285,7 @@ def test_alpha_beta_conserves_relevance(name: str, rule: AlphaBeta) -> None:
 
 def test_alpha_beta_of_contributions_of_one_sign() -> None:
     """Nothing negative to count: alpha times the relevance is handed on, which the rest makes up for."""
-    layer = adjoints.linear(torch.ones(1, 2).double(), None)
+    layer = linear_map.linear(torch.ones(1, 2).double(), None)
     a, z, c = torch.ones(1, 2).double(), torch.full((1, 1), 2.0).double(), torch.ones(1, 1).double()
     rule = AlphaBeta(stabilizer=0.0)
     assert (rule.coefficient(c, a, z, layer) * a).sum() == 4
@@ -354,12 +354,12 @@ ZENNIT = [
 
 def of_module(module: nn.Module, size: tuple[int, ...]) -> LinearMap:
     if isinstance(module, nn.Linear):
-        return adjoints.linear(module.weight, module.bias)
+        return linear_map.linear(module.weight, module.bias)
     settings = {k: getattr(module, k) for k in ("stride", "padding", "dilation", "groups")}
     if isinstance(module, nn.ConvTranspose2d):
         settings["output_padding"] = module.output_padding
-        return adjoints.conv_transpose(module.weight, module.bias, input_size=size, **settings)
-    return adjoints.conv(module.weight, module.bias, input_size=size, **settings)
+        return linear_map.conv_transpose(module.weight, module.bias, input_size=size, **settings)
+    return linear_map.conv(module.weight, module.bias, input_size=size, **settings)
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -416,13 +416,13 @@ DIFFERENTIABLE = [
 @pytest.mark.parametrize(
     ("build", "shapes"),
     [
-        (adjoints.linear, ((2, 3), (4, 3), (4,))),
+        (linear_map.linear, ((2, 3), (4, 3), (4,))),
         (
-            lambda w, b: adjoints.conv(w, b, input_size=(4, 3), stride=2, padding=1, groups=2),
+            lambda w, b: linear_map.conv(w, b, input_size=(4, 3), stride=2, padding=1, groups=2),
             ((2, 2, 4, 3), (2, 1, 3, 2), (2,)),
         ),
         (
-            lambda w, b: adjoints.conv_transpose(w, b, input_size=(2, 2), stride=2),
+            lambda w, b: linear_map.conv_transpose(w, b, input_size=(2, 2), stride=2),
             ((1, 2, 2, 2), (2, 1, 2, 2), (1,)),
         ),
     ],
@@ -475,7 +475,7 @@ MAGNITUDES = st.sampled_from([0.0, 1e-45, 1e-40, 1e-30, 1e-6, 1.0, -1.0, 255.0, 
 def test_finite_whatever_the_input(values, weights, bias, dtype: torch.dtype) -> None:
     weight = torch.tensor(weights, dtype=dtype).reshape(2, 1, 3, 3)
     shift = None if bias is None else torch.full((2,), bias, dtype=dtype)
-    layer = adjoints.conv(weight, shift, input_size=(4, 3), padding=1)
+    layer = linear_map.conv(weight, shift, input_size=(4, 3), padding=1)
     a = torch.tensor(values, dtype=dtype).reshape(1, 1, 4, 3)
     z = layer.forward(a, weight, layer.bias)
     assume(z.isfinite().all())
@@ -497,7 +497,7 @@ UNSTABILIZED = [ZPlus(0.0), AlphaBeta(2.0, 1.0, 0.0), Gamma(0.25, 0.0)]
 def test_finite_gradients_of_constant_images(rule: LinearRule, value: float) -> None:
     if value == 1e-40 and rule in UNSTABILIZED:
         value = 1e-15  # 1 / d itself would overflow
-    layer = adjoints.conv(torch.ones(2, 1, 3, 3, requires_grad=True), None, input_size=(4, 3), padding=1)
+    layer = linear_map.conv(torch.ones(2, 1, 3, 3, requires_grad=True), None, input_size=(4, 3), padding=1)
     a = torch.full((1, 1, 4, 3), value, requires_grad=True)
     z = layer.forward(a, layer.weight, None)
     found = rule.coefficient(torch.ones(3, *z.shape[1:]), a, z, layer)
@@ -508,7 +508,7 @@ def test_finite_gradients_of_constant_images(rule: LinearRule, value: float) -> 
 
 def test_dead_neurons() -> None:
     """``z = 0``: sign(0) is +1, so the denominator is epsilon and the share is 0; without epsilon it is 1."""
-    layer = adjoints.linear(torch.tensor([[1.0, -1.0]]), None)
+    layer = linear_map.linear(torch.tensor([[1.0, -1.0]]), None)
     a, z = torch.tensor([[2.0, 2.0]]), torch.zeros(1, 1)
     for epsilon, expected in ((0.1, [0.0, 0.0]), (0.0, [1.0, -1.0]), (1e-60, [0.0, 0.0])):
         assert Epsilon(epsilon).coefficient(torch.ones(1, 1), a, z, layer)[0].tolist() == expected
@@ -522,7 +522,7 @@ def test_rules_compile_whole(rule: LinearRule | InputRule) -> None:
     weight, bias = x.layer.weight, x.layer.bias
 
     def function(c: Tensor, a: Tensor, z: Tensor) -> Tensor:
-        layer = adjoints.conv(weight, bias, input_size=(5, 4))
+        layer = linear_map.conv(weight, bias, input_size=(5, 4))
         return rule.relevance(c, a, z, layer) if isinstance(rule, InputRule) else rule.coefficient(c, a, z, layer)
 
     torch.compiler.reset()
@@ -571,7 +571,7 @@ class TestZBox:
 
         class Net(nn.Module):
             def forward(self, c: Tensor, a: Tensor, z: Tensor) -> Tensor:
-                layer = adjoints.conv(weight, None, input_size=(5, 4))
+                layer = linear_map.conv(weight, None, input_size=(5, 4))
                 return ZBox(-1.0, (1.0, 1.0, 1.0)).relevance(c, a, z, layer)
 
         exported = torch.export.export(Net(), (x.c, x.a, x.z)).module()
@@ -603,7 +603,7 @@ class TestZBox:
 
 @pytest.mark.parametrize("rule", [Flat(), WSquare(), ZBox(-1.0, 1.0)], ids=str)
 def test_input_rules_need_weights(rule: InputRule) -> None:
-    pool = adjoints.avg_pool(lambda a: a, lambda c: c)
+    pool = linear_map.avg_pool(lambda a: a, lambda c: c)
     with pytest.raises(InputError, match="found a pool"):
         rule.relevance(torch.ones(1, 3), torch.ones(1, 3), torch.ones(1, 3), pool)
 

@@ -233,10 +233,10 @@ OWN_RULES = {Sort: lambda c, inputs, output, module: (c / inputs[0].shape[2]).un
 NO_RULES = [Sort]
 
 
-@pytest.mark.parametrize("own_rules", ["tests.models.test_segmenter:OWN_RULES", OWN_RULES])
-def test_own_rules_by_name_or_as_they_are(own_rules) -> None:
+@pytest.mark.parametrize("custom_rules", ["tests.models.test_segmenter:OWN_RULES", OWN_RULES])
+def test_own_rules_by_name_or_as_they_are(custom_rules) -> None:
     model = HeatmapSegmenter(
-        "tests.models.test_segmenter:SortedInAModule", classes=4, own_rules=own_rules, learn_scale=False
+        "tests.models.test_segmenter:SortedInAModule", classes=4, custom_rules=custom_rules, learn_scale=False
     ).double()
     images = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     weight = model.classifier.head.weight
@@ -254,7 +254,7 @@ def test_own_rules_by_name_or_as_they_are(own_rules) -> None:
 )
 def test_own_rules_that_are_not_there(place: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        HeatmapSegmenter("tests.models.test_segmenter:SortedInAModule", classes=4, own_rules=place)
+        HeatmapSegmenter("tests.models.test_segmenter:SortedInAModule", classes=4, custom_rules=place)
 
 
 def test_seed_and_fractions_reach_the_decoder(images: Tensor) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.training.tiny import ENCODER
+from tw_seg.cli.lightning import run
 from tw_seg.models.classifier import ImageClassifier
-from tw_seg.training.cli import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))

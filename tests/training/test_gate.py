@@ -12,12 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.training.test_cli import CONFIG
+from tests.cli.test_lightning import CONFIG
 from tests.training.tiny import TinyData, make_batch, make_task, make_trainer
+from tw_seg.cli.lightning import main, run
 from tw_seg.errors import InputError
 from tw_seg.metrics import native_masks
 from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, passing
-from tw_seg.training.cli import main, run
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tw_seg.training.cli import run
+from tw_seg.cli.lightning import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = []
     for name, (die_after, extra) in KILLED.items():
-        line = [sys.executable, "-m", "tw_seg.training.cli"]
+        line = [sys.executable, "-m", "tw_seg.cli.lightning"]
         line += command(folder, name, *extra, die_after=die_after)
         processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     run(command(folder, "whole"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.ops.activation import ACTIVATIONS
 from tw_seg.lrp.rules import (

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.errors import InputError
-from tw_seg.lrp.backward import Pass, parameter_of
-from tw_seg.lrp.build import OwnRules, follow_modes, trace
-from tw_seg.lrp.choices import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.lrp.composite import Assign, create_composite
-from tw_seg.lrp.graph import Call, Graph, Ref, refs
+from tw_seg.lrp.core.backward import Backward, parameter_of
+from tw_seg.lrp.core.graph import Call, Graph, Ref, refs
+from tw_seg.lrp.core.tape import Tape, attribute
+from tw_seg.lrp.decode.propagate import no_heatmaps, propagate
+from tw_seg.lrp.decode.recompute import Decode, recomputed
+from tw_seg.lrp.decode.schedule import Piece, cut, where_recomputed, within, without_fresh_pages
+from tw_seg.lrp.decode.two_phase import two_phase
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.ops.linear import fuse_weights
-from tw_seg.lrp.pieces import Piece, cut, where_recomputed, within, without_fresh_pages
-from tw_seg.lrp.propagate import no_heatmaps, propagate
-from tw_seg.lrp.recompute import Decode, recomputed
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
-from tw_seg.lrp.tape import Tape, attribute
-from tw_seg.lrp.tracer import default_image_shape
-from tw_seg.lrp.two_phase import two_phase
+from tw_seg.lrp.trace.build import CustomRules, follow_modes, trace
+from tw_seg.lrp.trace.tracer import default_image_shape
 
 _WEIGHTED = (
     "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
@@ -86,7 +86,7 @@ class HeatmapDecoder(nn.Module):
             is: its training flags, buffers and random state change as in its own forward, and not more.
         composite: Name of a preset in ``tw_seg.lrp.composite.COMPOSITES``.
         tie_weights: True: the decoder reads the classifier's parameters. False: it has weights of its own,
-            initialised from them, in ``own_weights``.
+            initialised from them, in ``decoder_weights``.
         composite_kwargs: Numbers for the preset, for example ``{"epsilon": 1e-6}``.
         read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
             name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
@@ -101,11 +101,11 @@ class HeatmapDecoder(nn.Module):
             one pair at least is decoded at once. Not together with ``chunk_size``.
         skip: Train in two phases: decode without a graph, and in the backward pass decode again only the (sample,
             class) pairs whose largest absolute loss gradient exceeds ``skip`` times the largest of all. 0.0 is
-            exact; :func:`tw_seg.lrp.checks.skipping` reports the error of others. Cannot be differentiated twice,
-            and not together with ``recompute``.
+            exact; :func:`tw_seg.lrp.conservation.diagnose.skipping` reports the error of others. Cannot be
+            differentiated twice, and not together with ``recompute``.
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
-        own_rules: Rules of your own for module classes, functions or methods, see ``docs/own_rule.md``.
+        custom_rules: Rules of your own for module classes, functions or methods, see ``docs/custom_rule.md``.
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to
@@ -140,7 +140,7 @@ class HeatmapDecoder(nn.Module):
         memory_budget: float | None = None,
         skip: float | None = None,
         image_size: tuple[int, int] | None = None,
-        own_rules: OwnRules | None = None,
+        custom_rules: CustomRules | None = None,
     ) -> None:
         super().__init__()
         if chunk_size is not None and chunk_size < 1:
@@ -167,7 +167,7 @@ class HeatmapDecoder(nn.Module):
         self.memory_budget = memory_budget
         self.skip = skip
         self._graph_rows: dict[tuple[Any, ...], float] = {}
-        self.own_rules = own_rules
+        self.custom_rules = custom_rules
         self.read_out: tuple[str | float, ...] = (
             (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
         )
@@ -180,7 +180,7 @@ class HeatmapDecoder(nn.Module):
         if missing := self.composite.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         self._image_axes = _image_axes(plans[0].graph)
-        self.own_weights = nn.ParameterDict() if tie_weights else self._copy_weights(plans)
+        self.decoder_weights = nn.ParameterDict() if tie_weights else self._copy_weights(plans)
 
     def forward(
         self,
@@ -266,92 +266,99 @@ class HeatmapDecoder(nn.Module):
         check_pairs(samples, classes, tape.logits.shape[1])
         return self._decode(self.prepare(tape).of(samples), classes.unsqueeze(0))
 
-    def _decode(self, run: Pass, classes: Tensor) -> Decoded:
+    def _decode(self, backward: Backward, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
-        logits = run.tape.logits
-        if len(classes) == 0 or run.size == 0:
-            readouts = no_heatmaps(run, len(classes))
+        logits = backward.tape.logits
+        if len(classes) == 0 or backward.size == 0:
+            readouts = no_heatmaps(backward, len(classes))
         elif torch.compiler.is_compiling() and self.chunk_size is None:
             # The compiler plans memory itself, and a loop over pieces would be written out.
-            readouts = self._piece(run, classes, checkpointed=self.recompute)
+            readouts = self._piece(backward, classes, checkpointed=self.recompute)
         elif self.skip is not None and torch.is_grad_enabled():
-            rows = self._rows(run, classes)[0]
-            run = replace(run, fused=fuse_weights(run, rows))
-            index = classes if classes.ndim == 2 else classes.unsqueeze(1).expand(-1, run.size)
+            rows = self._rows(backward, classes)[0]
+            backward = replace(backward, fused=fuse_weights(backward, rows))
+            index = classes if classes.ndim == 2 else classes.unsqueeze(1).expand(-1, backward.size)
             readouts = two_phase(
                 self._pieces,
-                run,
+                backward,
                 index,
                 rows=rows,
                 skip=self.skip,
             )
         else:
-            readouts = self._pieces(run, classes)
+            readouts = self._pieces(backward, classes)
         return Decoded(logits, readouts[0], readouts)
 
-    def _pieces(self, run: Pass, classes: Tensor) -> tuple[Tensor, ...]:
+    def _pieces(self, backward: Backward, classes: Tensor) -> tuple[Tensor, ...]:
         """Decode a piece at a time."""
-        rows, kept = self._rows(run, classes)
-        every = run.size * len(classes)
-        if not run.fused and rows < every:
+        rows, kept = self._rows(backward, classes)
+        every = backward.size * len(classes)
+        if not backward.fused and rows < every:
             # Of a piece that is recomputed nothing stays, so a factor on its coefficients costs no memory.
-            run = replace(run, fused=fuse_weights(run, every if kept == math.inf else max(rows, int(kept))))
-        pieces = cut(run.size, len(classes), rows, kept)
+            backward = replace(
+                backward, fused=fuse_weights(backward, every if kept == math.inf else max(rows, int(kept)))
+            )
+        pieces = cut(backward.size, len(classes), rows, kept)
         # A compiler recomputes by itself; it does not know functions with a backward pass of their own.
         eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         later = [piece for piece in pieces if piece.recompute and eager]
-        groups: dict[int, Pass] = {}  # the classes of the same samples share their rows
+        groups: dict[int, Backward] = {}  # the classes of the same samples share their rows
         maps = []
         for piece in pieces[: len(pieces) - len(later)]:
             first = piece.samples.start
             if first not in groups:
-                groups[first] = _of_samples(run, piece.samples)
+                groups[first] = _of_samples(backward, piece.samples)
             maps.append(self._piece(groups[first], _of_classes(classes, piece), checkpointed=piece.recompute))
 
         def alone(piece: Piece) -> Decode:
-            return lambda run: self._piece(_of_samples(run, piece.samples), _of_classes(classes, piece))
+            return lambda backward: self._piece(_of_samples(backward, piece.samples), _of_classes(classes, piece))
 
-        maps += recomputed([alone(piece) for piece in later], run)
+        maps += recomputed([alone(piece) for piece in later], backward)
         joined: dict[int, list[tuple[Tensor, ...]]] = {}
         for piece, found in zip(pieces, maps, strict=True):
             joined.setdefault(piece.samples.start, []).append(found)
         return _join([_join(of_some, 1) for of_some in joined.values()], 0)
 
-    def _piece(self, run: Pass, classes: Tensor, *, checkpointed: bool = False) -> tuple[Tensor, ...]:
-        seed = self.seed(run.value(run.tape.graph.output), classes)
+    def _piece(self, backward: Backward, classes: Tensor, *, checkpointed: bool = False) -> tuple[Tensor, ...]:
+        seed = self.seed(backward.value(backward.tape.graph.output), classes)
         if checkpointed and torch.is_grad_enabled():
             # Rows that one run has chosen must not be found by the next: both must compute the same.
             result: tuple[Tensor, ...] = checkpoint(
-                lambda c: propagate(replace(run, chosen={}), c), seed, use_reentrant=False, preserve_rng_state=False
+                lambda c: propagate(replace(backward, chosen={}), c),
+                seed,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
             return result
-        return propagate(run, seed)
+        return propagate(backward, seed)
 
-    def _rows(self, run: Pass, classes: Tensor) -> tuple[int, float]:
+    def _rows(self, backward: Backward, classes: Tensor) -> tuple[int, float]:
         """(sample, class) pairs decoded at once, and pairs that need not be recomputed."""
-        every = run.size * len(classes)
+        every = backward.size * len(classes)
         kept = 0.0 if self.recompute else math.inf
         if self.chunk_size is not None:
-            of_each = run.size if len(classes) > 1 else run.tape.images.shape[0]
+            of_each = backward.size if len(classes) > 1 else backward.tape.images.shape[0]
             return self.chunk_size * of_each, kept
         if self.memory_budget is None:
             again = self.recompute or self.skip is not None
-            return int(min(where_recomputed(run) if again else without_fresh_pages(run), every)), kept
-        rows, kept = within(self.memory_budget * 2**30, self._graph_row(run) if torch.is_grad_enabled() else 0.0, run)
+            return int(min(where_recomputed(backward) if again else without_fresh_pages(backward), every)), kept
+        rows, kept = within(
+            self.memory_budget * 2**30, self._graph_row(backward) if torch.is_grad_enabled() else 0.0, backward
+        )
         return rows, min(kept, every)
 
-    def _graph_row(self, run: Pass) -> float:
+    def _graph_row(self, backward: Backward) -> float:
         """Bytes that the decode of one pair keeps for its backward pass: what one more class takes, measured once."""
         trained = sum(p.requires_grad for p in self.parameters())
-        key = (id(run.tape.graph), *run.tape.images.shape[1:], run.tape.logits.dtype, trained)
+        key = (id(backward.tape.graph), *backward.tape.images.shape[1:], backward.tape.logits.dtype, trained)
         if key not in self._graph_rows:
-            first = torch.zeros(2, dtype=torch.int64, device=run.tape.images.device)
-            alone = run.of(first[:1] if run.samples is None else run.samples[:1])
+            first = torch.zeros(2, dtype=torch.int64, device=backward.tape.images.device)
+            alone = backward.of(first[:1] if backward.samples is None else backward.samples[:1])
             one, two = (self._graph_bytes(alone, first[:n]) for n in (1, 2))
             self._graph_rows[key] = max(two - one, 1)
         return self._graph_rows[key]
 
-    def _graph_bytes(self, run: Pass, classes: Tensor) -> int:
+    def _graph_bytes(self, backward: Backward, classes: Tensor) -> int:
         sizes: dict[int, int] = {}
 
         def pack(x: Tensor) -> Tensor:
@@ -362,11 +369,11 @@ class HeatmapDecoder(nn.Module):
 
         held: list[Tensor] = []  # so that no two storages have the same address
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            result = self._piece(replace(run, chosen={}), classes)
+            result = self._piece(replace(backward, chosen={}), classes)
         del result
         return sum(sizes.values())
 
-    def reset_own_weights(self) -> None:
+    def reset_decoder_weights(self) -> None:
         """Set an untied decoder's weights to the classifier's present ones; a tied decoder has none."""
         with torch.no_grad():
             for name, weight in self._weights().items():
@@ -378,12 +385,12 @@ class HeatmapDecoder(nn.Module):
         """The tape and the coefficient (K'*N, ...) at every call's output: what ``checks`` looks at."""
         check_signals(images, self._image_axes)
         tape = Tape(self.classifier, self._plan(images).graph, images)
-        run = self.prepare(tape)
+        backward = self.prepare(tape)
         kept: dict[str, Any] = {}
-        propagate(run, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
+        propagate(backward, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
         return tape, kept
 
-    def prepare(self, tape: Tape, samples: Tensor | None = None) -> Pass:
+    def prepare(self, tape: Tape, samples: Tensor | None = None) -> Backward:
         """What a backward pass over a tape works with.
 
         Raises:
@@ -392,7 +399,7 @@ class HeatmapDecoder(nn.Module):
         plan = next((plan for plan in self._plans.values() if plan.graph is tape.graph), None)
         if plan is None:
             raise InputError("the tape was recorded by another decoder: use the one that is to decode it")
-        return Pass(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
+        return Backward(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
 
     def graph(self, images: Tensor) -> Graph:
         """The calls of the classifier in its present mode on such images."""
@@ -401,7 +408,9 @@ class HeatmapDecoder(nn.Module):
     def _add_plans(self, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
         """Trace both modes: a classifier may take another path in training."""
         assert len(shape) == 3
-        graphs = [trace(self.classifier, mode, image_shape=shape, own_rules=self.own_rules) for mode in (False, True)]
+        graphs = [
+            trace(self.classifier, mode, image_shape=shape, custom_rules=self.custom_rules) for mode in (False, True)
+        ]
         plans = []
         for mode, graph in enumerate(follow_modes(*graphs)):
             readouts = _resolve(graph, self.read_out)
@@ -453,7 +462,7 @@ class HeatmapDecoder(nn.Module):
         return plans[int(mode)]
 
     def _weights(self) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): weight for name, weight in self.own_weights.items()}
+        return {name.replace("/", "."): weight for name, weight in self.decoder_weights.items()}
 
     def _copy_weights(self, plans: Sequence[Plan]) -> nn.ParameterDict:
         """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
@@ -515,12 +524,16 @@ def _image_axes(graph: Graph) -> int | None:
     return 2 + len(sizes[0]) if sizes else None
 
 
-def _of_samples(run: Pass, samples: slice) -> Pass:
+def _of_samples(backward: Backward, samples: slice) -> Backward:
     """The pass over some of its samples."""
-    if samples.stop - samples.start == run.size:
-        return run
-    images = torch.arange(run.size, device=run.tape.images.device) if run.samples is None else run.samples
-    return run.of(images[samples])
+    if samples.stop - samples.start == backward.size:
+        return backward
+    images = (
+        torch.arange(backward.size, device=backward.tape.images.device)
+        if backward.samples is None
+        else backward.samples
+    )
+    return backward.of(images[samples])
 
 
 def _of_classes(classes: Tensor, piece: Piece) -> Tensor:

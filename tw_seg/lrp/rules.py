@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import LinearMap, per_channel, stabilize, times
+from tw_seg.lrp.core.linear_map import LinearMap, per_channel, stabilize, times
 
 Weight = Tensor | float
 """A modified weight, or a multiple of the matrix of a map that has no weight (a pool)."""
@@ -183,8 +183,8 @@ class Epsilon(LinearRule):
         epsilon: Stabiliser added to the magnitude of each pre-activation, in its units; >= 0.
 
     Example:
-        >>> from tw_seg.lrp import adjoints
-        >>> layer = adjoints.linear(torch.tensor([[2.0, -1.0]]), None)
+        >>> from tw_seg.lrp.core import linear_map
+        >>> layer = linear_map.linear(torch.tensor([[2.0, -1.0]]), None)
         >>> Epsilon().coefficient(torch.ones(1, 1), torch.ones(1, 2), torch.ones(1, 1), layer).tolist()
         [[2.0, -1.0]]
     """

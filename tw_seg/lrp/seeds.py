@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tw_seg.arguments import class_tensor
 from tw_seg.errors import InputError
-from tw_seg.lrp.adjoints import stabilize
-from tw_seg.lrp.choices import class_tensor
+from tw_seg.lrp.core.linear_map import stabilize
 from tw_seg.lrp.rules import Contrast, LinearRule
 
 Classes = Sequence[int] | Tensor

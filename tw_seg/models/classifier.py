@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tw_seg.lrp.choices import check_images, check_samples, class_indices
+from tw_seg.arguments import check_images, check_samples, class_indices
 from tw_seg.models.backbones import create_classifier, load_strict
 from tw_seg.types import SegOutput
 

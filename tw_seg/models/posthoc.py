@@ -22,8 +22,8 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tw_seg.arguments import check_images, check_samples, class_indices
 from tw_seg.errors import InputError
-from tw_seg.lrp.choices import check_images, check_samples, class_indices
 from tw_seg.models.backbones import create_classifier, head_name, load_strict
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tw_seg.arguments import check_images, check_pairs, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.build import OwnRules
-from tw_seg.lrp.choices import check_images, check_pairs, class_indices, class_tensor
-from tw_seg.lrp.tape import Tape
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.models.backbones import create_classifier, head_name, import_place, load_strict
 from tw_seg.types import BACKGROUND, SegOutput
 
@@ -41,8 +41,8 @@ class HeatmapSegmenter(nn.Module):
         tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
         read_out: Where heatmaps are read, one place or several: paths of modules or fractions of the depth.
         seed: Coefficients at the logits, see :class:`tw_seg.lrp.HeatmapDecoder`.
-        own_rules: Rules for operations that the package lacks, see ``docs/own_rule.md``, or where such a mapping is:
-            ``"package.module:NAME"``, which hyper-parameters can hold.
+        custom_rules: Rules for operations that the package lacks, see ``docs/custom_rule.md``, or where such a mapping
+            is: ``"package.module:NAME"``, which hyper-parameters can hold.
         background: ``"class"``: the background is a class of the classifier, with a heatmap of its own.
             ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
             learned offset and its image-level logit is 0.
@@ -75,7 +75,7 @@ class HeatmapSegmenter(nn.Module):
         tie_weights: bool = True,
         read_out: str | float | Sequence[str | float] = "input",
         seed: str = "logit",
-        own_rules: str | OwnRules | None = None,
+        custom_rules: str | CustomRules | None = None,
         background: str = "class",
         scale: float = 1.0,
         compress: float | None = None,
@@ -110,7 +110,7 @@ class HeatmapSegmenter(nn.Module):
             composite_kwargs=composite_kwargs,
             read_out=read_out,
             seed=seed,
-            own_rules=load_own_rules(own_rules) if isinstance(own_rules, str) else own_rules,
+            custom_rules=load_custom_rules(custom_rules) if isinstance(custom_rules, str) else custom_rules,
             chunk_size=chunk_size,
             recompute=recompute,
             memory_budget=memory_budget,
@@ -202,7 +202,7 @@ class HeatmapSegmenter(nn.Module):
         if self.background == "constant":
             state = _without_background(state, head_name(self.classifier, self.num_classes - 1), self.num_classes)
         load_strict(self.classifier, state, source="the classifier state")
-        self.decoder.reset_own_weights()
+        self.decoder.reset_decoder_weights()
 
     def _maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
         """The heatmaps of each read-out as they add up to mask logits: normalised, scaled and resized."""
@@ -239,19 +239,19 @@ class HeatmapSegmenter(nn.Module):
         return torch.stack([zero if k == BACKGROUND else next(columns) for k in wanted], 1)
 
 
-def load_own_rules(place: str) -> OwnRules:
+def load_custom_rules(place: str) -> CustomRules:
     """The mapping of own rules at ``"package.module:NAME"``.
 
     Raises:
         InputError: If there is none.
     """
-    found = import_place(place, "own_rules", "'package.module:NAME' of a mapping")
+    found = import_place(place, "custom_rules", "'package.module:NAME' of a mapping")
     if not isinstance(found, Mapping):
         raise InputError(
-            f"own_rules={place!r} must be a mapping of module classes, functions or method names to rules, got "
-            f"{type(found).__name__}; see docs/own_rule.md"
+            f"custom_rules={place!r} must be a mapping of module classes, functions or method names to rules, got "
+            f"{type(found).__name__}; see docs/custom_rule.md"
         )
-    rules: OwnRules = found
+    rules: CustomRules = found
     return rules
 
 

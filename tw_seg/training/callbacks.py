@@ -31,7 +31,7 @@ from tw_seg.training.pictures import (
     save_picture,
     side_by_side,
 )
-from tw_seg.training.run import file_name, next_free, run_directory, write_whole
+from tw_seg.training.run_directory import file_name, next_free, run_directory, write_whole
 from tw_seg.training.task import Prediction, SegmentationTask
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch
 

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, select_budget
-from tw_seg.data.cache import GIB, DecodedCache
-from tw_seg.data.collate import EvalItems, SegmentationData, TrainItems, collate
-from tw_seg.data.sampler import ResumableLoader, SemiSupervisedBatchSampler
-from tw_seg.data.transforms import (
+from tw_seg.data.loading.cache import GIB, DecodedCache
+from tw_seg.data.loading.collate import EvalItems, SegmentationData, TrainItems, collate
+from tw_seg.data.loading.sampler import ResumableLoader, SemiSupervisedBatchSampler
+from tw_seg.data.loading.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EvalTransform,
@@ -22,7 +22,7 @@ from tw_seg.data.transforms import (
     init_worker,
 )
 from tw_seg.errors import BudgetError, InputError
-from tw_seg.training.run import run_directory
+from tw_seg.training.run_directory import run_directory
 
 BUDGET_FILE = "label_budget.json"
 

@@ -21,7 +21,7 @@ from tw_seg.models.backbones import read_weights
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
 from tw_seg.models.segmenter import HeatmapSegmenter
-from tw_seg.training.run import run_directory, write_whole
+from tw_seg.training.run_directory import run_directory, write_whole
 from tw_seg.types import Batch, SegOutput
 
 Stage = Literal["train", "val", "test"]
@@ -31,7 +31,7 @@ GATE_FILE = "gate.json"
 SCHEDULERS = ("cosine", "onecycle", "none")
 SCALE_PARAMETERS = ("log_scale", "offset")
 """Names of the parameters, directly on a model, that turn heatmaps into mask logits."""
-DECODERS = ("decoder.own_weights.", "net.decoder.", "net.segmentation_head.")
+DECODERS = ("decoder.decoder_weights.", "net.decoder.", "net.segmentation_head.")
 """Where in a model the weights are that are the decoder's alone: an untied heatmap decoder's, a U-Net's."""
 
 
@@ -362,7 +362,9 @@ def check_batch(batch: Batch, num_classes: int) -> None:
         InputError: Naming the samples if a value is not finite.
     """
     if not isinstance(batch, Batch):
-        raise InputError(f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.collate")
+        raise InputError(
+            f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.loading.collate"
+        )
     images, labels = batch.images, batch.labels
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(

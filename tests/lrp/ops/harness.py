@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.oracles.gradients import input_x_gradient
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.checks import completeness, conservation
+from tw_seg.lrp.conservation.diagnose import completeness, conservation
 
 Body = Callable[[Any, Tensor], Tensor]
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -33,7 +33,7 @@ class Case:
         size: Shape of the images.
         modules: Makes the modules and parameters that the body uses as attributes of the net.
         training: Whether the net is in training mode.
-        own_rules: Rules that the decoder is given.
+        custom_rules: Rules that the decoder is given.
     """
 
     body: Body
@@ -41,7 +41,7 @@ class Case:
     size: tuple[int, ...] = SIZES[2]
     modules: Callable[[], Mapping[str, Any]] = dict
     training: bool = False
-    own_rules: Mapping[Any, Any] | None = None
+    custom_rules: Mapping[Any, Any] | None = None
 
 
 class Net(nn.Module):
@@ -121,7 +121,7 @@ def check(case: Case) -> None:
     net, images = build(case)
     expected = expected_heatmaps(case, net, images)
     assert expected.abs().max() > 1e-3, "a case that shows nothing"
-    decoder = HeatmapDecoder(net, own_rules=case.own_rules).train(case.training)
+    decoder = HeatmapDecoder(net, custom_rules=case.custom_rules).train(case.training)
     decoded = decode(decoder, images)
     torch.manual_seed(1)
     close(decoded.logits, net(images))

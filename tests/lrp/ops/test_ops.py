@@ -12,26 +12,26 @@ from tests.lrp.ops import (
     test_activation,
     test_arithmetic,
     test_attention,
+    test_custom,
     test_linear,
-    test_move,
     test_norm,
-    test_own,
     test_pool,
+    test_shape,
 )
 from tests.lrp.ops.harness import CONV, Many
-from tw_seg.lrp.build import trace
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
 from tw_seg.lrp.ops import FUNCTIONS, MODULES, OPS
+from tw_seg.lrp.trace.build import trace
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's
 
 FAMILIES = {
     family.__name__.rpartition("test_")[2]: family.CASES
     for family in (
-        test_linear, test_activation, test_arithmetic, test_attention, test_move, test_norm, test_pool, test_own
+        test_linear, test_activation, test_arithmetic, test_attention, test_shape, test_norm, test_pool, test_custom
     )
 }  # fmt: skip
-FAMILIES["cast"] = test_move.CASTS
+FAMILIES["cast"] = test_shape.CASTS
 CASES = {f"{name}: {key}": case for name, cases in FAMILIES.items() for key, case in cases.items()}
 
 
@@ -39,7 +39,7 @@ def grouped() -> dict[tuple[Any, ...], list[str]]:
     """Names of the cases that fit into one classifier."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, case in CASES.items():
-        key = (case.size[1:], case.training, name if case.own_rules else "")
+        key = (case.size[1:], case.training, name if case.custom_rules else "")
         groups.setdefault(key, []).append(name)
     return groups
 
@@ -50,7 +50,7 @@ def calls() -> tuple[Call, ...]:
     found: list[Call] = []
     for (size, training, _), names in grouped().items():
         cases = [CASES[name] for name in names]
-        found += trace(Many(cases), training, image_shape=size, own_rules=cases[0].own_rules).calls
+        found += trace(Many(cases), training, image_shape=size, custom_rules=cases[0].custom_rules).calls
     return tuple(call for call in found if call.inputs)
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.lrp.ops import test_attention, test_linear, test_move, test_norm, test_pool
+from tests.lrp.ops import test_attention, test_linear, test_norm, test_pool, test_shape
 from tests.lrp.ops.harness import SIZES, Case, Many, close
 from tests.oracles.gradients import agreement, gradients
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.ops import move
+from tw_seg.lrp.ops import shape
 
 pytestmark = [  # torch's advice
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
@@ -44,7 +44,7 @@ NETS: dict[str, list[Case]] = {
         test_norm.CASES["rms_norm 0"],
     ],
     "convolutions and moves": [
-        *(test_move.CASES[name] for name in MOVES),
+        *(test_shape.CASES[name] for name in MOVES),
         *(test_linear.CASES[name] for name in CONVOLUTIONS),
         *test_norm.GROUP.values(),
         test_pool.CASES["max_pool2d ceil"],
@@ -66,7 +66,7 @@ def pictures(samples: int = 2) -> Tensor:
 
 def test_every_move_is_there() -> None:
     kinds = {call.kind for call in decoder("convolutions and moves").graph(pictures()).calls if call.inputs}
-    assert set(move.OPS) - kinds == {"cast"}
+    assert set(shape.OPS) - kinds == {"cast"}
 
 
 @pytest.mark.parametrize("name", NETS)

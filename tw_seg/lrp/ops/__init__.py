@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from tw_seg.lrp.ops import activation, arithmetic, attention, linear, move, norm, own, pool
+from tw_seg.lrp.ops import activation, arithmetic, attention, custom, linear, norm, pool, shape
 from tw_seg.lrp.ops.op import Functions, Op
 
-_FAMILIES = (linear, activation, arithmetic, attention, move, norm, pool, own)
+_FAMILIES = (linear, activation, arithmetic, attention, shape, norm, pool, custom)
 
 MODULES: dict[type[nn.Module], str] = {}
 """Leaf module class -> kind of call."""

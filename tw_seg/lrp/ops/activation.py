@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp.adjoints import channels_last, times
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import channels_last, times
 from tw_seg.lrp.ops.op import Functions, Op
 from tw_seg.lrp.rules import Deconvnet, Guided, Rule
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _ONE = ("input", "inplace")
 
@@ -157,20 +157,20 @@ _SLOPES: dict[str, Ratio] = {
 """Kind -> ``f'(u)``, likewise."""
 
 
-def _pass(ratio: Ratio) -> Callable[[Pass, Call, Tensor], dict[str, Tensor]]:
-    def adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-        name, axis = call.inputs[0], run.axis(call.name)
-        return {name: times(c, ratio(run.value(name), run.value(call.name), call.options), axis)}
+def _pass(ratio: Ratio) -> Callable[[Backward, Call, Tensor], dict[str, Tensor]]:
+    def adjoint(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+        name, axis = call.inputs[0], backward.axis(call.name)
+        return {name: times(c, ratio(backward.value(name), backward.value(call.name), call.options), axis)}
 
     return adjoint
 
 
-def _prelu(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    u, weight = run.value(call.inputs[0]), run.weight(call)
+def _prelu(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    u, weight = backward.value(call.inputs[0]), backward.weight(call)
     assert weight is not None
     if weight.numel() > 1:
         weight = weight.reshape(-1, *[1] * (u.ndim - 2))
-    return {call.inputs[0]: times(c, torch.where(u > 0, torch.ones_like(u), weight), run.axis(call.name))}
+    return {call.inputs[0]: times(c, torch.where(u > 0, torch.ones_like(u), weight), backward.axis(call.name))}
 
 
 def _out_of_place(function: Callable[..., Tensor], *names: str) -> Callable[[Tape, Call], Tensor]:
@@ -214,22 +214,22 @@ def _gate(saved: Tensor) -> Tensor:
     return saved if saved.dtype == torch.bool else channels_last(saved > 0)
 
 
-def _relu(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, rule, axis = call.inputs[0], run.composite.rule(call), run.axis(call.name)
+def _relu(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, rule, axis = call.inputs[0], backward.composite.rule(call), backward.axis(call.name)
     if isinstance(rule, (Deconvnet, Guided)):
-        return {name: rule.activation(c, run.value(name), run.value(call.name), axis)}
-    return {name: times(c, run.saved(call.name, axis, _gate), axis)}
+        return {name: rule.activation(c, backward.value(name), backward.value(call.name), axis)}
+    return {name: times(c, backward.saved(call.name, axis, _gate), axis)}
 
 
-def _relu_in_place(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    if c.requires_grad or isinstance(run.composite.rule(call), (Deconvnet, Guided)):
-        return _relu(run, call, c)  # autograd copies what is written through a view
-    axis = run.axis(call.name)
-    if axis == 0 and run.segments and run.segments[-1][2] == len(c):
-        for image, start, stop in run.segments:  # no copy of an image's gate for each of its pairs
-            c[start:stop].mul_(_gate(run.tape.saved[call.name][image]))
+def _relu_in_place(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    if c.requires_grad or isinstance(backward.composite.rule(call), (Deconvnet, Guided)):
+        return _relu(backward, call, c)  # autograd copies what is written through a view
+    axis = backward.axis(call.name)
+    if axis == 0 and backward.segments and backward.segments[-1][2] == len(c):
+        for image, start, stop in backward.segments:  # no copy of an image's gate for each of its pairs
+            c[start:stop].mul_(_gate(backward.tape.saved[call.name][image]))
         return {call.inputs[0]: c}
-    gate = run.saved(call.name, axis, _gate)
+    gate = backward.saved(call.name, axis, _gate)
     c.unflatten(axis, (-1, gate.shape[axis])).mul_(gate.unsqueeze(axis))
     return {call.inputs[0]: c}
 

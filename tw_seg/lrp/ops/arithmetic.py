@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tw_seg.lrp.adjoints import accumulate, times, unbroadcast
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import accumulate, times, unbroadcast
 from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, no_values, only_stabilised, receives, share
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _ADD = ("input", "other", "alpha")
 _TWO = ("input", "other")
@@ -56,9 +56,9 @@ GATES = ("sigmoid", "hardsigmoid", "softmax", "tanh")
 """Kinds whose value scales another one: in a product all relevance goes to the other factor."""
 
 
-def _to(run: Pass, call: Call, name: str, c: Tensor) -> Tensor:
+def _to(backward: Backward, call: Call, name: str, c: Tensor) -> Tensor:
     """A coefficient at the output summed to the shape of an operand that was broadcast."""
-    return unbroadcast(c, run.tape.values[name].shape, run.axis(name))
+    return unbroadcast(c, backward.tape.values[name].shape, backward.axis(name))
 
 
 def _terms(call: Call) -> list[tuple[Any, Any]]:
@@ -67,21 +67,21 @@ def _terms(call: Call) -> list[tuple[Any, Any]]:
     return [(call.options["input"], 1), (call.options["other"], -alpha if call.kind == "sub" else alpha)]
 
 
-def _add(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    c = share(run, call, c)
+def _add(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    c = share(backward, call, c)
     result: dict[str, Tensor] = {}
     for value, factor in _terms(call):
         if receives(call, value):
-            accumulate(result, value.name, _to(run, call, value.name, c if factor == 1 else c * factor))
+            accumulate(result, value.name, _to(backward, call, value.name, c if factor == 1 else c * factor))
     return result
 
 
-def _add_absorbed(run: Pass, call: Call, c: Tensor) -> Tensor:
-    c = share(run, call, c)
+def _add_absorbed(backward: Backward, call: Call, c: Tensor) -> Tensor:
+    c = share(backward, call, c)
     absorbed = torch.zeros_like(c)
     for value, factor in _terms(call):
         if not receives(call, value):
-            absorbed = absorbed + run.multiply(c, value, call) * factor
+            absorbed = absorbed + backward.multiply(c, value, call) * factor
     return absorbed.masked_fill(c == 0, 0.0)  # minus infinity, as masks of attention add it, has no relevance
 
 
@@ -91,43 +91,43 @@ def _add_forward(tape: Tape, call: Call) -> Any:
     return (a - b * alpha if alpha != 1 else a - b) if call.kind == "sub" else (a + b * alpha if alpha != 1 else a + b)
 
 
-def _neg(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _neg(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: -c}
 
 
-def _mul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _mul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     factors = [call.options[n] for n in _TWO]
     if len(call.inputs) == 2:
-        sizes = [run.tape.values[f.name].numel() for f in factors]
+        sizes = [backward.tape.values[f.name].numel() for f in factors]
         if sizes[0] != sizes[1]:  # the smaller one scales the larger one
             gate = sizes.index(min(sizes))
             name = factors[1 - gate].name
-            return {name: _to(run, call, name, run.multiply(c, factors[gate], call))}
+            return {name: _to(backward, call, name, backward.multiply(c, factors[gate], call))}
         result: dict[str, Tensor] = {}
         for factor, other in (factors, factors[::-1]):  # half each: AttnLRP, eq. 14
-            accumulate(result, factor.name, _to(run, call, factor.name, run.multiply(c, other, call)) / 2)
+            accumulate(result, factor.name, _to(backward, call, factor.name, backward.multiply(c, other, call)) / 2)
         return result
     name = call.inputs[0]
     other = factors[1] if receives(call, factors[0]) else factors[0]
-    return {name: _to(run, call, name, run.multiply(c, run.parameter(other), call))}
+    return {name: _to(backward, call, name, backward.multiply(c, backward.parameter(other), call))}
 
 
-def _div(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _div(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     name = call.inputs[0]
-    divisor = run.tape.resolve(run.parameter(call.options["other"]))
-    return {name: _to(run, call, name, run.multiply(c, 1 / divisor, call))}
+    divisor = backward.tape.resolve(backward.parameter(call.options["other"]))
+    return {name: _to(backward, call, name, backward.multiply(c, 1 / divisor, call))}
 
 
 def _binary(function: Any) -> Any:
     return lambda tape, call: function(*(tape.resolve(call.options[n]) for n in _TWO))
 
 
-def _pow(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _pow(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     name, exponent = call.inputs[0], call.options["exponent"]
-    return {name: times(c, run.value(name) ** (exponent - 1), run.axis(call.name))}
+    return {name: times(c, backward.value(name) ** (exponent - 1), backward.axis(call.name))}
 
 
-def _addcmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _addcmul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     """``input + value * tensor1 * tensor2`` with one factor at most that depends on the images."""
     result: dict[str, Tensor] = {}
     o = call.options
@@ -135,31 +135,31 @@ def _addcmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     for operand, other in operands:
         value = o[operand]
         if receives(call, value):
-            part = c if other is None else run.multiply(c, run.parameter(o[other]), call) * o.get("value", 1)
-            accumulate(result, value.name, _to(run, call, value.name, part))
+            part = c if other is None else backward.multiply(c, backward.parameter(o[other]), call) * o.get("value", 1)
+            accumulate(result, value.name, _to(backward, call, value.name, part))
     return result
 
 
-def _addcmul_absorbed(run: Pass, call: Call, c: Tensor) -> Tensor:
+def _addcmul_absorbed(backward: Backward, call: Call, c: Tensor) -> Tensor:
     o = call.options
     known = {n: receives(call, o[n]) for n in ("input", "tensor1", "tensor2")}
-    absorbed = torch.zeros_like(c) if known["input"] else run.multiply(c, o["input"], call)
+    absorbed = torch.zeros_like(c) if known["input"] else backward.multiply(c, o["input"], call)
     if known["tensor1"] or known["tensor2"]:
         return absorbed
-    product = run.multiply(run.multiply(c, o["tensor1"], call), o["tensor2"], call)
+    product = backward.multiply(backward.multiply(c, o["tensor1"], call), o["tensor2"], call)
     absorbed += product * o.get("value", 1)
     return absorbed
 
 
-def _extreme(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _extreme(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     """All relevance to the winner, the first operand where both are equal."""
-    values = [run.tape.resolve(call.options[n]) for n in _TWO]
+    values = [backward.tape.resolve(call.options[n]) for n in _TWO]
     first = values[0] >= values[1] if call.kind == "maximum" else values[0] <= values[1]
     result: dict[str, Tensor] = {}
     for operand, mask in zip(_TWO, (first, ~first), strict=True):
         value = call.options[operand]
         if receives(call, value):
-            accumulate(result, value.name, _to(run, call, value.name, run.multiply(c, mask, call)))
+            accumulate(result, value.name, _to(backward, call, value.name, backward.multiply(c, mask, call)))
     return result
 
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.adjoints import accumulate, expand, times, unbroadcast
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import accumulate, expand, times, unbroadcast
 from tw_seg.lrp.ops.op import Functions, Op, keep_batch, receives, share
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _SOFTMAX = ("input", "dim")
 _TWO = ("input", "other")
@@ -43,12 +43,12 @@ FUNCTIONS: Functions = {
 }
 
 
-def _softmax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _softmax(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     dim = call.options["dim"] % c.ndim
-    keep_batch(run.tape, call, (dim,))
-    share, axis = run.value(call.name), run.axis(call.name)
+    keep_batch(backward.tape, call, (dim,))
+    share, axis = backward.value(call.name), backward.axis(call.name)
     mean = times(c, share, axis).sum(dim, keepdim=True)
-    return {call.inputs[0]: times(c - mean, share, axis).to(run.tape.values[call.inputs[0]].dtype)}
+    return {call.inputs[0]: times(c - mean, share, axis).to(backward.tape.values[call.inputs[0]].dtype)}
 
 
 def _matmul_axis(tape: Tape, call: Call) -> int:
@@ -66,29 +66,29 @@ def _matmul_axis(tape: Tape, call: Call) -> int:
     return int(output.ndim + axis)
 
 
-def _matmul(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _matmul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     left, right = (call.options[n] for n in _TWO)
     known = [receives(call, left), receives(call, right)]
-    c = share(run, call, c, sum(known))
+    c = share(backward, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for position, (operand, other) in enumerate(((left, right), (right, left))):
         if not known[position]:
             continue
-        factor, per_sample = _matrices(run, call, other)
-        part = _product(c, factor.mT, run.axis(call.name), per_sample, position == 0)
-        part = unbroadcast(part, run.tape.values[operand.name].shape, run.axis(operand.name))
+        factor, per_sample = _matrices(backward, call, other)
+        part = _product(c, factor.mT, backward.axis(call.name), per_sample, position == 0)
+        part = unbroadcast(part, backward.tape.values[operand.name].shape, backward.axis(operand.name))
         accumulate(result, operand.name, part)
     return result
 
 
-def _matrices(run: Pass, call: Call, value: Any) -> tuple[Tensor, bool]:
+def _matrices(backward: Backward, call: Call, value: Any) -> tuple[Tensor, bool]:
     """A factor for the decoded samples with as many axes as the output, and whether it has rows of samples."""
-    value = run.tape.resolve(run.parameter(value))
-    output, axis = run.tape.values[call.name], run.axis(call.name)
+    value = backward.tape.resolve(backward.parameter(value))
+    output, axis = backward.tape.values[call.name], backward.axis(call.name)
     value = value.reshape(*[1] * (output.ndim - value.ndim), *value.shape)
     if axis >= output.ndim - 2 or (value.shape[axis] == 1 and output.shape[axis] != 1):
         return value, False
-    return run.rows(value, axis), True
+    return backward.rows(value, axis), True
 
 
 def _product(c: Tensor, factor: Tensor, axis: int, per_sample: bool, after: bool) -> Tensor:
@@ -133,18 +133,18 @@ def _einsum_axis(tape: Tape, call: Call) -> int:
     raise UnsupportedOpError(f"{call.path or '(root)'}: einsum {call.args[0]!r} ({call.name!r}) sums over the batch")
 
 
-def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    terms, output, operands = _equation(run.tape, call)
-    batch = output[run.axis(call.name)]
+def _einsum(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    terms, output, operands = _equation(backward.tape, call)
+    batch = output[backward.axis(call.name)]
     values = []
     for term, operand in zip(terms, operands, strict=True):
-        value = run.tape.resolve(run.parameter(operand))
+        value = backward.tape.resolve(backward.parameter(operand))
         if batch in term and value.shape[term.index(batch)] != 1:
             place = term.index(batch)
-            value = expand(run.rows(value, place), c, place, of=run.axis(call.name))
+            value = expand(backward.rows(value, place), c, place, of=backward.axis(call.name))
         values.append(value)
     known = [receives(call, operand) for operand in operands]
-    c = share(run, call, c, sum(known))
+    c = share(backward, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for i, operand in enumerate(operands):
         if not known[i]:
@@ -156,8 +156,8 @@ def _einsum(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
         for position, letter in enumerate(terms[i]):
             if letter not in have:  # summed over by itself: every element gets the same
                 part = part.unsqueeze(position)
-        shape = list(run.tape.values[operand.name].shape)
-        shape[terms[i].index(batch)] = c.shape[run.axis(call.name)]
+        shape = list(backward.tape.values[operand.name].shape)
+        shape[terms[i].index(batch)] = c.shape[backward.axis(call.name)]
         part = part.expand(shape)
         accumulate(result, operand.name, part)
     return result

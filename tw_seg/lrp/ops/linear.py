@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp import adjoints
-from tw_seg.lrp.adjoints import LinearMap, per_channel
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core import linear_map as maps
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import LinearMap, per_channel
 from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_batch, keep_first, reduced_axis
 from tw_seg.lrp.rules import Epsilon, LinearRule, Rule
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -76,120 +76,124 @@ FUNCTIONS: Functions = {
 }
 
 
-def fused_norm(run: Pass, call: Call) -> str | None:
+def fused_norm(backward: Backward, call: Call) -> str | None:
     """The BatchNorm after a linear call that is multiplied into it, if any."""
-    return None if _apart(run, call) else call.norm
+    return None if _apart(backward, call) else call.norm
 
 
-def norm_before(run: Pass, call: Call) -> str | None:
+def norm_before(backward: Backward, call: Call) -> str | None:
     """The BatchNorm before a linear call that is multiplied into it, if any; not where its output is read."""
-    return None if _apart(run, call) or call.norm_before in run.readouts else call.norm_before
+    return None if _apart(backward, call) or call.norm_before in backward.readouts else call.norm_before
 
 
-def _apart(run: Pass, call: Call) -> bool:
+def _apart(backward: Backward, call: Call) -> bool:
     # A linear layer on (N, L, F) has its channels last, a BatchNorm1d beside it has them second.
-    return call.kind == "linear" and run.tape.values[call.name].ndim > 2
+    return call.kind == "linear" and backward.tape.values[call.name].ndim > 2
 
 
-def source(run: Pass, call: Call) -> str:
+def source(backward: Backward, call: Call) -> str:
     """The call whose activation a linear call's map starts from: its input, or that of the BatchNorm before it."""
-    before = norm_before(run, call)
-    return run.calls[before].inputs[0] if before else call.inputs[0]
+    before = norm_before(backward, call)
+    return backward.calls[before].inputs[0] if before else call.inputs[0]
 
 
-def norm_scale(run: Pass, call: Call) -> Tensor:
+def norm_scale(backward: Backward, call: Call) -> Tensor:
     """Per-channel factor of a BatchNorm call, its statistics held constant along the input."""
-    scale: Tensor = run.tape.saved[call.name][0]
-    weight = run.weight(call)
+    scale: Tensor = backward.tape.saved[call.name][0]
+    weight = backward.weight(call)
     return scale if weight is None else scale * weight
 
 
-def norm_affine(run: Pass, call: Call) -> tuple[Tensor, Tensor]:
+def norm_affine(backward: Backward, call: Call) -> tuple[Tensor, Tensor]:
     """Factor and shift per channel of a BatchNorm call."""
-    mean: Tensor = run.tape.saved[call.name][1]
-    scale = norm_scale(run, call)
-    bias = run.tape.parameter(call, "bias")
+    mean: Tensor = backward.tape.saved[call.name][1]
+    scale = norm_scale(backward, call)
+    bias = backward.tape.parameter(call, "bias")
     return scale, -mean * scale if bias is None else bias - mean * scale
 
 
-def before_norm(run: Pass, call: Call, c: Tensor) -> Tensor:
+def before_norm(backward: Backward, call: Call, c: Tensor) -> Tensor:
     """The coefficient at a call's own output: a BatchNorm fused into it handed on that of its output."""
-    fused = fused_norm(run, call)
-    return c if fused is None else c * per_channel(norm_scale(run, run.calls[fused]), c.ndim)
+    fused = fused_norm(backward, call)
+    return c if fused is None else c * per_channel(norm_scale(backward, backward.calls[fused]), c.ndim)
 
 
-def output(run: Pass, call: Call) -> Tensor:
+def output(backward: Backward, call: Call) -> Tensor:
     """``z`` of a linear call: its output, or that of the BatchNorm fused into it."""
-    return run.value(fused_norm(run, call) or call.name)
+    return backward.value(fused_norm(backward, call) or call.name)
 
 
-def input_relevance(run: Pass, call: Call, c: Tensor) -> Tensor | None:
+def input_relevance(backward: Backward, call: Call, c: Tensor) -> Tensor | None:
     """Relevance (K*S, *in) at the images by the input's rule; ``None`` where it does not apply."""
-    rule = run.composite.input
-    if rule is None or call.kind not in WEIGHTED or source(run, call) != run.tape.graph.input:
+    rule = backward.composite.input
+    if rule is None or call.kind not in WEIGHTED or source(backward, call) != backward.tape.graph.input:
         return None
-    return rule.relevance(c, run.value(run.tape.graph.input), output(run, call), linear_map(run, call))
+    return rule.relevance(
+        c, backward.value(backward.tape.graph.input), output(backward, call), linear_map(backward, call)
+    )
 
 
-def _weighted(run: Pass, call: Call) -> LinearMap:
+def _weighted(backward: Backward, call: Call) -> LinearMap:
     """The linear map of a convolution or linear layer, with the BatchNorms after and before it multiplied in."""
-    after, bias = _with_norm_after(run, call), run.tape.parameter(call, "bias")
-    if fused := fused_norm(run, call):
-        scale, shift = norm_affine(run, run.calls[fused])
+    after, bias = _with_norm_after(backward, call), backward.tape.parameter(call, "bias")
+    if fused := fused_norm(backward, call):
+        scale, shift = norm_affine(backward, backward.calls[fused])
         bias = shift if bias is None else shift + scale * bias
-    if before := norm_before(run, call):
+    if before := norm_before(backward, call):
         # Where padding cuts a window off, less of the shift arrives: what it adds depends on the place.
-        value, shift = run.tape.values[before], norm_affine(run, run.calls[before])[1]
-        shifted = _map(run, call, after, bias)
+        value, shift = backward.tape.values[before], norm_affine(backward, backward.calls[before])[1]
+        shifted = _map(backward, call, after, bias)
         bias = shifted.forward(per_channel(shift, value.ndim).expand(1, *value.shape[1:]), after, shifted.bias)
-    return _map(run, call, _with_norms(run, call), bias)
+    return _map(backward, call, _with_norms(backward, call), bias)
 
 
-def fuse_weights(run: Pass, pairs: int) -> dict[str, Tensor]:
+def fuse_weights(backward: Backward, pairs: int) -> dict[str, Tensor]:
     """The weights that a BatchNorm is multiplied into, once for all pieces of a decode of so many pairs.
 
     Not where all their coefficients are fewer numbers than the weight: there these are multiplied instead.
     """
-    calls = [call for call in run.calls.values() if call.kind in WEIGHTED and run.wanted.intersection(call.inputs)]
-    images = run.tape.images.shape[0]
+    calls = [
+        call for call in backward.calls.values() if call.kind in WEIGHTED and backward.wanted.intersection(call.inputs)
+    ]
+    images = backward.tape.images.shape[0]
     return {
-        call.name: _with_norms(run, call)
+        call.name: _with_norms(backward, call)
         for call in calls
-        if (fused_norm(run, call) or norm_before(run, call))
-        and run.tape.values[call.name].numel() // images * pairs >= _weight(run, call).numel()
+        if (fused_norm(backward, call) or norm_before(backward, call))
+        and backward.tape.values[call.name].numel() // images * pairs >= _weight(backward, call).numel()
     }
 
 
-def _with_norms(run: Pass, call: Call) -> Tensor:
-    known = run.fused.get(call.name)
-    return _with_norm_before(run, call, _with_norm_after(run, call)) if known is None else known
+def _with_norms(backward: Backward, call: Call) -> Tensor:
+    known = backward.fused.get(call.name)
+    return _with_norm_before(backward, call, _with_norm_after(backward, call)) if known is None else known
 
 
-def _factor_of_coefficient(run: Pass, call: Call, c: Tensor) -> Tensor | None:
+def _factor_of_coefficient(backward: Backward, call: Call, c: Tensor) -> Tensor | None:
     """The factor of the BatchNorm after a call, where c is smaller than the weight that would be multiplied."""
-    fused = fused_norm(run, call)
-    if fused is None or call.name in run.fused or torch.compiler.is_compiling():  # sizes may be unknown
+    fused = fused_norm(backward, call)
+    if fused is None or call.name in backward.fused or torch.compiler.is_compiling():  # sizes may be unknown
         return None
-    small = c.numel() < _weight(run, call).numel()
-    return per_channel(norm_scale(run, run.calls[fused]), c.ndim) if small else None
+    small = c.numel() < _weight(backward, call).numel()
+    return per_channel(norm_scale(backward, backward.calls[fused]), c.ndim) if small else None
 
 
-def _weight(run: Pass, call: Call) -> Tensor:
-    weight = run.weight(call)
+def _weight(backward: Backward, call: Call) -> Tensor:
+    weight = backward.weight(call)
     assert weight is not None
     return weight
 
 
-def _with_norm_after(run: Pass, call: Call) -> Tensor:
-    weight, fused = _weight(run, call), fused_norm(run, call)
+def _with_norm_after(backward: Backward, call: Call) -> Tensor:
+    weight, fused = _weight(backward, call), fused_norm(backward, call)
     axis = 1 if call.kind == "conv_transpose" else 0
-    return weight if fused is None else _scaled(call, weight, norm_scale(run, run.calls[fused]), axis)
+    return weight if fused is None else _scaled(call, weight, norm_scale(backward, backward.calls[fused]), axis)
 
 
-def _with_norm_before(run: Pass, call: Call, weight: Tensor) -> Tensor:
-    before = norm_before(run, call)
+def _with_norm_before(backward: Backward, call: Call, weight: Tensor) -> Tensor:
+    before = norm_before(backward, call)
     axis = 0 if call.kind == "conv_transpose" else 1
-    return weight if before is None else _scaled(call, weight, norm_scale(run, run.calls[before]), axis)
+    return weight if before is None else _scaled(call, weight, norm_scale(backward, backward.calls[before]), axis)
 
 
 def _scaled(call: Call, weight: Tensor, scale: Tensor, axis: int) -> Tensor:
@@ -202,44 +206,44 @@ def _scaled(call: Call, weight: Tensor, scale: Tensor, axis: int) -> Tensor:
     return grouped.flatten(0, 1)
 
 
-def _map(run: Pass, call: Call, weight: Tensor, bias: Tensor | None) -> LinearMap:
-    o, axis = call.options, run.axis(call.inputs[0])
+def _map(backward: Backward, call: Call, weight: Tensor, bias: Tensor | None) -> LinearMap:
+    o, axis = call.options, backward.axis(call.inputs[0])
     if call.kind == "linear":
-        return adjoints.linear(weight, bias, axis=axis)
+        return maps.linear(weight, bias, axis=axis)
     keep_first(call, axis)
-    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+    size = tuple(backward.tape.values[call.inputs[0]].shape[2:])
     if call.kind == "conv_transpose":
         settings = {k: o[k] for k in _CONV_TRANSPOSE[3:] if k in o}
-        return adjoints.conv_transpose(weight, bias, input_size=size, **settings)
-    return adjoints.conv(weight, bias, input_size=size, **{k: o[k] for k in _CONV[3:] if k in o})
+        return maps.conv_transpose(weight, bias, input_size=size, **settings)
+    return maps.conv(weight, bias, input_size=size, **{k: o[k] for k in _CONV[3:] if k in o})
 
 
-def _avg_pool(run: Pass, call: Call) -> LinearMap:
-    keep_first(call, run.axis(call.inputs[0]))
-    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+def _avg_pool(backward: Backward, call: Call) -> LinearMap:
+    keep_first(call, backward.axis(call.inputs[0]))
+    size = tuple(backward.tape.values[call.inputs[0]].shape[2:])
     settings = {k: call.options[k] for k in _POOL if k in call.options}
     pool = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(size)]
-    return adjoints.avg_pool(
+    return maps.avg_pool(
         lambda x: pool(x, **settings),
-        lambda c: adjoints.avg_pool_adjoint(c, input_size=size, **settings),
+        lambda c: maps.avg_pool_adjoint(c, input_size=size, **settings),
     )
 
 
-def _adaptive_avg_pool(run: Pass, call: Call) -> LinearMap:
-    keep_first(call, run.axis(call.inputs[0]))
-    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
+def _adaptive_avg_pool(backward: Backward, call: Call) -> LinearMap:
+    keep_first(call, backward.axis(call.inputs[0]))
+    size = tuple(backward.tape.values[call.inputs[0]].shape[2:])
     pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
-    return adjoints.avg_pool(
+    return maps.avg_pool(
         lambda x: pool(x, call.options["output_size"]),
-        lambda c: adjoints.adaptive_avg_pool_adjoint(c, size),
+        lambda c: maps.adaptive_avg_pool_adjoint(c, size),
     )
 
 
-def _reduce(run: Pass, call: Call) -> LinearMap:
+def _reduce(backward: Backward, call: Call) -> LinearMap:
     name = call.inputs[0]
-    shape = run.tape.values[name].shape
+    shape = backward.tape.values[name].shape
     dims = dims_of(call.options.get("dim"), len(shape))
-    keep_batch(run.tape, call, dims)
+    keep_batch(backward.tape, call, dims)
     keepdim = bool(call.options.get("keepdim", False))
     count = 1
     for dim in dims:
@@ -258,8 +262,8 @@ def _reduce(run: Pass, call: Call) -> LinearMap:
         None,
         lambda a, w, b: a.sum(dims, keepdim=keepdim) / divisor,
         adjoint,
-        run.axis(name),
-        run.axis(call.name),
+        backward.axis(name),
+        backward.axis(call.name),
     )
 
 
@@ -269,11 +273,11 @@ _NEAREST: dict[str, Any] = {
 }
 
 
-def _interpolate(run: Pass, call: Call) -> LinearMap:
-    keep_first(call, run.axis(call.inputs[0]))
-    o = run.tape.resolve({k: call.options[k] for k in _INTERPOLATE[1:] if k in call.options})
-    size = tuple(run.tape.values[call.inputs[0]].shape[2:])
-    target = list(run.tape.values[call.name].shape[2:])
+def _interpolate(backward: Backward, call: Call) -> LinearMap:
+    keep_first(call, backward.axis(call.inputs[0]))
+    o = backward.tape.resolve({k: call.options[k] for k in _INTERPOLATE[1:] if k in call.options})
+    size = tuple(backward.tape.values[call.inputs[0]].shape[2:])
+    target = list(backward.tape.values[call.name].shape[2:])
     mode = o.get("mode", "nearest")
     factor = None if o.get("recompute_scale_factor") else o.get("scale_factor")
     factors = [None] * len(size) if factor is None else _per_dim_float(factor, len(size))
@@ -290,7 +294,7 @@ def _interpolate(run: Pass, call: Call) -> LinearMap:
             c = torch.movedim(torch.movedim(c, 2 + i, -1) @ matrix, -1, 2 + i)
         return c
 
-    return adjoints.avg_pool(lambda x: F.interpolate(x, **o), adjoint)
+    return maps.avg_pool(lambda x: F.interpolate(x, **o), adjoint)
 
 
 def _interpolation(n: int, m: int, factor: float | None, settings: dict[str, Any], like: Tensor) -> Tensor:
@@ -305,27 +309,30 @@ def _per_dim_float(value: Any, dims: int) -> list[float]:
     return [float(v) for v in value] if isinstance(value, (tuple, list)) else [float(value)] * dims
 
 
-def linear_map(run: Pass, call: Call) -> LinearMap:
+def linear_map(backward: Backward, call: Call) -> LinearMap:
     """The linear map ``z = W a + b`` of a call."""
     build = OPS[call.kind].linear_map
     assert build is not None
-    before = norm_before(run, call) if call.kind in WEIGHTED else None
-    reader = call if before is None else run.calls[before]
-    return replace(build(run, call), nonnegative=reader.nonnegative)
+    before = norm_before(backward, call) if call.kind in WEIGHTED else None
+    reader = call if before is None else backward.calls[before]
+    return replace(build(backward, call), nonnegative=reader.nonnegative)
 
 
-def _adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    rule, name = run.composite.rule(call), source(run, call)
+def _adjoint(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    rule, name = backward.composite.rule(call), source(backward, call)
     if rule == _PLAIN:  # neither activations nor a bias are looked at
         if call.kind not in WEIGHTED:
-            layer = linear_map(run, call)
-        elif (factor := _factor_of_coefficient(run, call, c)) is not None:
-            c, layer = c * factor, _map(run, call, _with_norm_before(run, call, _weight(run, call)), None)
+            layer = linear_map(backward, call)
+        elif (factor := _factor_of_coefficient(backward, call, c)) is not None:
+            c, layer = (
+                c * factor,
+                _map(backward, call, _with_norm_before(backward, call, _weight(backward, call)), None),
+            )
         else:
-            layer = _map(run, call, _with_norms(run, call), None)
+            layer = _map(backward, call, _with_norms(backward, call), None)
         return {name: layer.adjoint(c, layer.weight)}
     assert isinstance(rule, LinearRule)
-    return {name: rule.coefficient(c, run.value(name), output(run, call), linear_map(run, call))}
+    return {name: rule.coefficient(c, backward.value(name), output(backward, call), linear_map(backward, call))}
 
 
 def _reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
@@ -357,21 +364,21 @@ def _batch_norm(tape: Tape, call: Call) -> Tensor:
         var, mean = torch.var_mean(value.float() if half else value, axes, unbiased=False)
     assert var is not None
     scale = torch.rsqrt(var + tape.number(call, "eps", 1e-5))
-    result: Tensor = tape.run(call)  # it may update the running statistics: theirs are read before
+    result: Tensor = tape.execute(call)  # it may update the running statistics: theirs are read before
     tape.saved[call.name] = (scale, mean)
     return result
 
 
-def _norm_map(run: Pass, call: Call) -> LinearMap:
-    keep_first(call, run.axis(call.inputs[0]))
-    return adjoints.scale(*norm_affine(run, call), run.tape.values[call.name].ndim)
+def _norm_map(backward: Backward, call: Call) -> LinearMap:
+    keep_first(call, backward.axis(call.inputs[0]))
+    return maps.scale(*norm_affine(backward, call), backward.tape.values[call.name].ndim)
 
 
-def _norm_adjoint(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    reader = run.calls.get(call.inputs[0])
-    if reader is not None and fused_norm(run, reader) == call.name:
+def _norm_adjoint(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    reader = backward.calls.get(call.inputs[0])
+    if reader is not None and fused_norm(backward, reader) == call.name:
         return {reader.name: c}  # the linear call's map and its output z include the norm
-    return _adjoint(run, call, c)
+    return _adjoint(backward, call, c)
 
 
 OPS: dict[str, Op] = {

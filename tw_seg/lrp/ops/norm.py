@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.adjoints import per_channel, times
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import per_channel, times
 from tw_seg.lrp.ops.op import Functions, Op, keep_batch, only_input
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
 
@@ -42,45 +42,45 @@ FUNCTIONS: Functions = {
 }
 
 
-def _dims(run: Pass, call: Call) -> tuple[int, ...]:
-    ndim = run.tape.values[call.name].ndim
-    shape = run.tape.resolve(call.options["normalized_shape"])
+def _dims(backward: Backward, call: Call) -> tuple[int, ...]:
+    ndim = backward.tape.values[call.name].ndim
+    shape = backward.tape.resolve(call.options["normalized_shape"])
     dims = tuple(range(ndim - (1 if isinstance(shape, int) else len(shape)), ndim))
-    keep_batch(run.tape, call, dims)
+    keep_batch(backward.tape, call, dims)
     return dims
 
 
-def _layer_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, dims = call.inputs[0], _dims(run, call)
-    value, weight = run.value(name), run.weight(call)
+def _layer_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, dims = call.inputs[0], _dims(backward, call)
+    value, weight = backward.value(name), backward.weight(call)
     var = value.var(dims, unbiased=False, keepdim=True)
     scaled = c if weight is None else c * weight
-    scaled = times(scaled, torch.rsqrt(var + run.tape.number(call, "eps", 1e-5)), run.axis(name))
+    scaled = times(scaled, torch.rsqrt(var + backward.tape.number(call, "eps", 1e-5)), backward.axis(name))
     return {name: scaled - scaled.mean(dims, keepdim=True)}
 
 
-def _rms_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, dims = call.inputs[0], _dims(run, call)
-    value, weight = run.value(name), run.weight(call)
-    eps = run.tape.number(call, "eps", torch.finfo(value.dtype).eps)
+def _rms_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, dims = call.inputs[0], _dims(backward, call)
+    value, weight = backward.value(name), backward.weight(call)
+    eps = backward.tape.number(call, "eps", torch.finfo(value.dtype).eps)
     square = value.square().mean(dims, keepdim=True)
-    return {name: times(c if weight is None else c * weight, torch.rsqrt(square + eps), run.axis(name))}
+    return {name: times(c if weight is None else c * weight, torch.rsqrt(square + eps), backward.axis(name))}
 
 
-def _group_norm(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _group_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     name = call.inputs[0]
-    keep_batch(run.tape, call, tuple(range(1, c.ndim)))
-    value, weight = run.value(name), run.weight(call)
+    keep_batch(backward.tape, call, tuple(range(1, c.ndim)))
+    value, weight = backward.value(name), backward.weight(call)
     groups = int(call.options["num_groups"]) if call.kind == "group_norm" else value.shape[1]
     var = value.unflatten(1, (groups, -1)).flatten(2).var(2, unbiased=False)
     scaled = c if weight is None else c * per_channel(weight, c.ndim)
     grouped = scaled.unflatten(1, (groups, -1)).flatten(2)
-    grouped = times(grouped, torch.rsqrt(var + run.tape.number(call, "eps", 1e-5)).unsqueeze(2))
+    grouped = times(grouped, torch.rsqrt(var + backward.tape.number(call, "eps", 1e-5)).unsqueeze(2))
     return {name: (grouped - grouped.mean(2, keepdim=True)).reshape(c.shape)}
 
 
-def _bias(run: Pass, call: Call, c: Tensor) -> Tensor:
-    bias = run.tape.parameter(call, "bias")
+def _bias(backward: Backward, call: Call, c: Tensor) -> Tensor:
+    bias = backward.tape.parameter(call, "bias")
     if bias is None:
         return torch.zeros_like(c)
     return c * (per_channel(bias, c.ndim) if call.kind in ("group_norm", "instance_norm") else bias)
@@ -90,7 +90,7 @@ def _instance_norm(tape: Tape, call: Call) -> Tensor:
     module = tape.modules[call.target]
     if getattr(module, "track_running_stats", False):
         raise UnsupportedOpError(f"{call.path}: InstanceNorm with running statistics has no relevance rule")
-    value: Tensor = tape.run(call)
+    value: Tensor = tape.execute(call)
     return value
 
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.adjoints import LinearMap
-from tw_seg.lrp.graph import Call, Ref
+from tw_seg.lrp.core.graph import Call, Ref
+from tw_seg.lrp.core.linear_map import LinearMap
 from tw_seg.lrp.rules import Epsilon, Rule
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 Forward = Callable[["Tape", Call], Any]
 Axis = Callable[["Tape", Call], int]
-Adjoint = Callable[["Pass", Call, Any], dict[str, Any]]
+Adjoint = Callable[["Backward", Call, Any], dict[str, Any]]
 Reads = Callable[[Rule, Call, Mapping[str, Call]], tuple[str, ...]]
-Absorbed = Callable[["Pass", Call, Tensor], Tensor]
+Absorbed = Callable[["Backward", Call, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Op:
     """One kind of call.
 
     Attributes:
-        adjoint: ``adjoint(run, call, c)``: from the coefficient at the output to those at the inputs, by name.
+        adjoint: ``adjoint(backward, call, c)``: from the coefficient at the output to those at the inputs, by name.
         forward: ``forward(tape, call)``: the value, where more is kept than what calling the target gives.
         axis: ``axis(tape, call)``: the batch axis of the value; ``None``: that of the first input, counted
             from the last axis.
         save: ``save(tape, call)``: what the adjoint needs instead of the call's values, kept in ``tape.saved``.
         reads: ``reads(rule, call, calls)``: the recorded values that the adjoint looks at, by name; of all others
             it may know the shape only. ``None``: all operands and the output.
-        linear_map: ``linear_map(run, call)``: where the rules of linear maps act.
-        absorbed: ``absorbed(run, call, c)``: relevance, in the shape of c, of the terms of the output that are
+        linear_map: ``linear_map(backward, call)``: where the rules of linear maps act.
+        absorbed: ``absorbed(backward, call, c)``: relevance, in the shape of c, of the terms of the output that are
             no inputs; ``None``: there are none.
         fresh: Whether the coefficients it returns are new tensors that nothing else refers to.
         overwrite: As ``adjoint``, where the coefficient at the output belongs to nobody else: it may be overwritten.
@@ -50,7 +50,7 @@ class Op:
     axis: Axis | None = None
     save: Forward | None = None
     reads: Reads | None = None
-    linear_map: Callable[[Pass, Call], LinearMap] | None = None
+    linear_map: Callable[[Backward, Call], LinearMap] | None = None
     absorbed: Absorbed | None = None
     fresh: bool = False
     overwrite: Adjoint | None = None
@@ -128,14 +128,14 @@ def receives(call: Call, value: Any) -> bool:
     return isinstance(value, Ref) and value.name in call.inputs
 
 
-def share(run: Pass, call: Call, c: Tensor, factors: int = 1) -> Tensor:
+def share(backward: Backward, call: Call, c: Tensor, factors: int = 1) -> Tensor:
     """The coefficient of each term of a sum, or divided among the factors of a product.
 
     What the stabiliser of the call's rule absorbs is taken away; for a product epsilon is added to the output times
     the number of factors (AttnLRP, eq. 14).
     """
-    rule = run.composite.rule(call)
+    rule = backward.composite.rule(call)
     if isinstance(rule, Epsilon) and rule.epsilon:
-        z = run.value(call.name)
-        c = rule.share(c, z * factors if factors > 1 else z, run.axis(call.name))
+        z = backward.value(call.name)
+        c = rule.share(c, z * factors if factors > 1 else z, backward.axis(call.name))
     return c / factors if factors > 1 else c

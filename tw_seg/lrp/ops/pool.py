@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp.adjoints import Parts, expand, max_pool_adjoint, times
-from tw_seg.lrp.graph import Call
+from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.linear_map import Parts, expand, max_pool_adjoint, times
 from tw_seg.lrp.ops.op import Functions, Op, dims_of, keep_first, no_values, only_input, reduced_axis
 
 if TYPE_CHECKING:
-    from tw_seg.lrp.backward import Pass
-    from tw_seg.lrp.tape import Tape
+    from tw_seg.lrp.core.backward import Backward
+    from tw_seg.lrp.core.tape import Tape
 
 _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _DROPOUT = ("input", "p", "training", "inplace")
@@ -78,16 +78,16 @@ def _adaptive_max_pool(tape: Tape, call: Call) -> Tensor:
     return value
 
 
-def _to_winners(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _to_winners(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     name = call.inputs[0]
-    winners = run.rows(run.tape.saved[call.name])
-    return {name: max_pool_adjoint(c, winners, run.tape.values[name].shape[2:])}
+    winners = backward.rows(backward.tape.saved[call.name])
+    return {name: max_pool_adjoint(c, winners, backward.tape.values[name].shape[2:])}
 
 
-def _amax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
+def _amax(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     """To the first of the largest values along the axes."""
     name = call.inputs[0]
-    a, axis = run.value(name), run.axis(name)
+    a, axis = backward.value(name), backward.axis(name)
     dims = sorted(dims_of(call.options.get("dim"), a.ndim))
     if not call.options.get("keepdim"):
         for dim in dims:
@@ -100,9 +100,9 @@ def _amax(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: expand(mask, c, axis) * c}
 
 
-def _max(run: Pass, call: Call, c: Parts) -> dict[str, Tensor]:
+def _max(backward: Backward, call: Call, c: Parts) -> dict[str, Tensor]:
     """``max`` along an axis returns values and indices; only the values carry relevance."""
-    return _amax(run, call, c[0])
+    return _amax(backward, call, c[0])
 
 
 def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
@@ -120,10 +120,10 @@ def _dropout(function: Callable[..., Tensor]) -> Callable[[Tape, Call], Tensor]:
     return forward
 
 
-def _kept(run: Pass, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, noise = call.inputs[0], run.tape.saved.get(call.name)
-    axis = run.axis(name)
-    return {name: c if noise is None else times(c, run.rows(noise, axis), axis)}
+def _kept(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, noise = call.inputs[0], backward.tape.saved.get(call.name)
+    axis = backward.axis(name)
+    return {name: c if noise is None else times(c, backward.rows(noise, axis), axis)}
 
 
 OPS: dict[str, Op] = {

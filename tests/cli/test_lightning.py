@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Union
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.training.tiny import ENCODER
+from tw_seg.cli.lightning import choose_run_dir, error_message, main, run
+from tw_seg.errors import DataError, InputError, TwSegError
+from tw_seg.training.callbacks import StepSeed
+from tw_seg.training.run_directory import WholeCheckpointIO
+
+CONFIG = {
+    "seed_everything": 3,
+    "model": {**ENCODER, "model": "heatmap", "model_kwargs": {"read_out": "layer3"}},
+    "data": {
+        "dataset_kwargs": {"size": 32},
+        "split_kwargs": {split: {"length": 4} for split in ("val", "test", "predict")} | {"train": {"length": 16}},
+        "size": 32,
+        "budget": 12,
+        "batch_size": 4,
+        "labelled_per_batch": 2,
+    },
+    "trainer": {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "limit_train_batches": 1,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with config.yaml."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return tmp_path
+
+
+FIT = ["fit", "--config", "config.yaml"]
+
+
+def files(root: str) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in Path(root).rglob("*") if path.is_file()}
+
+
+# --------------------------------------------------------------------------------------- one run, end to end
+
+
+def test_fit_test_predict_and_resume_share_a_directory(capsys):
+    assert main(FIT) == 0
+    root = "runs/heatmap-seed3"
+    assert capsys.readouterr().out.splitlines()[-1] == f"run directory: {root}"
+    assert files(root) == {
+        "config.yaml",
+        "label_budget.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "classifier.safetensors",
+        "metrics/fit/metrics.csv",
+        "metrics/fit/hparams.yaml",
+    }
+    assert json.loads(Path(root, "label_budget.json").read_text())["amount"] == 12
+
+    again = ["--config", f"{root}/config.yaml"]
+    assert main(["test", *again, "--ckpt_path=best"]) == 0
+    assert "test/miou" in Path(root, "metrics/test/metrics.csv").read_text()
+    assert main(["validate", *again, f"--ckpt_path={root}/checkpoints/last.ckpt"]) == 0
+    assert main(["predict", *again, "--ckpt_path=best"]) == 0
+    masks = sorted(Path(root, "predictions/masks").iterdir())
+    assert [path.name for path in masks] == [f"val-{i:05d}.png" for i in range(4)]
+    with Image.open(masks[0]) as picture:
+        assert (picture.mode, picture.size) == ("P", (32, 32))
+
+    cli = run(["fit", *again, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.lr=9"])
+    assert cli.trainer.global_step == 3
+    assert cli.model.hparams["lr"] == 1e-3  # the checkpoint's model arguments win
+    configs = {"config.yaml", "config-2.yaml", "test_config.yaml", "validate_config.yaml", "predict_config.yaml"}
+    assert configs <= files(root)
+    assert {"metrics/fit/metrics.csv", "metrics/fit-2/metrics.csv"} <= files(root)
+    assert list(Path("runs").iterdir()) == [Path(root)]
+
+
+def test_pre_training_is_a_config_and_its_classifier_starts_the_next_run():
+    extra = ["--model.model=classifier", "--model.model_kwargs=null", "--data.labelled_per_batch=0"]
+    first = run([*FIT, *extra, "--best.monitor=val/cls/map", "--run_dir=runs/pre"])
+    assert "label_budget.json" not in files("runs/pre")
+    path = "runs/pre/classifier.safetensors"
+    second = run([*FIT, f"--model.warm_start={path}", "--run_dir=runs/main", "--model.lr=0", "--model.weight_decay=0"])
+    one, other = first.model.model.classifier.state_dict(), second.model.model.classifier.state_dict()
+    weights = [name for name in one if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(one[name], other[name]) for name in weights)
+    # A checkpoint has the weights: the file may be gone.
+    Path(path).unlink()
+    assert main(["test", "--config=runs/main/config.yaml", "--ckpt_path=best"]) == 0
+
+
+# ------------------------------------------------------------------------------------------ configuration
+
+
+def test_print_config(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--model.lr=0.5", "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["lr"] == 0.5
+    assert config["model"]["encoder_name"] == ENCODER["encoder_name"]
+    assert not Path("runs").exists()
+
+
+def test_later_configs_win_and_the_saved_one_repeats_the_run():
+    Path("other.yaml").write_text("model: {lr: 0.25}\ndata: {batch_size: 6}\n")
+    first = run([*FIT, "--config", "other.yaml"])
+    assert first.model.hparams["lr"] == 0.25
+    assert first.datamodule.hparams["batch_size"] == 6
+    second = run(["fit", "--config", f"{first.run_dir}/config.yaml", "--run_dir=runs/again"])
+    logged = [cli.trainer.logged_metrics for cli in (first, second)]
+    assert all(torch.equal(logged[0][name], logged[1][name]) for name in ("train/loss", "val/loss", "val/miou"))
+
+
+def test_one_key_of_a_dictionary_can_be_set_alone():
+    cli = run(
+        [*FIT, "--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2", "--trainer.fast_dev_run=true"]
+    )
+    assert len(cli.datamodule.train_dataloader().dataset) == 14
+    assert len(cli.datamodule.val_dataloader().dataset) == 4
+    assert cli.model.hparams["model_kwargs"] == {"read_out": "layer3", "scale": 2}
+
+
+def test_one_seed_for_everything_but_the_label_budget():
+    cli = run([*FIT, "--seed_everything=11", "--trainer.fast_dev_run=true"])
+    assert cli.datamodule.hparams["seed"] == 11
+    assert cli.datamodule.hparams["split_seed"] == 0
+    assert next(c.seed for c in cli.trainer.callbacks if isinstance(c, StepSeed)) == 11
+    with pytest.raises((InputError, SystemExit)):
+        run([*FIT, "--seed_everything=true"])
+
+
+@pytest.mark.parametrize(("given", "kind"), [("1", int), ("12", int), ("1.0", float), ("0.5", float)])
+def test_a_budget_of_one_image_is_not_a_budget_of_all(given, kind):
+    assert Union[float, int, None]  # noqa: UP007 - now typing's cache has this order
+    cli = run([*FIT, f"--data.budget={given}", "--trainer.fast_dev_run=true"])
+    assert type(cli.datamodule.hparams["budget"]) is kind
+    assert len(cli.datamodule.budget.names) == {"1": 1, "12": 12, "1.0": 16, "0.5": 8}[given]
+
+
+def test_one_batch_is_not_all_batches():
+    cli = run([*FIT, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1.0"])
+    found = (cli.trainer.limit_train_batches, cli.trainer.limit_val_batches, cli.trainer.limit_test_batches)
+    assert [type(value) for value in found] == [int, int, float]
+    assert cli.trainer.global_step == 1
+
+
+def test_the_trainer_of_a_run():
+    cli = run([*FIT, "--trainer.fast_dev_run=true"])
+    assert isinstance(cli.trainer.strategy.checkpoint_io, WholeCheckpointIO)
+    assert cli.model.class_names == cli.datamodule.class_names
+    assert run([*FIT, "--trainer.logger=false"]).trainer.loggers == []
+
+
+# ---------------------------------------------------------------------------------------- run directories
+
+
+def test_choose_run_dir(folder):
+    def choose(command="fit", *, run_dir=None, ckpt_path=None):
+        return choose_run_dir(command, run_dir=run_dir, ckpt_path=ckpt_path, default_name="unet-seed0").as_posix()
+
+    assert choose() == "runs/unet-seed0"
+    Path("runs/unet-seed0").mkdir(parents=True)
+    assert choose() == "runs/unet-seed0-2"
+    assert choose(run_dir="mine") == "mine"
+    assert choose(ckpt_path="a/b/checkpoints/last.ckpt") == "a/b"
+    assert choose(ckpt_path="a/b/last.ckpt") == "runs/unet-seed0-2"
+    assert choose("test", run_dir="mine", ckpt_path="best") == "mine"
+    Path("mine").mkdir()
+    assert choose(run_dir="mine") == "mine"
+    Path("mine/config.yaml").touch()
+    assert choose(run_dir="mine", ckpt_path="last") == "mine"
+    with pytest.raises(InputError, match="already holds a run.*--ckpt_path last"):
+        choose(run_dir="mine")
+    for which in ("best", "last"):
+        with pytest.raises(InputError, match=f"--ckpt_path {which} needs --run_dir"):
+            choose("test", ckpt_path=which)
+
+
+def test_processes_of_one_run_share_its_directory(monkeypatch):
+    first = choose_run_dir("fit", run_dir=None, ckpt_path=None, default_name="a")
+    first.mkdir(parents=True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_run_dir("fit", run_dir=None, ckpt_path=None, default_name="a") == first
+
+
+@pytest.mark.slow
+def test_two_offline_wandb_runs_leave_two_configs_and_their_images():
+    Path("wandb.yaml").write_text(
+        "trainer:\n  logger:\n    class_path: pytorch_lightning.loggers.WandbLogger\n"
+        "    init_args: {project: p, offline: true}\nexamples: {every_n_epochs: 1, count: 1}\n"
+    )
+    for _ in range(2):
+        assert main([*FIT, "--config", "wandb.yaml"]) == 0
+    for root in ("runs/heatmap-seed3", "runs/heatmap-seed3-2"):
+        found = files(root)
+        assert {"config.yaml", "checkpoints/best.ckpt", "metrics/fit/metrics.csv"} <= found
+        offline = {path for path in found if path.startswith("wandb/offline-run-")}
+        assert any(path.endswith(".wandb") for path in offline)
+        assert any("media/images/val/masks/" in path for path in offline)
+        assert any("media/images/val/heatmaps/" in path for path in offline)
+        assert yaml.safe_load(Path(root, "config.yaml").read_text())["run_dir"] == root
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.budget=99"], "only 16"),
+        (["--data.budget=null"], "label budget is empty"),
+        (["--data.dataset=imagenet"], "expected one of digits"),
+        (["--data.dataset=folder", "--data.dataset_kwargs={root: x}", "--data.split_kwargs=null"], "x/image_labels"),
+        (["--model.model=transformer"], "transformer"),
+        (["--model.encoder_name=resnet999"], "resnet999"),
+        (["--model.warm_start=gone.safetensors"], "gone.safetensors"),
+        (["--model.warmup_steps=500"], "warmup_steps=500"),
+        (["--model.model=cam", "--model.model_kwargs=null"], "tw-seg test"),
+        (["--ckpt_path=last"], "needs --run_dir"),
+        (["--ckpt_path=last", "--run_dir=nothing_here"], "there is no nothing_here/checkpoints/last.ckpt"),
+    ],
+)
+def test_bad_input_is_a_message_and_status_2(arguments, message, capsys):
+    assert main([*FIT, *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tw-seg: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize("arguments", [["--data.budget=99"], ["--data.dataset=imagenet"], ["--model.model=x"]])
+def test_a_run_that_fails_at_the_start_leaves_nothing(arguments):
+    assert main([*FIT, *arguments]) == 2
+    assert not Path("runs/heatmap-seed3").exists()
+
+
+def test_a_mistyped_option_is_an_error_too(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--model.learning_rate=1"])
+    assert stop.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_an_error_in_a_worker_is_one_line():
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\ntw_seg.errors.DataError: masks/a.png: cannot read the mask; draw it again\n'
+    )
+    assert error_message(DataError(text)) == "masks/a.png: cannot read the mask; draw it again"
+    assert error_message(TwSegError("two\nlines")) == "two\nlines"
+
+
+def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
+    for part in ("images", "masks"):
+        (folder / "own" / part).mkdir(parents=True)
+    rows = []
+    for name in "abcdefgh":
+        Image.new("RGB", (32, 32)).save(folder / "own" / "images" / f"{name}.png")
+        (folder / "own" / "masks" / f"{name}.png").write_bytes(b"no picture")
+        rows.append(f"{name},1,1")
+    (folder / "own" / "image_labels.csv").write_text("\n".join(["image,cat,dog", *rows]))
+    arguments = ["--data.dataset=folder", f"--data.dataset_kwargs={{root: {folder}/own, split: null}}"]
+    arguments += ["--data.split_kwargs=null", "--data.budget=4", "--data.num_workers=1"]
+    assert main([*FIT, *arguments]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tw-seg: error: ")
+    assert "/masks/" in last
+    assert "Traceback" not in last
+
+
+@pytest.mark.slow
+def test_the_command_line_itself(folder):
+    root = Path(__file__).resolve().parents[2]
+    line = [sys.executable, "-m", "tw_seg.cli.lightning", *FIT, "--data.budget=99"]
+    done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=600)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tw-seg: error: the label budget asks for 99 images")

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tw_seg.data.layouts.files import (
+    check_classes,
+    check_unique,
+    read_classes,
+    read_image,
+    read_label_table,
+    read_mask,
+)
+from tw_seg.errors import DataError
+
+
+def write(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
+    image = Image.fromarray(array)
+    if mode == "P":
+        image = image.convert("P") if array.ndim == 3 else image
+        image.putpalette([value for i in range(256) for value in (i, 255 - i, 7 * i % 256)])
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    ids = np.zeros((6, 9), dtype=np.uint8)
+    ids[2:4, 3:7] = 2
+    ids[0] = 255
+    return ids
+
+
+def test_images_become_rgb(tmp_path):
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(write(tmp_path / "rgb.png", color)), color)
+    alpha = np.dstack([color, np.full((5, 7), 9, dtype=np.uint8)])
+    np.testing.assert_array_equal(read_image(write(tmp_path / "rgba.png", alpha)), color)
+    grey = color[..., 0]
+    np.testing.assert_array_equal(read_image(write(tmp_path / "grey.png", grey)), np.dstack([grey] * 3))
+    bits = grey > 127
+    np.testing.assert_array_equal(read_image(write(tmp_path / "bits.png", bits)), np.dstack([bits * 255] * 3))
+    palette = Image.fromarray(grey)
+    palette.putpalette([v for i in range(256) for v in (i, 0, 255 - i)])
+    palette.save(tmp_path / "p.png", transparency=bytes(range(256)))
+    expected = np.dstack([grey, np.zeros_like(grey), 255 - grey])
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), expected)
+    for name in ("rgb.png", "grey.png"):
+        assert read_image(tmp_path / name).dtype == np.uint8 and read_image(tmp_path / name).flags.writeable
+
+
+def test_deep_images_are_refused(tmp_path):
+    path = write(tmp_path / "deep.png", np.full((4, 4), 40000, dtype=np.uint16))
+    with pytest.raises(DataError, match=rf"{path}: expected an 8-bit image, found mode I;16"):
+        read_image(path)
+
+
+def test_masks_of_all_kinds(tmp_path, mask):
+    for name, array, mode in (("l", mask, None), ("p", mask, "P"), ("i16", mask.astype(np.uint16), None)):
+        found = read_mask(write(tmp_path / f"{name}.png", array, mode), num_classes=3, shape=(6, 9))
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, mask)
+    bits = read_mask(write(tmp_path / "bits.png", mask == 2), num_classes=2)
+    np.testing.assert_array_equal(bits, mask == 2)
+
+
+def test_mask_of_another_size(tmp_path, mask):
+    path = write(tmp_path / "m.png", mask)
+    with pytest.raises(DataError, match=rf"{path}: the mask has 6x9 pixels .* its image 9x6; .*export"):
+        read_mask(path, num_classes=3, shape=(9, 6))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_class_ids_beyond_the_class_list(tmp_path, mask, dtype):
+    path = write(tmp_path / "m.png", mask.astype(dtype))
+    with pytest.raises(DataError, match=rf"{path}: the mask holds the class ids 2, but there are 2 classes"):
+        read_mask(path, num_classes=2)
+    path = write(tmp_path / "many.png", np.arange(20, dtype=dtype).reshape(4, 5))
+    with pytest.raises(DataError, match=r"ids 3, 4, 5, 6, 7, \.\.\., but there are 3 classes \(0 to 2"):
+        read_mask(path, num_classes=3)
+
+
+def test_ids_that_8_bits_would_wrap(tmp_path):
+    path = write(tmp_path / "wrap.png", np.full((3, 3), 257, dtype=np.uint16))
+    with pytest.raises(DataError, match="ids 257"):
+        read_mask(path, num_classes=3)
+
+
+def test_color_masks_are_refused(tmp_path, mask):
+    path = write(tmp_path / "m.png", np.dstack([mask] * 3))
+    with pytest.raises(DataError, match=rf"{path}: expected a mask of class ids .* found mode RGB"):
+        read_mask(path, num_classes=3)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")  # Pillow, before it raises
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tif"])
+def test_truncated_files(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    whole = write(tmp_path / f"whole.{suffix}", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    for share in (0, 0.02, 0.3, 0.7):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=rf"{path}: cannot read the image"):
+            read_image(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(8, 10**4), st.binary(min_size=1, max_size=8))
+def test_damaged_files_give_an_array_or_a_data_error(tmp_path, position, garbage):
+    ids = np.random.default_rng(0).integers(0, 3, (30, 30), dtype=np.uint8)
+    whole = write(tmp_path / "whole.png", ids).read_bytes()
+    position %= len(whole)
+    path = tmp_path / "damaged.png"
+    path.write_bytes(whole[:position] + garbage + whole[position + len(garbage) :])
+    for read in (read_image, lambda path: read_mask(path, num_classes=3)):
+        try:
+            assert isinstance(read(path), np.ndarray)
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path / 'a.png'}: the image file is missing"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"{tmp_path / 'a.png'}: the mask file is missing"):
+        read_mask(tmp_path / "a.png", num_classes=2)
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot read the image"):
+        read_image(tmp_path)
+    with pytest.raises(DataError, match=rf"{tmp_path / 'c.txt'}: cannot read the file"):
+        read_classes(tmp_path / "c.txt")
+
+
+def test_classes(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("background\n cat \n\ndog\n")
+    assert read_classes(path) == ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "first class must be 'background', found nothing"),
+        (["cat", "dog"], "first class must be 'background', found 'cat'"),
+        (["background"], "expected 2 to 255 classes"),
+        (["background", "cat", "cat"], "found twice: cat"),
+        (["background", *map(str, range(255))], "expected 2 to 255 classes, background included, found 256"),
+    ],
+)
+def test_bad_classes(classes, message):
+    with pytest.raises(DataError, match=f"here: .*{message}"):
+        check_classes(classes, "here")
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "image_labels.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_label_table(tmp_path):
+    path = table(tmp_path, "\ufeffimage,split, cat ,note,dog\na.jpg,train,1,hm,0\n\nb,val,0,,1.0\n")
+    found = read_label_table(path, ["background", "dog", "cat"])
+    assert found.images == ("a.jpg", "b") and found.splits == ("train", "val")
+    np.testing.assert_array_equal(found.labels, [[1, 0, 1], [1, 1, 0]])
+    assert found.labels.dtype == np.float32
+
+
+def test_label_table_names_the_classes_itself(tmp_path):
+    found = read_label_table(table(tmp_path, "image,cat,background,dog\na,1,1,0\n"))
+    assert found.classes == ("background", "cat", "dog") and found.splits is None
+    np.testing.assert_array_equal(found.labels, [[1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a column 'image'"),
+        ("name,cat,dog\n", "expected a column 'image' in the first line, found .*'name'"),
+        ("image,cat\na,1\n", "no column for the classes dog; found image, cat; add"),
+        ("image,cat,dog\n", "no row below the header"),
+        ("image,cat,dog\na,1,0\nb,1\n", "line 3: expected 3 columns, found 2"),
+        ("image,cat,dog\na,1,yes\n", "line 2: expected 0 or 1 in the class column 'dog', found 'yes'"),
+        ("image,cat,dog\na,1,2\n", "found '2'"),
+        ("image,cat,dog\na,1,\n", "found ''"),
+    ],
+)
+def test_bad_label_tables(tmp_path, text, message):
+    path = table(tmp_path, text)
+    with pytest.raises(DataError, match=f"{path}.*{message}"):
+        read_label_table(path, ["background", "cat", "dog"])
+
+
+def test_label_table_with_other_columns_but_no_class_list(tmp_path):
+    path = table(tmp_path, "image,cat,shot\na,1,15\n")
+    with pytest.raises(DataError, match="class column 'shot', found '15'.*classes.txt"):
+        read_label_table(path)
+
+
+def test_label_table_in_another_encoding(tmp_path):
+    path = tmp_path / "image_labels.csv"
+    path.write_bytes("image,Kätzchen\na,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=f"{path}: expected UTF-8 text"):
+        read_label_table(path)
+
+
+def test_unique(tmp_path):
+    check_unique(["a", "b"], tmp_path)
+    with pytest.raises(DataError, match=f"{tmp_path}: the image 'b' is listed twice"):
+        check_unique(["a", "b", "b"], tmp_path)

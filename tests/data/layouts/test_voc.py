@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tw_seg.data.layouts.voc import VOC_CLASSES, VOCDataset
+from tw_seg.errors import DataError
+
+MASKS = {"2007_1": [0, 15, 255], "2007_2": [0, 2, 20], "2007_3": [0]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, ids in MASKS.items():
+        mask = np.resize(np.array(ids, dtype=np.uint8), (9, 12))
+        palette = Image.fromarray(mask)
+        palette.putpalette([v for i in range(256) for v in (255 - i, i, 3 * i % 256)])
+        palette.save(tmp_path / "SegmentationClass" / f"{name}.png")
+        Image.fromarray(np.full((9, 12, 3), 100, dtype=np.uint8)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("2007_1\n2007_2 \n\n")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("2007_3\n")
+    return tmp_path
+
+
+def test_labels_from_masks(root):
+    data = VOCDataset(root, "train")
+    assert data.classes == VOC_CLASSES and len(VOC_CLASSES) == 21
+    assert data.names == ("2007_1", "2007_2") and len(data) == 2
+    assert [tuple(np.flatnonzero(row)) for row in data.labels] == [(0, 15), (0, 2, 20)]
+    assert data.labels.dtype == np.float32 and data.has_mask.all()
+    for index, name in enumerate(data.names):
+        sample = data[index]
+        assert sample.image.shape == (9, 12, 3) and sample.name == name
+        np.testing.assert_array_equal(sample.mask, np.resize(MASKS[name], (9, 12)))
+    assert data.load(0, mask=False).mask is None
+
+
+def test_own_classes_and_table(root):
+    (root / "classes.txt").write_text("\n".join(["background", *(f"c{i}" for i in range(1, 21))]))
+    header = ",".join(f"c{i}" for i in range(20, 0, -1))
+    (root / "image_labels.csv").write_text(
+        f"image,{header}\n2007_2,{','.join('1' * 20)}\n2007_1,{','.join('0' * 19)},1\n"
+    )
+    (root / "SegmentationClass" / "2007_2.png").unlink()
+    data = VOCDataset(root, split="train")
+    assert data.classes[3] == "c3"
+    np.testing.assert_array_equal(data.labels[0], [1, 1, *[0] * 19])
+    np.testing.assert_array_equal(data.labels[1], np.ones(21))
+    assert data.has_mask.tolist() == [True, False] and data[1].mask is None
+    with pytest.raises(DataError, match=r"image_labels.csv: no row for 1 images of the split, first '2007_3'"):
+        VOCDataset(root, "val")
+
+
+def test_table_that_lacks_a_class(root):
+    (root / "image_labels.csv").write_text("image,cat\n2007_1,0\n2007_2,0\n")
+    with pytest.raises(DataError, match=r"image_labels.csv: no column for the classes aeroplane, bicycle"):
+        VOCDataset(root, "train")
+
+
+def test_table_that_lists_an_image_twice(root):
+    (root / "classes.txt").write_text("background\ncat\n")
+    (root / "image_labels.csv").write_text("image,cat\n2007_1,0\n2007_2,0\n2007_1,1\n")
+    with pytest.raises(DataError, match=r"image_labels.csv: the image '2007_1' is listed twice"):
+        VOCDataset(root, "train")
+
+
+def test_unknown_and_empty_splits(root):
+    with pytest.raises(DataError, match=r"test.txt: there is no split 'test'; found: train, val"):
+        VOCDataset(root, "test")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"val.txt: the split 'val' is empty"):
+        VOCDataset(root, "val")
+
+
+def test_image_listed_twice(root):
+    (root / "ImageSets/Segmentation/val.txt").write_text("2007_3\n2007_3\n")
+    with pytest.raises(DataError, match=r"val.txt: the image '2007_3' is listed twice"):
+        VOCDataset(root, "val")
+
+
+def test_missing_files(root):
+    (root / "JPEGImages" / "2007_3.jpg").unlink()
+    with pytest.raises(DataError, match=r"2007_3.jpg: .*val.txt lists this image, but there is no such file"):
+        VOCDataset(root, "val")
+    (root / "SegmentationClass" / "2007_1.png").unlink()
+    with pytest.raises(DataError, match=r"2007_1.png: the mask file is missing and there is no .*image_labels.csv"):
+        VOCDataset(root, "train")
+
+
+def test_bad_masks(root):
+    path = root / "SegmentationClass" / "2007_1.png"
+    data = VOCDataset(root, "train")
+    Image.fromarray(np.zeros((12, 9), dtype=np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"2007_1.png: the mask has 12x9 pixels"):
+        data[0]
+    Image.fromarray(np.full((9, 12), 21, dtype=np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"2007_1.png: the mask holds the class ids 21, but there are 21 classes"):
+        data[0]
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"2007_1.png: cannot read the mask"):
+        data[0]
+    with pytest.raises(DataError, match=r"2007_1.png: cannot read the mask"):
+        VOCDataset(root, "train")  # the labels come from the masks
+
+
+def test_msrc_objects(shared_data):
+    train, val = (VOCDataset(shared_data / "msrc_objects", split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (276, 58) and not set(train.names) & set(val.names)
+    assert len(train.classes) == 16 and train.has_mask.all()
+    seen = np.zeros(256, dtype=int)
+    for index in range(0, 276, 20):
+        sample = train[index]
+        assert sample.mask.shape == sample.image.shape[:2]
+        present = np.unique(sample.mask)
+        assert set(present[(present > 0) & (present < 255)]) <= set(np.flatnonzero(sample.labels))
+        seen += np.bincount(sample.mask.ravel(), minlength=256)
+    assert seen[255] > 0 and seen[1:16].any() and not seen[16:255].any()

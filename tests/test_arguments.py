@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tw_seg.arguments import check_images, check_samples, class_indices
+from tw_seg.errors import InputError
+
+# ------------------------------------------------------------------------------------------------------ images
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_good_images_pass(dtype: torch.dtype) -> None:
+    images = torch.zeros(2, 3, 8, 9, dtype=dtype)
+    for arguments in ({}, {"in_channels": 3}, {"in_channels": 3, "allow_empty": False}):
+        check_images(images, **arguments)
+    check_images(images[:0], 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "arguments", "named"),
+    [
+        ("image", {}, r"\(N, C, H, W\), got str"),
+        ([[0.0]], {"in_channels": 3}, r"\(N, 3, H, W\), got list"),
+        (torch.zeros(3, 8, 8), {}, r"got \(3, 8, 8\): add the batch axis with images\[None\]"),
+        (torch.zeros(1, 1, 3, 8, 8), {}, r"got \(1, 1, 3, 8, 8\): stack"),
+        (torch.zeros(2, 8, 8, 3), {"in_channels": 3}, r"\(2, 8, 8, 3\): channels come second.*in_channels"),
+        (torch.zeros(0, 3, 8, 8), {"in_channels": 3, "allow_empty": False}, r"none of them 0, got \(0, 3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 0), {"allow_empty": False}, r"none of them 0, got \(2, 3, 8, 0\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, r"torch.uint8 .*: convert and normalise"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.complex64), {}, "torch.complex64"),
+    ],
+)
+def test_wrong_images(images, arguments, named: str) -> None:
+    with pytest.raises(InputError, match=f"images must (be|have).*{named}"):
+        check_images(images, **arguments)
+
+
+# ----------------------------------------------------------------------------------------------------- classes
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (None, (0, 1, 2, 3)),
+        ([3, 0], (3, 0)),
+        (range(1, 3), (1, 2)),
+        (np.array([2, 2]), (2, 2)),
+        ([np.int64(1), torch.tensor(3)], (1, 3)),
+        (torch.tensor([1, 0]), (1, 0)),
+        (torch.tensor([1], dtype=torch.uint8), (1,)),
+        ([], ()),
+        (torch.tensor([], dtype=torch.int64), ()),
+    ],
+)
+def test_class_indices(classes, expected: tuple[int, ...]) -> None:
+    found = class_indices(classes, 4)
+    assert found == expected and all(type(k) is int for k in found)
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        ([4], r"classes \[4\] are outside 0..3"),
+        ([-1, 2, 7], r"classes \[-1, 7\]"),
+        (torch.tensor([4]), r"classes \[4\]"),
+        (torch.tensor([-1]), r"classes \[-1\]"),
+        (torch.tensor([0.0]), r"torch.float32 of shape \(1,\)$"),
+        (torch.tensor([0j]), "torch.complex64"),
+        (torch.tensor([True, False, True, True]), r"torch.bool .*mask.nonzero\(\)"),
+        (torch.tensor([[0]]), r"\(1, 1\)"),
+        ([0.5], r"must be integers.*got \(0.5,\)"),
+        ([True, False], r"must be integers.*got \(True, False\)"),
+        ("12", "must be integers"),
+        (3, "must be integers.*got 3"),
+    ],
+)
+def test_wrong_classes(classes, named: str) -> None:
+    with pytest.raises(InputError, match=f"classes.*{named.removeprefix('classes ')}"):
+        class_indices(classes, 4)
+
+
+@pytest.mark.parametrize("classes", [[], torch.tensor([], dtype=torch.int64), torch.empty(0, device="meta").long()])
+def test_no_classes_where_one_is_needed(classes) -> None:
+    assert len(class_indices(classes, 4)) == 0
+    with pytest.raises(InputError, match="classes must name at least one class, got none; use None for all of them"):
+        class_indices(classes, 4, allow_empty=False)
+
+
+# ----------------------------------------------------------------------------------------------------- samples
+
+
+def test_good_samples_pass() -> None:
+    assert check_samples(None) is None and check_samples(None, torch.device("meta")) is None
+    rows = torch.tensor([1, 0])
+    assert check_samples(rows) is rows and check_samples(rows[:0]).tolist() == []
+    assert check_samples(rows, torch.device("cpu")).tolist() == [1, 0]
+    assert check_samples(rows, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("samples", "named"),
+    [
+        ([0, 1], r"int64 tensor \(S,\).*got list: use torch.tensor"),
+        (torch.tensor([0.0]), "torch.float32"),
+        (torch.tensor([0], dtype=torch.int32), "torch.int32"),
+        (torch.tensor([True, False]), r"torch.bool of shape \(2,\): use mask.nonzero\(\)"),
+        (torch.tensor([[0]]), r"\(1, 1\)"),
+    ],
+)
+def test_wrong_samples(samples, named: str) -> None:
+    with pytest.raises(InputError, match=f"samples must be.*{named}"):
+        check_samples(samples)
+
+
+# ------------------------------------------------------------------------------------------------------ device
+
+
+def test_nothing_waits_for_the_device() -> None:
+    # A meta tensor has no values: whatever would read one raises.
+    check_images(torch.empty(2, 3, 8, 8, device="meta"), 3, allow_empty=False)
+    check_samples(torch.empty(1, dtype=torch.int64, device="meta"))
+    classes = class_indices(torch.empty(2, dtype=torch.uint8, device="meta"), 4)
+    assert isinstance(classes, torch.Tensor) and classes.dtype == torch.int64 and classes.shape == (2,)
+
+
+@pytest.mark.parametrize("classes", [None, [2, 0], torch.tensor([2, 0], dtype=torch.int32)])
+def test_compiles_whole(classes) -> None:
+    def run(images: torch.Tensor, samples: torch.Tensor, classes) -> torch.Tensor:
+        check_images(images, 3, allow_empty=False)
+        rows = check_samples(samples, images.device)
+        chosen = class_indices(classes, 4, allow_empty=False)
+        return images[rows].sum() * torch.as_tensor(chosen).sum()
+
+    images, rows = torch.rand(2, 3, 4, 4), torch.tensor([1])
+    found = torch.compile(run, fullgraph=True, backend="eager")(images, rows, classes)
+    torch.testing.assert_close(found, run(images, rows, classes))

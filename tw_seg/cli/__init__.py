@@ -1,0 +1,1 @@
+"""The `tw-seg` command."""

@@ -1,0 +1,351 @@
+"""The ``tw-seg`` command: ``fit``, ``validate``, ``test`` and ``predict`` on Lightning's command line, and ``doctor``.
+
+Everything a run writes goes into its run directory, ``--run_dir``; without it that is the first of
+``runs/<model>-seed<seed>``, ``runs/<model>-seed<seed>-2`` ... that does not exist, and with a checkpoint the
+directory of the run that wrote it. There are::
+
+    config.yaml              what was run; `--config` takes it back
+    label_budget.json        the images whose masks were used
+    checkpoints/best.ckpt    best by `--best.monitor`;  last.ckpt: to resume from
+    metrics/fit/metrics.csv  every logged number
+    classifier.safetensors   the image-level classifier, for the next run's `--model.warm_start`
+    images/, predictions/    pictures of validation images; masks and probabilities from `predict`
+
+With ``--ckpt_path``, a file or ``best`` or ``last`` of the run directory, the model's arguments are those in the
+checkpoint, whatever else is given (Lightning's rule); data and trainer arguments are those of the command.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    TQDMProgressBar,
+    WeightAveraging,
+)
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from tw_seg.cli import doctor
+from tw_seg.errors import InputError, TwSegError
+from tw_seg.training.callbacks import (
+    ExampleImages,
+    ExportClassifier,
+    PredictionWriter,
+    RunConfig,
+    StepSeed,
+)
+from tw_seg.training.datamodule import SegmentationDataModule
+from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO, next_free
+from tw_seg.training.task import SegmentationTask
+
+RUNS = Path("runs")
+CHECKPOINTS = "checkpoints"
+
+_EXPECTED_WARNINGS = (
+    # A run writes into its own directory again and again: resumed, tested, predicted with.
+    r"Checkpoint directory .* exists and is not empty",
+    # `num_workers` is a choice; 0 is right for small images on few cores.
+    r"The '.*_dataloader' does not have many workers",
+    # Short epochs: the loss of a step is logged every few steps, the rest by epoch.
+    r"The number of training batches .* is smaller than the logging interval",
+    # Averaging, checkpoints and the like belong to training; `test` and `predict` need none of them.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # Lightning 2.6 with torch 2.11 and newer.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+_LIGHTNING_INFO = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+
+
+_DESCRIPTION = (
+    "Train and use a segmentation model made from an image classifier. One command more, with a help of its own: "
+    f"tw-seg doctor MODEL, to {doctor.SUMMARY}."
+)
+
+
+class SegmentationCLI(LightningCLI):
+    """Lightning's command line, with one directory for all that a run writes.
+
+    Attributes:
+        run_dir: The run directory, once the arguments are parsed.
+    """
+
+    run_dir: Path | None = None
+
+    def __init__(self, args: ArgsType = None) -> None:
+        try:
+            super().__init__(
+                SegmentationTask,
+                SegmentationDataModule,
+                save_config_callback=RunConfig,
+                trainer_class=Trainer,
+                trainer_defaults={"log_every_n_steps": 10, "devices": 1},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,  # the task has its own
+                parser_kwargs={"description": _DESCRIPTION},
+                args=args,
+            )
+        except TwSegError:
+            if self.run_dir is not None:
+                _remove_empty_folders(self.run_dir)
+            raise
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Directory for all that the run writes; by default a new one under runs/.",
+        )
+        # Two checkpoints: with a metric to monitor, Lightning writes `save_last` only when the metric got
+        # better, which would send a resumed run back to its best epoch.
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.set_defaults(
+            {
+                "best.monitor": "val/miou",
+                "best.mode": "max",
+                "best.filename": "best",
+                "best.enable_version_counter": False,
+                "last.filename": "last",
+                "last.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(ExampleImages, "examples")
+        _integers_first(parser)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_number)
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Not super's: it warns if arguments are given in code while sys.argv has some, as under pytest.
+        if isinstance(args, dict | Namespace):
+            self.config = parser.parse_object(args)
+        else:
+            self.config = parser.parse_args(args)
+        command = self.config["subcommand"]
+        config = self.config[command]
+        self.run_dir = choose_run_dir(
+            command,
+            run_dir=config.run_dir,
+            ckpt_path=config.ckpt_path,
+            default_name=f"{config.model.model}-seed{config.seed_everything}",
+        )
+        config.run_dir = str(self.run_dir)
+        if config.ckpt_path in ("best", "last"):
+            config.ckpt_path = str(_checkpoint(self.run_dir, config.ckpt_path))
+        if config.ckpt_path is not None:
+            config.model.warm_start = None  # the checkpoint has all weights
+        config.trainer.default_root_dir = str(self.run_dir)
+        for checkpoint in (config.best, config.last):
+            checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / CHECKPOINTS)
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            _fill_in_run(logger, self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        command = str(self.subcommand)
+        config = self._get(self.config_init, "trainer")
+        callbacks = _as_list(config.get("callbacks"))
+        if command != "fit":  # checkpoints already hold the averaged weights
+            callbacks = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
+        assert self.run_dir is not None
+        loggers = _loggers(config.get("logger"), self.run_dir, command)
+        callbacks += self._own_callbacks(command, has_logger=bool(loggers))
+        if config.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
+            callbacks.append(TQDMProgressBar())
+        plugins = [*_as_list(config.get("plugins")), WholeCheckpointIO()]
+        kwargs = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, **kwargs}
+        return super().instantiate_trainer(**kwargs)
+
+    def _own_callbacks(self, command: str, *, has_logger: bool) -> list[Callback]:
+        if command == "predict":
+            return [PredictionWriter()]
+        if command != "fit":
+            return []
+        seed = _number(self._get(self.config, "seed_everything"))
+        callbacks: list[Callback] = [StepSeed(seed), ExportClassifier()]
+        return [*callbacks, LearningRateMonitor("step")] if has_logger else callbacks
+
+    def before_predict(self) -> None:
+        """Masks go to files; returning them as well would keep them all in memory."""
+        self.config_init["predict"]["return_predictions"] = False
+
+
+def choose_run_dir(command: str, *, run_dir: str | None, ckpt_path: str | None, default_name: str) -> Path:
+    """The run directory of a command.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        run_dir: What was asked for, or ``None``.
+        ckpt_path: A checkpoint file, ``"best"``, ``"last"`` or ``None``.
+        default_name: Name of a new run.
+
+    Raises:
+        InputError: A new run would write into the directory of an old one; or ``"best"`` or ``"last"`` of an
+            unknown run is asked for.
+    """
+    if run_dir is not None:
+        path = Path(run_dir)
+        if command == "fit" and ckpt_path is None and (path / "config.yaml").exists():
+            raise InputError(
+                f"run_dir {path} already holds a run: choose another --run_dir, resume the run with "
+                "--ckpt_path last, or delete it"
+            )
+        return path
+    if ckpt_path in ("best", "last"):
+        raise InputError(
+            f"--ckpt_path {ckpt_path} needs --run_dir, the directory of the run that it is the checkpoint of"
+        )
+    if ckpt_path is not None and Path(ckpt_path).parent.name == CHECKPOINTS:
+        return Path(ckpt_path).parent.parent
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # a process that Lightning started: as its parent chose
+        return Path(os.environ["TW_SEG_RUN_DIR"])
+    path = next_free(RUNS / default_name)
+    os.environ["TW_SEG_RUN_DIR"] = str(path)
+    return path
+
+
+def run(args: ArgsType = None) -> SegmentationCLI:
+    """Run a command; returns the command line object, with its trainer, model and datamodule.
+
+    Args:
+        args: The arguments as a list of strings; ``None``: those of the process.
+
+    Raises:
+        TwSegError: Bad input, with a message that says what to do.
+    """
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        # Lightning 2.6 uses parts of jsonargparse that 4.49 deprecated.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pytorch_lightning\.")
+        _LIGHTNING_INFO.addFilter(_no_adverts)
+        try:
+            return SegmentationCLI(args)
+        finally:
+            _LIGHTNING_INFO.removeFilter(_no_adverts)
+            _finish_wandb()
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of ``tw-seg``.
+
+    Args:
+        args: The arguments; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback; 1 if ``doctor``
+        found something wrong.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = sys.argv[1:] if args is None else list(args)
+    try:
+        if arguments[:1] == ["doctor"]:
+            return doctor.run(arguments[1:])
+        cli = run(None if args is None else list(args))
+    except TwSegError as error:
+        print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)
+        return 2
+    print(f"run directory: {cli.run_dir}")
+    return 0
+
+
+def error_message(error: BaseException) -> str:
+    """An error's message; of one that a data loader's worker raised, without the worker's traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        last = text.rstrip().splitlines()[-1]
+        text = last.partition(": ")[2] or last
+    return text
+
+
+def _integers_first(parser: LightningArgumentParser) -> None:
+    """Let every argument that takes an integer or a float try the integer first.
+
+    ``typing`` hands out ``Union[int, float, None]`` from a cache in which ``Union[float, int, None]`` counts as
+    the same, so the order depends on what was imported before. With floats first, ``budget: 1`` (one image) and
+    ``limit_train_batches: 1`` (one batch) become 1.0, which means all.
+    """
+    for action in parser._actions:
+        members = getattr(getattr(action, "_typehint", None), "__args__", None)
+        if isinstance(members, tuple) and float in members and int in members[members.index(float) :]:
+            others = [member for member in members if member is not int]
+            action._typehint = functools.reduce(operator.or_, others, int)  # type: ignore[attr-defined]
+
+
+def _remove_empty_folders(root: Path) -> None:
+    """Leave nothing of a run that failed before it wrote a file."""
+    for folder in (*sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True), root):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _checkpoint(run_dir: Path, which: str) -> Path:
+    path = run_dir / CHECKPOINTS / f"{which}.ckpt"
+    if not path.is_file():
+        raise InputError(f"--ckpt_path {which}: there is no {path}; give the run's directory as --run_dir")
+    return path
+
+
+def _loggers(setting: Any, run_dir: Path, command: str) -> list[Logger]:
+    """The loggers of a run: CSV always, unless logging is off; then what was asked for."""
+    if setting is False:
+        return []
+    asked = [logger for logger in _as_list(setting) if isinstance(logger, Logger)]
+    return [RunLogger(run_dir, command), *asked]
+
+
+def _fill_in_run(logger: Any, run_dir: Path) -> None:
+    """Let a W&B logger write into the run directory, under the run's name."""
+    if isinstance(logger, Namespace) and str(logger.get("class_path")).endswith(WandbLogger.__name__):
+        if logger.init_args.save_dir in (None, "."):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            logger.init_args.save_dir = str(run_dir)
+        logger.init_args.name = logger.init_args.name or run_dir.name
+
+
+def _finish_wandb() -> None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
+
+
+def _no_adverts(record: logging.LogRecord) -> bool:
+    """Whether a message is about this run, not about a product."""
+    return "Tip: For seamless" not in record.getMessage()
+
+
+def _number(seed: bool | int) -> int:
+    if isinstance(seed, bool):
+        raise InputError(f"seed_everything must be a number, which a run can be repeated with, got {seed}")
+    return seed
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How a data set lies on disk: one reader for each layout."""

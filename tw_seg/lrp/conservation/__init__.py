@@ -1,0 +1,1 @@
+"""Whether relevance arrives: balance of each call, completeness, a report."""

@@ -1,0 +1,1 @@
+"""From coefficients at the logits to heatmaps."""

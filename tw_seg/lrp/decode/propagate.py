@@ -1,0 +1,88 @@
+"""The backward pass of LRP: from coefficients at the logits to heatmaps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.linear_map import accumulate, times
+from tw_seg.lrp.decode.readout import heatmap
+from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.ops.linear import before_norm, input_relevance
+
+
+def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+    """Propagate coefficients from head to read-outs, each call by its rule.
+
+    Args:
+        backward: The pass, over S samples.
+        seed: Coefficients at the logits (K'*S, K).
+        kept: Filled with the coefficient at every call's output.
+
+    Returns:
+        The heatmaps (S, K', h, w) of each read-out.
+    """
+    graph, readouts = backward.tape.graph, backward.readouts
+    coefficients: dict[str, Any] = {graph.output: seed}
+    del seed  # a coefficient goes as soon as it was handed on
+    heatmaps: dict[str, Tensor] = {}
+    owned: set[str] = set()  # coefficients that nothing else refers to
+    for call in reversed(graph.calls):
+        c = coefficients.pop(call.name, None)
+        if c is None:
+            continue
+        if kept is not None:
+            kept[call.name] = c
+        if call.name in readouts:
+            heatmaps[call.name] = _heatmap(backward, call.name, before_norm(backward, call, c))
+        if not any(name in backward.wanted for name in call.inputs):
+            continue
+        at_input = input_relevance(backward, call, c)
+        if at_input is not None:
+            accumulate(heatmaps, graph.input, heatmap(backward, graph.input, at_input))
+            continue
+        op = OPS[call.kind]
+        alone = call.name in owned and call.name not in readouts
+        parts = (op.overwrite if alone and op.overwrite else op.adjoint)(backward, call, c)
+        del c
+        for name in list(parts):
+            part = parts.pop(name)
+            if name in backward.wanted:
+                _add(coefficients, owned, name, part, fresh=op.fresh and kept is None)
+            del part
+    c = coefficients.pop(graph.input, None)
+    if c is not None:
+        if kept is not None:
+            kept[graph.input] = c
+        accumulate(heatmaps, graph.input, _heatmap(backward, graph.input, c))
+    return tuple(heatmaps[name] for name in readouts)
+
+
+def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *, fresh: bool) -> None:
+    """Add one reader's part, into memory that is owned if there is any."""
+    known = coefficients.get(name)
+    if isinstance(known, Tensor) and known.dtype == part.dtype and (fresh or name in owned):
+        coefficients[name] = known.add_(part) if name in owned else part.add_(known)
+    else:
+        fresh = fresh or isinstance(known, Tensor)
+        accumulate(coefficients, name, part)
+    if fresh:
+        owned.add(name)
+
+
+def no_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
+    """Heatmaps of no samples or of no classes."""
+    found = []
+    for name in backward.readouts:
+        one = heatmap(backward, name, torch.zeros_like(backward.value(name)))
+        found.append(one.new_zeros((one.shape[0], classes, *one.shape[2:])))
+    return tuple(found)
+
+
+def _heatmap(backward: Backward, name: str, c: Tensor) -> Tensor:
+    if backward.composite.heatmap == "coefficient":
+        return heatmap(backward, name, c)
+    return heatmap(backward, name, times(c, backward.value(name), backward.axis(name)))

@@ -1,0 +1,128 @@
+"""Decodes that keep nothing for their backward pass but what they read, and are done again in it.
+
+All of a decode is one node of autograd's graph: neither its activations nor the nodes of its operations stay, and what
+its pieces give to the gradient of a weight is summed up before it is handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import map_leaves
+
+Decode = Callable[[Backward], tuple[Tensor, ...]]
+"""Decodes some pairs of a pass: heatmaps of each read-out."""
+
+Second = Callable[[Sequence[Tensor]], Iterable[tuple[Decode, Sequence[Tensor]]]]
+"""From the gradients at all heatmaps: what to decode again, one after the other, and the gradients at its heatmaps."""
+
+
+def recomputed(decodes: Sequence[Decode], backward: Backward) -> list[tuple[Tensor, ...]]:
+    """The heatmaps of several decodes of a pass, each of which is done again in the backward pass.
+
+    Args:
+        decodes: The decodes.
+        backward: The pass.
+    """
+    if not decodes:
+        return []
+    depths = len(backward.readouts)
+
+    def grouped(maps: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        return [tuple(maps[i : i + depths]) for i in range(0, len(maps), depths)]
+
+    maps = twice(
+        lambda some: tuple(one for decode in decodes for one in decode(some)),
+        lambda grads: zip(decodes, grouped(grads), strict=True),
+        backward,
+    )
+    return grouped(maps)
+
+
+def twice(first: Decode, second: Second, backward: Backward) -> tuple[Tensor, ...]:
+    """What ``first`` decodes, without a graph, and a backward pass that decodes with one what ``second`` names.
+
+    Args:
+        first: Decodes a pass.
+        second: What to decode in the backward pass.
+        backward: The pass.
+
+    Returns:
+        The heatmaps. They cannot be differentiated twice.
+    """
+    tape = backward.tape
+    held = [
+        [*tape.classifier.parameters()],
+        dict(backward.weights),
+        dict(backward.fused),
+        tape.values,
+        tape.saved,
+        tape.weights,
+    ]
+    inputs: dict[Tensor, None] = {}  # each once
+    map_leaves(held, lambda x: inputs.setdefault(x) if _trained(x) else None)
+    found: tuple[Tensor, ...] = _Twice.apply(_Phases(first, second, backward), *inputs)
+    return found
+
+
+def _trained(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _present_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return partial(torch.autocast, device, dtype=dtype, enabled=enabled)
+
+
+class _Phases:
+    """What forward and backward pass need to know."""
+
+    def __init__(self, first: Decode, second: Second, backward: Backward) -> None:
+        self.first, self.second, self.execute = first, second, backward
+        self.autocast = _present_autocast(backward.tape.images.device.type)
+
+    def gradients(self, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients at ``inputs`` from those at the heatmaps."""
+        leaves = {value: value.detach().requires_grad_() for value in inputs}
+        backward = self._on(leaves)
+        for decode, at_maps in self.second(grads):
+            with torch.enable_grad(), self.autocast():
+                maps = decode(replace(backward, chosen={}))  # no rows whose graph the last one used up
+            wanted = [(m, g) for m, g in zip(maps, at_maps, strict=True) if m.requires_grad]
+            if wanted:
+                torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
+        return [leaves[value].grad for value in inputs]
+
+    def _on(self, leaves: Mapping[Tensor, Tensor]) -> Backward:
+        """The same pass on copies of what it reads, where this backward pass ends."""
+
+        def swap(value: Any) -> Any:
+            return map_leaves(value, lambda x: leaves.get(x, x) if isinstance(x, Tensor) else x)
+
+        tape = self.execute.tape.swapped(swap, leaves)
+        weights, fused = swap(dict(self.execute.weights)), swap(dict(self.execute.fused))
+        return replace(self.execute, tape=tape, weights=weights, fused=fused)
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, phases: _Phases, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.phases = phases
+        ctx.save_for_backward(*inputs)
+        return phases.first(phases.execute)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *ctx.phases.gradients(ctx.saved_tensors, grads))

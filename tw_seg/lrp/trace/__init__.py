@@ -1,0 +1,1 @@
+"""From a classifier to the graph of its calls."""

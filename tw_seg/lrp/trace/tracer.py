@@ -1,0 +1,639 @@
+"""Symbolic tracing of a classifier by torch.fx, made to follow the code of real image models.
+
+Three things are added to torch.fx. Where the forward needs a number or a truth value, the graph so far is run on
+fake tensors, which have shapes and no data (Python's ``if``, ``int``, ``range``, ``math.ceil`` on sizes). Functions
+that others marked as opaque (``torch.fx.wrap``) are traced into. And a few functions and modules are written out in
+simpler operations (``LOWERED_FUNCTIONS``, ``LOWERED_MODULES``), such as attention.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import operator
+import random
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.proxy import Attribute
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from tw_seg.errors import TraceError
+from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, LOWERED_MODULES
+
+_BATCHES = (2, 3)
+"""Sizes of the two example batches: what differs between them depends on the batch size."""
+
+IN_PLACE_OPERATORS = {
+    "__iadd__": operator.iadd,
+    "__isub__": operator.isub,
+    "__imul__": operator.imul,
+    "__itruediv__": operator.itruediv,
+}
+_FACTORIES = (
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
+    "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
+)  # fmt: skip
+_SIZELESS_ATTRIBUTES = ("ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout", "is_sparse")
+_SIZELESS_METHODS = ("dim", "ndimension", "is_floating_point", "is_complex", "get_device")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced forward.
+
+    Attributes:
+        graph: What it calls. Its only placeholder is the images.
+        specialised: Whether it branched on sizes: then the graph holds for images of that (C, H, W) only.
+    """
+
+    graph: fx.Graph
+    specialised: bool
+
+
+def symbolic_trace(
+    classifier: nn.Module,
+    *,
+    training: bool,
+    image_shape: tuple[int, ...] | None,
+    known_functions: Collection[Callable[..., Any]],
+    leaves: tuple[type, ...] = (),
+    defaults: Mapping[str, Any],
+) -> Traced:
+    """Trace a classifier's forward. Its parameters, buffers, flags and random state stay as they are.
+
+    Args:
+        classifier: Maps (N, C, H, W) to (N, K).
+        training: Whether to trace the path that it takes in training mode.
+        image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
+        known_functions: Functions that are recorded as they are: neither traced into nor written out.
+        leaves: Module classes likewise.
+        defaults: Values of the forward's other arguments, which the trace holds constant.
+
+    Raises:
+        TraceError: Where the forward branches on values or on the batch size, or does what no graph can hold.
+    """
+    parameters = list(inspect.signature(classifier.forward).parameters.values())
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    if len(required) > 1 or not parameters:
+        names = [p.name for p in parameters]
+        raise TraceError(f"the classifier must take one argument (images), it takes {names}")
+    tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(known_functions), leaves, defaults)
+    try:
+        with training_mode(classifier, training), _unchanged(classifier), _recorded(tracer):
+            graph = tracer.trace(classifier)
+    except Exception as error:
+        cause = tracer.failure or error
+        raise TraceError(
+            f"{type(classifier).__name__} cannot be traced: {cause} ({tracer.place(error)}). Rewrite that line without "
+            "branching on tensor values or on the batch size; or keep the module that holds it whole, with a rule of "
+            "its own: HeatmapDecoder(classifier, custom_rules={ModuleClass: rule}); or pass a part that traces"
+        ) from error
+    return Traced(graph, tracer.specialised)
+
+
+def default_image_shape(classifier: nn.Module) -> tuple[int, int, int]:
+    """The (C, H, W) that a classifier is made for, as far as it says so; (C, 224, 224) otherwise."""
+    config = getattr(classifier, "pretrained_cfg", None) or getattr(classifier, "default_cfg", None) or {}
+    config = config if isinstance(config, Mapping) else {}
+    channels, height, width = config.get("input_size") or (3, 224, 224)
+    modules = dict(classifier.named_modules())
+    names = config.get("first_conv", modules)
+    named = [modules.get(name) for name in ([names] if isinstance(names, str) else names or ())]
+    first = next((m.in_channels for m in named if isinstance(m, nn.Conv2d)), channels)
+    # A stem that folds k x k pixels into channels shows k * k times as many.
+    folded = first > channels and math.isqrt(first // channels) ** 2 * channels == first
+    if type(classifier).__name__ == "Inception3" and not config:
+        height = width = 299
+    holders = (classifier, getattr(classifier, "patch_embed", None))
+    sizes = [getattr(holder, name, None) for holder in holders for name in ("image_size", "img_size")]
+    size = next((s for s in sizes if isinstance(s, (int, tuple, list))), None)
+    if isinstance(size, int):
+        height = width = size
+    elif size is not None:
+        height, width = size
+    return (channels if folded else first, height, width)
+
+
+@contextmanager
+def training_mode(module: nn.Module, mode: bool) -> Iterator[None]:
+    """Put every submodule into one mode, and back into its own afterwards."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        for m, _ in flags:
+            m.training = mode
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+@contextmanager
+def _unchanged(classifier: nn.Module) -> Iterator[None]:
+    """Undo what a forward assigns to its modules, such as caches, and refuse random numbers outside of the graph."""
+    attributes = [(m, dict(m.__dict__)) for m in classifier.modules()]
+    containers = [
+        (value, value.copy())
+        for _, saved in attributes
+        for value in saved.values()
+        if isinstance(value, (dict, list, set))
+    ]
+    states = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+        if not torch.equal(torch.get_rng_state(), states[0]) or random.getstate() != states[1]:
+            raise TraceError("its forward draws random numbers in Python, which would be the same in each run")
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        for m, saved in attributes:
+            for name in set(m.__dict__) - set(saved):
+                del m.__dict__[name]
+            m.__dict__.update(saved)
+        for value, copy in containers:
+            if value != copy if isinstance(value, set) else not _same(value, copy):
+                value.clear()
+                value.extend(copy) if isinstance(value, list) else value.update(copy)
+
+
+def _same(value: Any, copy: Any) -> bool:
+    """Whether a list or dict still holds the very objects that it held."""
+    if len(value) != len(copy):
+        return False
+    if isinstance(value, list):
+        return all(a is b for a, b in zip(value, copy, strict=True))
+    return all(a is b and value[a] is copy[b] for a, b in zip(value, copy, strict=True))
+
+
+@contextmanager
+def _recorded(tracer: _Tracer) -> Iterator[None]:
+    """Let torch's functions and methods record themselves before they look at their arguments.
+
+    Their argument parsers ask a traced size for its number, which the graph would then hold for good, and do not
+    take a traced device.
+    """
+    replaced: list[tuple[Any, str, Any]] = []
+    for namespace in (torch, F, torch.linalg, torch.fft, torch.special):
+        for name, function in vars(namespace).items():
+            dispatch = name.startswith("_") or "torch_function" in name
+            factory = namespace is torch and name in _FACTORIES
+            if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
+                replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
+    for name, method in vars(torch._C.TensorBase).items():  # of a tensor that is not traced itself
+        if name not in vars(Tensor) and isinstance(method, MethodDescriptorType) and not name.startswith("_"):
+            replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
+    enter = torch.autocast.__init__
+
+    def enter_autocast(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        enter(self, str(tracer.constant(device_type)), *args, **kwargs)
+
+    replaced.append((torch.autocast, "__init__", enter_autocast))
+    own = [vars(holder).get(name) for holder, name, _ in replaced]
+    try:
+        for holder, name, new in replaced:
+            setattr(holder, name, new)
+        with _RecordedIndexing(tracer):
+            yield
+    finally:
+        for (holder, name, _), old in zip(replaced, own, strict=True):
+            if old is None:  # inherited
+                delattr(holder, name)
+            else:
+                setattr(holder, name, old)
+
+
+class _RecordedIndexing(TorchFunctionMode):
+    """Records ``tensor[index]`` and ``tensor[index] = value`` of a tensor that is not traced itself.
+
+    A mode, for ``Tensor.__getitem__`` cannot be replaced for a while: Python keeps taking every tensor for a sequence
+    afterwards, and ``x[[tensor(0), tensor(1)]]`` raises for the rest of the process.
+    """
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and not self.tracer.running and _holds_proxy(args):
+            return self.tracer.create_proxy("call_method", name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _recorder(tracer: _Tracer, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
+    @wraps(function)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.running and (always or _holds_proxy(args) or _holds_proxy(kwargs)):
+            target = function if kind == "call_function" else function.__name__
+            return tracer.create_proxy(kind, target, args, kwargs)
+        return function(*args, **kwargs)
+
+    return recorded
+
+
+def _holds_proxy(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_proxy, value))
+    if isinstance(value, dict):
+        return any(map(_holds_proxy, value.values()))
+    if isinstance(value, slice):
+        return any(map(_holds_proxy, (value.start, value.stop, value.step)))
+    return isinstance(value, fx.Proxy)
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that can be asked for its number, truth or length; in-place operators stay so."""
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # numpy and others look for protocols, which a traced value does not have
+            raise AttributeError(name)
+        if name == "mT" or (name == "T" and self.dim() == 2):
+            return self.transpose(-2, -1)
+        return _Attribute(self, name)
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.number(self, bool))
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self, int))
+
+    def __index__(self) -> int:
+        return int(self.tracer.number(self, operator.index))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self, float))
+
+    def __ceil__(self) -> int:
+        return int(self.tracer.number(self, math.ceil))
+
+    def __floor__(self) -> int:
+        return int(self.tracer.number(self, math.floor))
+
+    def __trunc__(self) -> int:
+        return int(self.tracer.number(self, math.trunc))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.number(self, lambda value: round(value, digits))
+
+    def __len__(self) -> int:
+        return self.tracer.length(self)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class _Attribute(_Proxy, Attribute):
+    """An attribute or method of a traced value."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name, _function in IN_PLACE_OPERATORS.items():
+    setattr(_Proxy, _name, _in_place(_function))
+
+
+class _Constant:
+    """A tensor that the forward neither computes nor takes from a parameter or buffer: a copy for each run."""
+
+    __name__ = "constant"
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.detach().clone()
+
+    def __call__(self, device: torch.device) -> Tensor:
+        return self.value.to(device, copy=True)
+
+
+class _Tracer(fx.Tracer):
+    # A buffer that the classifier's forward changes must change in each run, not once while tracing.
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        image_shape: tuple[int, ...],
+        known: frozenset[Callable[..., Any]],
+        leaves: tuple[type, ...],
+        defaults: Mapping[str, Any],
+    ) -> None:
+        # Functions of ``math`` are not recorded: they ask for the number.
+        super().__init__(autowrap_modules=())
+        self.image_shape = image_shape
+        self.known = known
+        self.leaves = leaves
+        self.defaults = defaults
+        self.specialised = False
+        self.failure: Exception | None = None
+        self.examples: _Examples | None = None
+        self.running = False  # whether calls are run on fake tensors now: nothing is recorded then
+        self.names: dict[int, str] = {}
+        self.tensors: dict[str, Any] = {}
+        self.constants: dict[int, tuple[Tensor, fx.Node]] = {}
+        self.images: fx.Proxy
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        named = dict((*self.root.named_parameters(), *self.root.named_buffers()))
+        self.names = {id(tensor): name for name, tensor in named.items()}
+        # As they are now: the forward may assign traced values to the same names.
+        self.tensors = {**{path: value for value, path in self.tensor_attrs.items()}, **named}
+        first = next(iter(inspect.signature(self.root.forward).parameters))
+        self.images = self.create_proxy("placeholder", first, (), {})
+        return (lambda images: self._forward(images)), [self.images]
+
+    def _forward(self, images: fx.Proxy) -> Any:
+        # The other arguments keep their defaults, so that the forward may branch on them.
+        result = self.root.forward(images, **self.defaults)
+        for path, module in self.root.named_modules():
+            for name, value in module._buffers.items():
+                if isinstance(value, fx.Proxy):
+                    self._assign(f"{path}.{name}" if path else name, value)
+        return result
+
+    def _assign(self, name: str, value: fx.Proxy) -> None:
+        """Let a buffer that the forward assigns anew hold that value after each run."""
+        source = value.node.args[0] if value.node.args else None
+        target = value.node.target
+        in_place = target in IN_PLACE_OPERATORS.values() or str(target).endswith("_")
+        if any(v.shape != self.tensors[name].shape for v in self._values(value)):
+            return  # a cache for another size, which each run makes for itself
+        if not (in_place and isinstance(source, fx.Node) and source.target == name):
+            self.create_proxy("call_method", "copy_", (self.create_proxy("get_attr", name, (), {}), value), {})
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        if kind == "call_method" and target.startswith("__"):  # of a tensor that is not traced, with one that is
+            kind, target, args = _operator(target, args)
+        if kind == "call_function" and target not in self.known:
+            if target in LOWERED_FUNCTIONS:
+                return LOWERED_FUNCTIONS[target](*args, **kwargs)
+            if _is_python(target):
+                return target(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, Tensor):
+            name = self.names.get(id(a)) or self.tensor_attrs.get(a)
+            if name is None and a.requires_grad:
+                raise TraceError("the forward uses a parameter that is not registered in the classifier")
+            return self._constant(a) if name is None else self.create_node("get_attr", name, (), {})
+        if isinstance(a, numbers.Number) and not isinstance(a, (bool, int, float, complex)):  # numpy's
+            return int(a) if isinstance(a, numbers.Integral) else float(a)  # type: ignore[arg-type]
+        return super().create_arg(a)
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        # One node for each tensor: what the forward writes into it is there when it is read again.
+        if id(value) not in self.constants:
+            device = self.create_node("call_function", getattr, (self.images.node, "device"), {})
+            node = self.create_node("call_function", _Constant(value), (device,), {})
+            self.constants[id(value)] = (value, node)
+        return self.constants[id(value)][1]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        name = None if self.running or not isinstance(attr_val, Tensor) else self.names.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if parametrize.type_before_parametrizations(m) in self.leaves:
+            return True
+        if self._lowered(m) is not None:
+            return False
+        parts = [name for name, _ in m.named_children() if name != "parametrizations"]
+        return not parts and super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return m.forward(*args, **kwargs)  # without the user's hooks
+        if self.submodule_paths is not None and m not in self.submodule_paths:
+            return m.forward(*args, **kwargs)  # made by the forward itself
+        lowered = self._lowered(m)
+        return super().call_module(m, forward if lowered is None else partial(lowered, m), args, kwargs)
+
+    def _lowered(self, m: nn.Module) -> Callable[..., Any] | None:
+        kind = parametrize.type_before_parametrizations(m)
+        return None if kind in self.leaves else LOWERED_MODULES.get(kind)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return (obj[i] for i in range(self.length(obj)))  # type: ignore[index]
+
+    def number(self, proxy: fx.Proxy, convert: Callable[[Any], Any]) -> Any:
+        """A number or truth value that the forward asks for; the graph holds for such images only from then on."""
+        values = self._values(proxy)
+        if isinstance(values[0], Tensor):
+            raise self._fail(f"the forward branches on values of a tensor ({proxy.node.format_node()})")
+        return self._agreed(proxy, [convert(value) for value in values])
+
+    def constant(self, value: Any) -> Any:
+        """A value that is no tensor, such as the name of a device."""
+        return self.number(value, lambda v: v) if isinstance(value, fx.Proxy) else value
+
+    def length(self, proxy: fx.Proxy) -> int:
+        """Number of elements of a shape, tuple, list or tensor."""
+        values = self._values(proxy)
+        lengths = [len(value) for value in values]
+        if isinstance(values[0], torch.Size) or _split_by_list(proxy.node):
+            return lengths[0]
+        return int(self._agreed(proxy, lengths))
+
+    def _values(self, proxy: fx.Proxy) -> tuple[Any, ...]:
+        self.running = True
+        try:
+            if self.examples is None:
+                self.examples = _Examples(self.root, self.graph, self.tensors, self.image_shape)
+            values = self.examples.values(proxy.node)
+        finally:
+            self.running = False
+        for value in values:
+            if isinstance(value, _Failed):
+                raise self._fail(
+                    f"the forward asks for a number, which needs {value.node.format_node()}, and on images of shape "
+                    f"{self.image_shape} that raises {type(value.error).__name__}: {value.error} "
+                    "(if it takes images of another size only, give image_size)"
+                )
+        return values
+
+    def _agreed(self, proxy: fx.Proxy, values: list[Any]) -> Any:
+        if any(value != values[0] for value in values):
+            found = " and ".join(f"{v} for {n} images" for v, n in zip(values, _BATCHES, strict=True))
+            raise self._fail(f"the forward branches on the batch size: {proxy.node.format_node()} is {found}")
+        self.specialised = self.specialised or _depends_on_sizes(proxy.node)
+        return values[0]
+
+    def _fail(self, message: str) -> TraceError:
+        # The first reason is kept: an argument parser may turn the error into one of its own.
+        self.failure = self.failure or TraceError(message)
+        return TraceError(message)
+
+    def place(self, error: BaseException) -> str:
+        """Where in the classifier's own code an error arose."""
+        path = next((path for path, _ in reversed(self.module_stack.values())), "")
+        where = f"in {path!r}" if path else "in its forward"
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _internal(f.filename)]
+        return f"{where}, {frames[-1].filename}:{frames[-1].lineno}" if frames else where
+
+
+@dataclass(frozen=True)
+class _Failed:
+    node: fx.Node
+    error: Exception
+
+
+class _Examples:
+    """Values of the nodes of a growing graph for two batches of fake images: shapes, no data."""
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, attributes: Mapping[str, Any], image_shape: tuple[int, ...]
+    ) -> None:
+        self.root = root
+        self.graph = graph
+        self.attributes = attributes
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.found: dict[fx.Node, tuple[Any, ...]] = {}
+        self.last: fx.Node | None = None
+        tensors = [value for value in attributes.values() if isinstance(value, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+        with self.mode:
+            self.images = tuple(torch.empty((n, *image_shape), dtype=dtype, device=device) for n in _BATCHES)
+
+    def values(self, node: fx.Node) -> tuple[Any, ...]:
+        """The values of a node, one for each batch."""
+        # Every call in its order: one may change in place what another one reads.
+        with torch.inference_mode(False), torch.no_grad(), self.mode:
+            while node not in self.found:
+                self.last = next(iter(self.graph.nodes)) if self.last is None else self.last.next
+                self.found[self.last] = tuple(self._run(self.last, i) for i in range(len(_BATCHES)))
+        return self.found[node]
+
+    def _run(self, node: fx.Node, batch: int) -> Any:
+        failed = [v for v in (self.found[n][batch] for n in node.all_input_nodes) if isinstance(v, _Failed)]
+        if failed:
+            return failed[0]
+        args, kwargs = (_filled(value, self.found, batch) for value in (node.args, node.kwargs))
+        try:
+            return self._call(node, args, kwargs, batch)
+        except Exception as error:
+            return _Failed(node, error)
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any, batch: int) -> Any:
+        if node.op == "placeholder":
+            return self.images[batch]
+        if node.op == "get_attr":
+            value = self.attributes[str(node.target)]
+            return self.mode.from_tensor(value) if isinstance(value, Tensor) else value
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            with _fake_state(module, self.mode):
+                return module.forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+@contextmanager
+def _fake_state(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Let a module read and change fake copies of its parameters and buffers."""
+    states: list[dict[str, Any]] = [state for m in module.modules() for state in (m._parameters, m._buffers)]
+    saved = [dict(state) for state in states]
+    try:
+        for state in states:
+            state.update({name: mode.from_tensor(t) for name, t in state.items() if t is not None})
+        yield
+    finally:
+        for state, tensors in zip(states, saved, strict=True):
+            state.clear()
+            state.update(tensors)
+
+
+def _filled(value: Any, found: Mapping[fx.Node, tuple[Any, ...]], batch: int) -> Any:
+    """Arguments of a node with plain containers and the values of other nodes."""
+    if isinstance(value, fx.Node):
+        return found[value][batch]
+    if isinstance(value, dict):
+        return {key: _filled(item, found, batch) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(_filled(item, found, batch) for item in value)
+    if isinstance(value, slice):
+        return slice(*(_filled(item, found, batch) for item in (value.start, value.stop, value.step)))
+    return value
+
+
+def _depends_on_sizes(node: fx.Node) -> bool:
+    """Whether a number can be another one for images of another size; the number of axes, the dtype cannot."""
+    pending, seen = [node], {node}
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder":
+            return True
+        if node.target is getattr and node.args[1] in _SIZELESS_ATTRIBUTES:
+            continue
+        if node.op == "call_method" and node.target in _SIZELESS_METHODS:
+            continue
+        pending.extend(n for n in node.all_input_nodes if n not in seen)
+        seen.update(node.all_input_nodes)
+    return False
+
+
+def _split_by_list(node: fx.Node) -> bool:
+    """Whether a node is a split into parts whose sizes the forward lists."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    sizes = [
+        *node.args[1:2],
+        *(node.kwargs.get(key) for key in ("split_size", "split_size_or_sections", "split_sizes")),
+    ]
+    return name in ("split", "split_with_sizes") and any(isinstance(s, (tuple, list)) for s in sizes)
+
+
+def _operator(name: str, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+    """``tensor.__radd__(other)`` as ``operator.add(other, tensor)``."""
+    plain = name.strip("_")
+    function = getattr(operator, name, None)
+    if function is not None:
+        return "call_function", function, args
+    function = getattr(operator, f"__{plain[1:]}__", None)
+    if plain.startswith("r") and function is not None:
+        return "call_function", function, args[::-1]
+    return "call_method", name, args
+
+
+def _is_python(function: Any) -> bool:
+    """Whether a function is to be traced into: it is neither torch's nor an operator."""
+    module = (getattr(function, "__module__", None) or "").partition(".")[0]
+    if isinstance(function, FunctionType):
+        return module != "torch"
+    return module in ("builtins", "math") and function is not getattr and not isinstance(function, type)
+
+
+def _internal(filename: str) -> bool:
+    return (
+        Path(filename).parent == Path(__file__).parent
+        or "/torch/" in filename.replace("\\", "/")
+        or filename.startswith("<")
+    )
