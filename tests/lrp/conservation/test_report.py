@@ -176,7 +176,7 @@ def test_a_rule_that_does_not_conserve(rule, dtype: torch.dtype) -> None:
     assert report(net, images, custom_rules={Swish: right}).violations == ()
     found = report(net, images, custom_rules={Swish: rule})
     (text,) = found.violations
-    assert text.startswith(f"1 (own '_1', {rule.__name__}) does not conserve relevance")
+    assert text.startswith(f"1 (custom '_1', {rule.__name__}) does not conserve relevance")
     (row,) = [row for row in found.rows if row.kind == "custom"]
     assert row.rule == rule.__name__ and row.missing == pytest.approx(0.5, rel=1e-4)
 
@@ -259,7 +259,7 @@ def test_coefficients_that_are_not_finite() -> None:
         return c * output / inputs[0].relu()
 
     (text,) = report(own_net(Swish()), pictures(2, 3, 6, 6), custom_rules={Swish: ratio}).violations
-    assert text.startswith("1 (own '_1', ratio) makes") and "not finite" in text
+    assert text.startswith("1 (custom '_1', ratio) makes") and "not finite" in text
 
 
 def test_masked_scores_are_no_violation() -> None:
