@@ -137,7 +137,7 @@ def test_own_rules(capsys, tmp_path: Path, rules: str, status: int) -> None:
     assert found[0] == status
     violations = json.loads(file.read_text())["violations"]
     assert len(violations) == status
-    assert all(text.startswith("1 (own '_1', losing) does not conserve") and text in found[1] for text in violations)
+    assert all(text.startswith("1 (custom '_1', losing) does not conserve") and text in found[1] for text in violations)
 
 
 def test_weights_that_are_not_finite(capsys) -> None:
