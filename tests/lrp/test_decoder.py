@@ -992,7 +992,7 @@ def test_each_size_is_traced_once(monkeypatch) -> None:
         traced.append(image_shape)
         return trace(classifier, training, image_shape=image_shape, **options)
 
-    monkeypatch.setattr("tw_seg.lrp.decoder.trace", counted)
+    monkeypatch.setattr("tw_seg.lrp.decode.plan.trace", counted)
     decoder = HeatmapDecoder(branching(), image_size=(11, 8))
     for width in (8, 9, 8, 9, 7, 9):
         decoder(pictures(2, 3, 11, width))

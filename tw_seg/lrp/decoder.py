@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,49 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Assign, create_composite
-from tw_seg.lrp.core.backward import Backward, parameter_of
-from tw_seg.lrp.core.graph import Call, Graph, Ref, refs
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
+from tw_seg.lrp.decode.plan import Plan, Plans
 from tw_seg.lrp.decode.propagate import no_heatmaps, propagate
 from tw_seg.lrp.decode.recompute import Decode, recomputed
 from tw_seg.lrp.decode.schedule import Piece, cut, where_recomputed, within, without_fresh_pages
 from tw_seg.lrp.decode.two_phase import two_phase
-from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.decode.weights import copy_weights, find_weights, name_weights
 from tw_seg.lrp.ops.linear import fuse_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
-from tw_seg.lrp.trace.build import CustomRules, follow_modes, trace
+from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.tracer import default_image_shape
-
-_WEIGHTED = (
-    "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
-)  # fmt: skip
-_FACTORS: dict[str, tuple[str, ...]] = {
-    "mul": ("input", "other"),
-    "div": ("other",),
-    "matmul": ("input", "other"),
-    "einsum": (),
-    "addcmul": ("tensor1", "tensor2"),
-}
-"""Kind -> the arguments that a coefficient is multiplied with; none: all of them."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to decode in one mode.
-
-    Attributes:
-        graph: The calls.
-        calls: The same by name.
-        readouts: Names of the calls that are read.
-        wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
-        last_uses: For each call, the activations that neither a later call nor a decode looks at.
-    """
-
-    graph: Graph
-    calls: Mapping[str, Call]
-    readouts: tuple[str, ...]
-    wanted: frozenset[str]
-    last_uses: Mapping[str, tuple[str, ...]]
 
 
 class Decoded(NamedTuple):
@@ -167,20 +137,21 @@ class HeatmapDecoder(nn.Module):
         self.memory_budget = memory_budget
         self.skip = skip
         self._graph_rows: dict[tuple[Any, ...], float] = {}
-        self.custom_rules = custom_rules
-        self.read_out: tuple[str | float, ...] = (
-            (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
-        )
+        places = (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
         shape = default_image_shape(classifier)
         if image_size is not None:
             shape = (shape[0], *image_size)
-        # One plan for each mode, and for each image shape where the classifier's forward branches on sizes.
-        self._plans: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
-        plans = self._add_plans(shape)
+        self._plans = Plans(places, custom_rules)
+        plans = self._plans.add(classifier, self.composite, shape)
         if missing := self.composite.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         self._image_axes = _image_axes(plans[0].graph)
-        self.decoder_weights = nn.ParameterDict() if tie_weights else self._copy_weights(plans)
+        self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
+
+    @property
+    def read_out(self) -> tuple[str | float, ...]:
+        """The places that are read, as they were given."""
+        return self._plans.read_out
 
     def forward(
         self,
@@ -396,65 +367,20 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For a tape of another decoder.
         """
-        plan = next((plan for plan in self._plans.values() if plan.graph is tape.graph), None)
-        if plan is None:
-            raise InputError("the tape was recorded by another decoder: use the one that is to decode it")
+        plan = self._plans.find_graph(tape.graph)
         return Backward(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
 
     def graph(self, images: Tensor) -> Graph:
         """The calls of the classifier in its present mode on such images."""
         return self._plan(images).graph
 
-    def _add_plans(self, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
-        """Trace both modes: a classifier may take another path in training."""
-        assert len(shape) == 3
-        graphs = [
-            trace(self.classifier, mode, image_shape=shape, custom_rules=self.custom_rules) for mode in (False, True)
-        ]
-        plans = []
-        for mode, graph in enumerate(follow_modes(*graphs)):
-            readouts = _resolve(graph, self.read_out)
-            calls = {call.name: call for call in graph.calls}
-            wanted = graph.downstream(readouts)
-            read = self._read_values(graph, calls, wanted)
-            plan = Plan(graph, calls, readouts, wanted, graph.last_uses(read | {graph.output, *readouts}))
-            self._plans[bool(mode), shape if graph.specialised else None] = plan
-            plans.append(plan)
-        return plans[0], plans[1]
-
-    def _read_values(self, graph: Graph, calls: Mapping[str, Call], wanted: frozenset[str]) -> frozenset[str]:
-        """Names of the activations that a decode looks at, not only at their shapes."""
-        found: set[str] = set()
-        for call in graph.calls:
-            if not any(name in wanted for name in call.inputs):
-                continue
-            reads, rule = OPS[call.kind].reads, self.composite.rule(call)
-            if reads is None or self._reads_images(graph, calls, call):
-                found |= {call.name, *call.inputs, *refs((call.args, call.kwargs, call.options))}
-                found |= {name for name in (call.norm,) if name}
-            else:
-                found.update(reads(rule, call, calls))
-        return frozenset(found)
-
-    def _reads_images(self, graph: Graph, calls: Mapping[str, Call], call: Call) -> bool:
-        """Whether the composite's rule of the images acts on a call."""
-        before = calls[call.norm_before].inputs if call.norm_before else ()
-        return self.composite.input is not None and graph.input in (*call.inputs, *before)
-
     def _plan(self, images: Tensor) -> Plan:
         mode, shape = self.classifier.training, tuple(images.shape[1:])
-        for key in ((mode, None), (mode, shape)):
-            if key in self._plans:
-                return self._plans[key]
-        if torch.compiler.is_compiling():
-            raise InputError(
-                f"the classifier's forward branches on sizes and was not traced for images {shape} yet: run the "
-                "decoder once on such images, or give image_size, before you compile or export it"
-            )
-        plans = self._add_plans(shape)
-        if not self.tie_weights and (missing := set(self._read_weights(plans)) - self._weights().keys()):
-            for plan_mode in (False, True):
-                del self._plans[plan_mode, shape]
+        if (known := self._plans.find(mode, shape)) is not None:
+            return known
+        plans = self._plans.add(self.classifier, self.composite, shape)
+        if not self.tie_weights and (missing := set(find_weights(self.classifier, plans)) - self._weights().keys()):
+            self._plans.remove(shape)
             raise InputError(
                 f"for images {shape} the classifier's forward uses {', '.join(sorted(missing))}, of which the untied "
                 "decoder has no copies: it used none of them at the image_size at which the decoder was made"
@@ -462,59 +388,7 @@ class HeatmapDecoder(nn.Module):
         return plans[int(mode)]
 
     def _weights(self) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): weight for name, weight in self.decoder_weights.items()}
-
-    def _copy_weights(self, plans: Sequence[Plan]) -> nn.ParameterDict:
-        """Own copies of the weights that the decode reads. No coefficient needs a bias: there is none."""
-        own: dict[str, nn.Parameter] = {}
-        shared: dict[Tensor, nn.Parameter] = {}
-        for path in self._read_weights(plans):
-            weight = attribute(self.classifier, path)
-            copy = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
-            own.setdefault(path.replace(".", "/"), copy)
-        return nn.ParameterDict(own)
-
-    def _read_weights(self, plans: Sequence[Plan]) -> list[str]:
-        """Dotted names of the parameters that a decode by these plans multiplies with."""
-        paths = [
-            path
-            for plan in plans
-            for call in plan.graph.calls
-            if any(name in plan.wanted for name in call.inputs)
-            for path in _weights_of(call, plan.calls)
-        ]
-        weights = {path: attribute(self.classifier, path) for path in paths}
-        return [path for path, w in weights.items() if w.requires_grad or isinstance(w, nn.Parameter)]
-
-
-def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
-    """Dotted names of the parameters that a call's adjoint multiplies with."""
-    if call.kind in _FACTORS:
-        names = _FACTORS[call.kind]
-        factors = [call.options.get(name) for name in names] if names else map(Ref, refs((call.args, call.kwargs)))
-        return [path for factor in factors if (path := parameter_of(calls, factor)) is not None]
-    if call.kind not in _WEIGHTED:
-        return []
-    if call.weight is None and call.op == "call_function" and call.options.get("weight") is not None:
-        raise InputError(
-            f"tie_weights=False needs weights that are parameters; that of {call.name!r} in {call.path or '(root)'} is "
-            "computed in its forward. Use tie_weights=True, or torch.nn.utils.parametrize"
-        )
-    return [] if call.weight is None else [call.weight]
-
-
-def _resolve(graph: Graph, places: tuple[str | float, ...]) -> tuple[str, ...]:
-    try:
-        found = tuple(graph.readout(place) for place in places)
-    except KeyError as error:
-        paths = sorted({c.path.split(".")[0] for c in graph.calls if c.kind != "constant" and c.path})
-        raise InputError(
-            f"read_out {error.args[0]!r} is neither 'input', a module, a call nor a fraction from 0 to 1 of the "
-            f"classifier; its top-level modules are {', '.join(paths)}"
-        ) from None
-    if not found or len(set(found)) != len(found):
-        raise InputError(f"read_out must name at least one place and each only once, got {places}")
-    return found
+        return name_weights(self.decoder_weights)
 
 
 def _image_axes(graph: Graph) -> int | None:

@@ -1,0 +1,145 @@
+"""What is decided about a decode before any image is seen: one plan for each mode of the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tw_seg.errors import InputError
+from tw_seg.lrp.composite import Composite
+from tw_seg.lrp.core.graph import Call, Graph, refs
+from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.trace.build import CustomRules, follow_modes, trace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to decode in one mode.
+
+    Attributes:
+        graph: The calls.
+        calls: The same by name.
+        readouts: Names of the calls that are read.
+        wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
+        last_uses: For each call, the activations that neither a later call nor a decode looks at.
+    """
+
+    graph: Graph
+    calls: Mapping[str, Call]
+    readouts: tuple[str, ...]
+    wanted: frozenset[str]
+    last_uses: Mapping[str, tuple[str, ...]]
+
+    def decoded_calls(self) -> list[Call]:
+        """The calls through which coefficients pass on their way to a read-out."""
+        return [call for call in self.graph.calls if any(name in self.wanted for name in call.inputs)]
+
+
+def make_plan(graph: Graph, composite: Composite, read_out: tuple[str | float, ...]) -> Plan:
+    """Decide what a decode of a graph computes and keeps.
+
+    Raises:
+        InputError: For a read-out that is not there.
+    """
+    calls = {call.name: call for call in graph.calls}
+    readouts = resolve_readouts(graph, read_out)
+    plan = Plan(graph, calls, readouts, graph.downstream(readouts), {})
+    looked_at = _find_values(plan, composite) | {graph.output, *readouts}
+    return Plan(graph, calls, readouts, plan.wanted, graph.last_uses(looked_at))
+
+
+def _find_values(plan: Plan, composite: Composite) -> frozenset[str]:
+    """Names of the activations that a decode looks at, not only at their shapes."""
+    found: set[str] = set()
+    for call in plan.decoded_calls():
+        reads, rule = OPS[call.kind].reads, composite.rule(call)
+        before = plan.calls[call.norm_before].inputs if call.norm_before else ()
+        reads_images = composite.input is not None and plan.graph.input in (*call.inputs, *before)
+        if reads is None or reads_images:
+            found |= {call.name, *call.inputs, *refs((call.args, call.kwargs, call.options))}
+            found |= {name for name in (call.norm,) if name}
+        else:
+            found.update(reads(rule, call, plan.calls))
+    return frozenset(found)
+
+
+def resolve_readouts(graph: Graph, places: tuple[str | float, ...]) -> tuple[str, ...]:
+    """Names of the calls that are read.
+
+    Raises:
+        InputError: For a place that is not in the graph, that is named more than once, or for none at all.
+    """
+    try:
+        found = tuple(graph.readout(place) for place in places)
+    except KeyError as error:
+        paths = sorted({c.path.split(".")[0] for c in graph.calls if c.kind != "constant" and c.path})
+        raise InputError(
+            f"read_out {error.args[0]!r} is neither 'input', a module, a call nor a fraction from 0 to 1 of the "
+            f"classifier; its top-level modules are {', '.join(paths)}"
+        ) from None
+    if not found or len(set(found)) != len(found):
+        raise InputError(f"read_out must name at least one place and each only once, got {places}")
+    return found
+
+
+class Plans:
+    """The plans of one classifier: for both modes and, where its forward branches on sizes, for each image shape.
+
+    Attributes:
+        read_out: The places that are read.
+    """
+
+    def __init__(self, read_out: tuple[str | float, ...], custom_rules: CustomRules | None) -> None:
+        """Start without any plan."""
+        self.read_out = read_out
+        self._custom_rules = custom_rules
+        self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
+
+    def add(self, classifier: nn.Module, composite: Composite, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
+        """Trace the classifier at an image shape (C, H, W), without and with training mode.
+
+        A classifier may take another path in training, so each mode has a plan of its own.
+        """
+        assert len(shape) == 3
+        evaluation, training = (
+            trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)
+        )
+        plans = [make_plan(graph, composite, self.read_out) for graph in follow_modes(evaluation, training)]
+        for mode, plan in enumerate(plans):
+            self._known[bool(mode), shape if plan.graph.specialised else None] = plan
+        return plans[0], plans[1]
+
+    def remove(self, shape: tuple[int, ...]) -> None:
+        """Forget both plans of an image shape."""
+        for mode in (False, True):
+            del self._known[mode, shape]
+
+    def find(self, training: bool, shape: tuple[int, ...]) -> Plan | None:
+        """The plan of a mode for images of a shape (C, H, W), if there is one.
+
+        Raises:
+            InputError: If there is none while a compiler runs, which cannot trace.
+        """
+        for key in ((training, None), (training, shape)):
+            if key in self._known:
+                return self._known[key]
+        if torch.compiler.is_compiling():
+            raise InputError(
+                f"the classifier's forward branches on sizes and was not traced for images {shape} yet: run the "
+                "decoder once on such images, or give image_size, before you compile or export it"
+            )
+        return None
+
+    def find_graph(self, graph: Graph) -> Plan:
+        """The plan of a graph.
+
+        Raises:
+            InputError: For a graph of another decoder.
+        """
+        plan = next((plan for plan in self._known.values() if plan.graph is graph), None)
+        if plan is None:
+            raise InputError("the tape was recorded by another decoder: use the one that is to decode it")
+        return plan

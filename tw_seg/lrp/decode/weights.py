@@ -1,0 +1,70 @@
+"""The weights that a decode multiplies with: the classifier's own, or copies that the decoder trains separately."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from tw_seg.errors import InputError
+from tw_seg.lrp.core.backward import parameter_of
+from tw_seg.lrp.core.graph import Call, Ref, refs
+from tw_seg.lrp.core.tape import attribute
+from tw_seg.lrp.decode.plan import Plan
+
+_WEIGHTED = (
+    "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
+)  # fmt: skip
+_FACTORS: dict[str, tuple[str, ...]] = {
+    "mul": ("input", "other"),
+    "div": ("other",),
+    "matmul": ("input", "other"),
+    "einsum": (),
+    "addcmul": ("tensor1", "tensor2"),
+}
+"""Kind -> the arguments that a coefficient is multiplied with; none: all of them."""
+
+
+def copy_weights(classifier: nn.Module, plans: Iterable[Plan]) -> nn.ParameterDict:
+    """Copies of the weights that decodes by some plans read, as parameters; a weight that is shared has one copy.
+
+    No coefficient needs a bias, so there are none. The keys have slashes for dots, which a module's names cannot have.
+    """
+    copies: dict[str, nn.Parameter] = {}
+    shared: dict[Tensor, nn.Parameter] = {}
+    for path in find_weights(classifier, plans):
+        weight = attribute(classifier, path)
+        copies[path.replace(".", "/")] = shared.setdefault(weight, nn.Parameter(weight.detach().clone()))
+    return nn.ParameterDict(copies)
+
+
+def name_weights(copies: nn.ParameterDict) -> Mapping[str, Tensor]:
+    """The copies by dotted names, as the classifier's parameters have them."""
+    return {name.replace("/", "."): weight for name, weight in copies.items()}
+
+
+def find_weights(classifier: nn.Module, plans: Iterable[Plan]) -> list[str]:
+    """Dotted names of the parameters that decodes by some plans multiply with, each once.
+
+    Raises:
+        InputError: For a weight that is computed in the classifier's forward.
+    """
+    paths = [path for plan in plans for call in plan.decoded_calls() for path in _weights_of(call, plan.calls)]
+    weights = {path: attribute(classifier, path) for path in paths}
+    return [path for path, w in weights.items() if w.requires_grad or isinstance(w, nn.Parameter)]
+
+
+def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
+    """Dotted names of the parameters that a call's adjoint multiplies with."""
+    if call.kind in _FACTORS:
+        names = _FACTORS[call.kind]
+        factors = [call.options.get(name) for name in names] if names else map(Ref, refs((call.args, call.kwargs)))
+        return [path for factor in factors if (path := parameter_of(calls, factor)) is not None]
+    if call.kind not in _WEIGHTED:
+        return []
+    if call.weight is None and call.op == "call_function" and call.options.get("weight") is not None:
+        raise InputError(
+            f"tie_weights=False needs weights that are parameters; that of {call.name!r} in {call.path or '(root)'} is "
+            "computed in its forward. Use tie_weights=True, or torch.nn.utils.parametrize"
+        )
+    return [] if call.weight is None else [call.weight]
