@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tw_seg.models.base import SegModel
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import IGNORE_INDEX, Batch, SegOutput
 
@@ -23,8 +24,11 @@ ENCODER: dict[str, Any] = {
 }
 
 
-class Stub(nn.Module):
+class Stub(SegModel):
     """A model of four layers with everything a task may meet; remembers what it was asked to decode."""
+
+    classifier_path = "classifier"
+    scale_names = ("log_scale", "offset")
 
     def __init__(
         self,
@@ -37,23 +41,20 @@ class Stub(nn.Module):
         masks: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.masks = classes, masks
+        super().__init__(encoder_name, in_channels=in_channels, classes=classes)
+        self.masks = masks
         self.classifier = nn.Sequential(nn.Conv2d(in_channels, classes, 3, padding=1), nn.BatchNorm2d(classes))
         self.dropout = nn.Dropout(dropout)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.offset = nn.Parameter(torch.zeros(classes))
         self.decoded: list[list[int] | None] = []
 
-    def forward(self, images: Tensor, classes: Sequence[int] | None = None, samples: Tensor | None = None) -> SegOutput:
+    def segment(self, images: Tensor, classes: object, samples: Tensor | None) -> SegOutput:
         self.decoded.append(None if samples is None else samples.tolist())
         maps = self.dropout(self.classifier(images))
         rows = maps if samples is None else maps[samples]
         mask_logits = rows * self.log_scale.exp() + self.offset[:, None, None]
         return SegOutput(maps.mean((2, 3)), mask_logits if self.masks else mask_logits[:0])
-
-    def load_classifier_state(self, state: dict[str, Tensor]) -> None:
-        self.classifier.load_state_dict(state)
 
 
 def make_batch(labelled: int, total: int = 4, *, size: int = 16, native: int | None = None, seed: int = 0) -> Batch:

@@ -55,12 +55,8 @@ def create_classifier(
     Raises:
         InputError: Unknown name or weights, an argument the constructor refuses, or a file that does not fit.
     """
+    check_encoder(in_channels, classes, encoder_kwargs)
     kwargs = dict(encoder_kwargs or {})
-    if in_channels < 1 or classes < 1:
-        raise InputError(f"in_channels and classes must be at least 1, got {in_channels} and {classes}.")
-    if taken := {"num_classes", "in_chans", "in_channels", "pretrained", "weights"} & kwargs.keys():
-        raise InputError(f"encoder_kwargs must not hold {sorted(taken)}: use encoder_weights, in_channels and classes.")
-
     file = weights_file(encoder_weights)
     weights_name = None if file else encoder_weights
     if encoder_name.startswith(TIMM_PREFIX):
@@ -77,6 +73,19 @@ def create_classifier(
     if file:
         load_weights(model, read_weights(file), classes=classes, source=str(file))
     return model
+
+
+def check_encoder(in_channels: int, classes: int, encoder_kwargs: Mapping[str, Any] | None) -> None:
+    """Check the arguments of an encoder that do not depend on its name.
+
+    Raises:
+        InputError: A count below 1, or an entry of ``encoder_kwargs`` that is an argument already.
+    """
+    if in_channels < 1 or classes < 1:
+        raise InputError(f"in_channels and classes must be at least 1, got {in_channels} and {classes}.")
+    taken = {"num_classes", "in_chans", "in_channels", "pretrained", "weights"} & (encoder_kwargs or {}).keys()
+    if taken:
+        raise InputError(f"encoder_kwargs must not hold {sorted(taken)}: use encoder_weights, in_channels and classes.")
 
 
 def weights_file(encoder_weights: str | None) -> Path | None:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tw_seg.arguments import check_images, check_samples, class_indices
 from tw_seg.errors import InputError
-from tw_seg.models.backbones import TIMM_PREFIX, create_classifier, head_name, load_strict
+from tw_seg.models.backbones import TIMM_PREFIX, head_name, load_strict
+from tw_seg.models.base import SegModel
 from tw_seg.types import SegOutput
 
 log = logging.getLogger(__name__)
 
 
-class UNet(nn.Module):
+class UNet(SegModel):
     """U-Net (Ronneberger et al., 2015), trained on masks alone.
 
     It has no image-level head: ``logits`` are the spatial maxima of the mask logits, and 0 ("nothing known")
@@ -47,6 +47,8 @@ class UNet(nn.Module):
         InputError: segmentation-models-pytorch is not installed, or has no such encoder.
     """
 
+    decoder_paths = ("net.decoder", "net.segmentation_head")
+
     def __init__(
         self,
         encoder_name: str,
@@ -57,30 +59,28 @@ class UNet(nn.Module):
         encoder_kwargs: Mapping[str, Any] | None = None,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
     ) -> None:
-        super().__init__()
-        self.num_classes = classes
-        self.in_channels = in_channels
-        self._encoder: dict[str, Any] = {
-            "encoder_name": encoder_name,
-            "in_channels": in_channels,
-            "classes": classes,
-            "encoder_kwargs": dict(encoder_kwargs or {}),
-        }
-        self.net: Any = _smp_unet(**self._encoder, decoder_channels=decoder_channels)
+        super().__init__(
+            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
+        )
+        self.net: Any = _smp_unet(
+            encoder_name=encoder_name,
+            in_channels=in_channels,
+            classes=classes,
+            encoder_kwargs=self.encoder_kwargs,
+            decoder_channels=decoder_channels,
+        )
+        self._add_head()
         if encoder_weights is not None:
-            self._load_encoder_weights(encoder_weights)
+            # Through the classifier, so that every model starts from the very same numbers.
+            classifier = self.create_classifier(encoder_weights)
+            self._warm_start(classifier.state_dict(), head_name(classifier, classes))
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
-        check_images(images, self.in_channels, allow_empty=False)
-        samples = check_samples(samples, images.device)
-        chosen = class_indices(classes, self.num_classes, allow_empty=False)
+    def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         features = self.net.encoder(images)
         mask_logits = self._decode(features, images.shape[-2:], samples)
         logits = self._image_logits(features[-1], mask_logits, samples)
-        if classes is not None:
-            mask_logits = mask_logits[:, chosen]
+        if not self._are_all(classes):
+            mask_logits = mask_logits[:, classes]
         return SegOutput(logits, mask_logits)
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
@@ -91,14 +91,12 @@ class UNet(nn.Module):
                 counterpart in it.
         """
         with torch.random.fork_rng(devices=[]):  # its random weights are overwritten: draw them unnoticed
-            classifier = create_classifier(**self._encoder)
+            classifier = self.create_classifier()
         load_strict(classifier, state, source="the classifier's state dict")
         self._warm_start(state, head_name(classifier, self.num_classes))
 
-    def _load_encoder_weights(self, encoder_weights: str) -> None:
-        """Load the weights through the classifier, so that every model starts from the very same numbers."""
-        classifier = create_classifier(encoder_weights=encoder_weights, **self._encoder)
-        self._warm_start(classifier.state_dict(), head_name(classifier, self.num_classes))
+    def _add_head(self) -> None:
+        """Add what makes image-level logits, if anything does."""
 
     def _warm_start(self, state: Mapping[str, Tensor], head: str) -> None:
         """Load a complete classifier's state dict; ``head`` is the name of its last layer."""
@@ -135,27 +133,8 @@ class MultiTaskUNet(UNet):
     linear layers), the head starts from random weights, with a warning in the log.
     """
 
-    def __init__(
-        self,
-        encoder_name: str,
-        encoder_weights: str | None = None,
-        *,
-        in_channels: int = 3,
-        classes: int,
-        encoder_kwargs: Mapping[str, Any] | None = None,
-        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
-    ) -> None:
-        super().__init__(
-            encoder_name,
-            None,
-            in_channels=in_channels,
-            classes=classes,
-            encoder_kwargs=encoder_kwargs,
-            decoder_channels=decoder_channels,
-        )
-        self.head = nn.Linear(self.net.encoder.out_channels[-1], classes)
-        if encoder_weights is not None:
-            self._load_encoder_weights(encoder_weights)
+    def _add_head(self) -> None:
+        self.head = nn.Linear(self.net.encoder.out_channels[-1], self.num_classes)
 
     def _warm_start(self, state: Mapping[str, Tensor], head: str) -> None:
         super()._warm_start(state, head)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tw_seg.arguments import check_images, check_samples, class_indices
-from tw_seg.models.backbones import create_classifier, load_strict
+from tw_seg.models.base import SegModel
 from tw_seg.types import SegOutput
 
 
-class ImageClassifier(nn.Module):
-    """A classifier that leaves by the same door as the segmentation models, with no mask logits.
+class ImageClassifier(SegModel):
+    """A classifier that returns what the segmentation models return, with no mask logits.
 
     The state dict of ``classifier`` is what every other model's ``load_classifier_state`` takes.
 
     Args:
-        encoder_name: See :func:`tw_seg.models.backbones.create_classifier`, as for all five arguments.
+        encoder_name: As for all models, see :class:`tw_seg.models.base.SegModel`, and so the other arguments.
         encoder_weights: Library's weights name, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
@@ -27,6 +26,8 @@ class ImageClassifier(nn.Module):
     Shapes:
         images (N, C, H, W) -> logits (N, K), mask_logits (0, K', H, W), whatever ``samples`` asks for.
     """
+
+    classifier_path = "classifier"
 
     def __init__(
         self,
@@ -37,26 +38,11 @@ class ImageClassifier(nn.Module):
         classes: int,
         encoder_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.num_classes = classes
-        self.in_channels = in_channels
-        self.classifier = create_classifier(
-            encoder_name,
-            encoder_weights,
-            in_channels=in_channels,
-            classes=classes,
-            encoder_kwargs=encoder_kwargs,
+        super().__init__(
+            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
         )
+        self.classifier = self.create_classifier(encoder_weights)
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
-        check_images(images, self.in_channels, allow_empty=False)
-        check_samples(samples)
-        chosen = class_indices(classes, self.num_classes, allow_empty=False)
+    def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         logits = self.classifier(images)
-        return SegOutput(logits, logits.new_zeros((0, len(chosen), *images.shape[-2:])))
-
-    def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
-        """Warm start from a classifier of the same encoder and class count, every key strict."""
-        load_strict(self.classifier, state, source="the classifier's state dict")
+        return SegOutput(logits, logits.new_zeros((0, len(classes), *images.shape[-2:])))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torch import nn
-
 from tw_seg.errors import InputError
+from tw_seg.models.base import SegModel
 from tw_seg.models.baselines import MultiTaskUNet, UNet
 from tw_seg.models.classifier import ImageClassifier
 from tw_seg.models.posthoc import CAM, GradCAM, InputXGradient
 from tw_seg.models.segmenter import HeatmapSegmenter
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, type[SegModel]] = {
     "heatmap": HeatmapSegmenter,
     "unet": UNet,
     "multitask_unet": MultiTaskUNet,
@@ -25,7 +24,7 @@ MODELS: dict[str, type[nn.Module]] = {
 """Every model. Each takes encoder_name, encoder_weights, in_channels, classes, encoder_kwargs and its own."""
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
+def create_model(name: str, **kwargs: Any) -> SegModel:
     """Build ``MODELS[name](**kwargs)``.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tw_seg.errors import InputError
 from tw_seg.metrics import iou_per_class
-from tw_seg.models.segmenter import HeatmapSegmenter
+from tw_seg.models.base import SegModel
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
 log = logging.getLogger(__name__)
@@ -81,20 +81,21 @@ class GatedSegmenter(nn.Module):
         images (N, C, H, W) -> logits (N, K), mask_logits (N, K, H, W); see :meth:`forward`.
 
     Raises:
-        InputError: If ``model`` is no heatmap segmenter or ``gate`` no probability.
+        InputError: If ``model`` does not decode class by class or ``gate`` no probability.
 
     Example:
         >>> import torch
+        >>> from tw_seg import HeatmapSegmenter
         >>> model = HeatmapSegmenter("resnet18", classes=5).eval()
         >>> GatedSegmenter(model, gate=0.5)(torch.rand(2, 3, 64, 64)).mask_logits.shape
         torch.Size([2, 5, 64, 64])
     """
 
-    def __init__(self, model: HeatmapSegmenter, gate: float | None = None) -> None:
+    def __init__(self, model: SegModel, gate: float | None = None) -> None:
         super().__init__()
-        if not isinstance(model, HeatmapSegmenter):
+        if not model.can_gate:
             raise InputError(
-                f"a gate needs a HeatmapSegmenter, which decodes class by class, got {type(model).__name__}"
+                f"a gate needs a model that decodes class by class, a HeatmapSegmenter, got {type(model).__name__}"
             )
         if gate is not None and not 0 <= gate <= 1:
             raise InputError(f"gate must be a probability in [0, 1], or None to calibrate it, got {gate}")
@@ -171,7 +172,7 @@ def floor(dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def calibrate_gate(model: HeatmapSegmenter, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
+def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
     """Find the largest gate of :data:`GATES` that, as every smaller one, changes the mIoU by at most ``tolerance``.
 
     The mIoU is that of :mod:`tw_seg.metrics`: of the whole data set, at native mask size, without ignored pixels. A
@@ -191,7 +192,8 @@ def calibrate_gate(model: HeatmapSegmenter, loader: Iterable[Batch], tolerance: 
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance must be a change of the mIoU, from 0 to 1, got {tolerance}")
     _check_mode(model)
-    device, k = model.offset.device, model.num_classes
+    like, k = next(model.parameters()), model.num_classes
+    device = like.device
     gates = torch.tensor(GATES, dtype=torch.float64, device=device)
     confusions = torch.zeros((len(gates), k, k), dtype=torch.int64, device=device)
     decoded = torch.zeros(len(gates), dtype=torch.int64, device=device)
@@ -205,7 +207,7 @@ def calibrate_gate(model: HeatmapSegmenter, loader: Iterable[Batch], tolerance: 
                 f"a batch of {len(rows)} labelled images has {len(batch.native_masks)} native masks: give the loader "
                 "for validation, whose batches hold them"
             )
-        output = model(batch.images.to(model.offset), samples=rows)
+        output = model(batch.images.to(like), samples=rows)
         for row, maps, mask in zip(output.logits[rows], output.mask_logits, batch.native_masks, strict=True):
             passes = passing(row, gates[:, None])
             confusions += nested_confusions(maps, mask.to(device), row, passes)

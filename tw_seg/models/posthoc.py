@@ -22,16 +22,17 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tw_seg.arguments import check_images, check_samples, class_indices
+from tw_seg.arguments import class_indices
 from tw_seg.errors import InputError
-from tw_seg.models.backbones import create_classifier, head_name, load_strict
+from tw_seg.models.backbones import head_name
+from tw_seg.models.base import SegModel
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
 PROBE_SIZE = 96
 """Side of the blank image in which the last feature map is looked for; larger than any backbone's stride."""
 
 
-class PostHoc(nn.Module):
+class PostHoc(SegModel):
     """Base of the training-free models; a method is one function, :meth:`attribute`.
 
     The classifier is frozen and always in evaluation mode, whatever ``train()`` is called with.
@@ -49,6 +50,9 @@ class PostHoc(nn.Module):
         gradient. Classes that pass the gate in no image of the batch cost nothing.
     """
 
+    trainable = False
+    needs_calibration = True
+    classifier_path = "classifier"
     threshold: Tensor
 
     def __init__(
@@ -61,19 +65,13 @@ class PostHoc(nn.Module):
         encoder_kwargs: Mapping[str, Any] | None = None,
         gate: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
+        )
         if not 0 <= gate <= 1:
             raise InputError(f"gate must be a probability in [0, 1], got {gate}.")
-        self.num_classes = classes
-        self.in_channels = in_channels
         self.gate = gate
-        self.classifier = create_classifier(
-            encoder_name,
-            encoder_weights,
-            in_channels=in_channels,
-            classes=classes,
-            encoder_kwargs=encoder_kwargs,
-        ).requires_grad_(False)
+        self.classifier = self.create_classifier(encoder_weights).requires_grad_(False)
         self.register_buffer("threshold", torch.tensor(0.3))  # a common choice for CAM until calibrated
         self.eval()
 
@@ -84,24 +82,16 @@ class PostHoc(nn.Module):
     def train(self, mode: bool = True) -> PostHoc:
         return super().train(False)
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
-        check_images(images, self.in_channels, allow_empty=False)
-        samples = check_samples(samples, images.device)
-        if isinstance(classes, Tensor):
-            classes = classes.cpu()  # the gate waits for the device in any case
-        chosen = [int(k) for k in class_indices(classes, self.num_classes, allow_empty=False)]
+    def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
+        if isinstance(classes, Tensor):  # the gate waits for the device in any case
+            classes = class_indices(classes.cpu(), self.num_classes)
+        chosen = [int(k) for k in classes]
         with torch.no_grad():
             logits: Tensor = self.classifier(images)
         if samples is not None:
             images = images.index_select(0, samples)
         scores = self._scores(images, logits if samples is None else logits.index_select(0, samples), chosen)
         return SegOutput(logits, scores)
-
-    def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the weights of a classifier with the same encoder and class count, every key strict."""
-        load_strict(self.classifier, state, source="the classifier's state dict")
 
     def calibrate(self, batches: Iterable[Batch]) -> float:
         """Set ``threshold`` to the value on a grid that gives the best mean IoU on the labelled images.

@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_images, check_pairs, class_indices, class_tensor
+from tw_seg.arguments import check_pairs, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
-from tw_seg.models.backbones import create_classifier, head_name, import_place, load_strict
+from tw_seg.models.backbones import head_name, import_place
+from tw_seg.models.base import SegModel
 from tw_seg.types import BACKGROUND, SegOutput
 
 
-class HeatmapSegmenter(nn.Module):
+class HeatmapSegmenter(SegModel):
     """Segments with the classifier's own relevance: mask logits are scaled heatmaps.
 
     The heatmap of read-out d has ``H_d * W_d`` cells that sum to about the logit, so it is multiplied by
@@ -62,6 +63,11 @@ class HeatmapSegmenter(nn.Module):
         offset: Offset of each class, shape (K,).
     """
 
+    can_gate = True
+    classifier_path = "decoder.classifier"
+    decoder_paths = ("decoder.decoder_weights",)
+    scale_names = ("log_scale", "offset")
+
     def __init__(
         self,
         encoder_name: str,
@@ -85,26 +91,20 @@ class HeatmapSegmenter(nn.Module):
         memory_budget: float | None = None,
         skip: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
+        )
         if background not in ("class", "constant"):
             raise InputError(f"background must be 'class' or 'constant', got {background!r}")
         if not scale > 0:
             raise InputError(f"scale must be positive, got {scale}")
         if compress is not None and not compress > 0:
             raise InputError(f"compress must be positive, or None for no compression, got {compress}")
-        self.num_classes = classes
-        self.in_channels = in_channels
         self.background = background
         self.compress = compress
         outputs = classes - (background == "constant")
         self.decoder = HeatmapDecoder(
-            create_classifier(
-                encoder_name,
-                encoder_weights,
-                in_channels=in_channels,
-                classes=outputs,
-                encoder_kwargs=encoder_kwargs,
-            ),
+            self.create_classifier(encoder_weights, classes=outputs),
             composite,
             tie_weights=tie_weights,
             composite_kwargs=composite_kwargs,
@@ -125,63 +125,21 @@ class HeatmapSegmenter(nn.Module):
         """The image classifier."""
         return self.decoder.classifier
 
-    def forward(
-        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
-    ) -> SegOutput:
-        """Classify all images, segment some.
-
-        Args:
-            images: Shape (N, C, H, W), normalised.
-            classes: Classes to decode, by index among the K; ``None`` for all.
-            samples: Rows of ``images`` to decode, int64 (S,); ``None`` for all.
-
-        Returns:
-            Logits (N, K), mask logits (S, K', H, W) and, where there are several read-outs, one such tensor for
-            each read-out alone.
-
-        Raises:
-            InputError: For images, classes or samples of the wrong type or shape.
-        """
-        check_images(images, self.in_channels, allow_empty=False)
-        wanted = class_indices(classes, self.num_classes, allow_empty=False)
-        decoded = self.decoder(images, self._outputs(wanted), samples)
-        maps = [self._with_background(one, wanted) for one in self._maps(decoded.readouts, images.shape[2:])]
-        offset = self.offset if classes is None else self.offset[class_tensor(wanted, images.device)]
+    def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
+        decoded = self.decoder(images, self._outputs(classes), samples)
+        maps = [self._with_background(one, classes) for one in self._maps(decoded.readouts, images.shape[2:])]
+        offset = self.offset if self._are_all(classes) else self.offset[class_tensor(classes, images.device)]
         offset = offset[:, None, None]
         aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
         # In place: of the sum, or of the only map, nothing else is left.
         return SegOutput(self._all_logits(decoded.logits), _total(maps).add_(offset), aux)
 
     def record(self, images: Tensor) -> tuple[Tape, Tensor]:
-        """Classify all images, and keep what :meth:`decode_pairs` needs.
-
-        Args:
-            images: Shape (N, C, H, W), normalised.
-
-        Returns:
-            The tape and the logits (N, K).
-
-        Raises:
-            InputError: For images of the wrong type or shape.
-        """
-        check_images(images, self.in_channels, allow_empty=False)
+        self.check_images(images)
         tape = self.decoder.record(images)
         return tape, self._all_logits(tape.logits)
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
-        """Segment chosen (sample, class) pairs: as many classes of each image as it needs.
-
-        Args:
-            tape: Of :meth:`record`.
-            samples: The row of each pair's image, int64 (P,). P may be 0.
-            classes: Its class among the K, int64 (P,). A constant background is not decoded.
-
-        Returns:
-            Mask logits (P, H, W).
-
-        Raises:
-            InputError: For samples or classes that are no int64 vectors of the same length.
-        """
         check_pairs(samples, classes, self.num_classes)
         offset = self.offset[classes][:, None, None]
         if self.background == "class":
@@ -191,7 +149,7 @@ class HeatmapSegmenter(nn.Module):
         return maps.new_zeros((len(classes), *maps.shape[1:])).index_copy(0, objects, maps) + offset
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
-        """Start from an image-level classifier: its state dict, every key of it.
+        """Start from an image-level classifier of the same encoder: its state dict, every key of it.
 
         An untied decoder starts from the same weights. With ``background="constant"`` a classifier of all K classes
         loses its background.
@@ -201,7 +159,7 @@ class HeatmapSegmenter(nn.Module):
         """
         if self.background == "constant":
             state = _without_background(state, head_name(self.classifier, self.num_classes - 1), self.num_classes)
-        load_strict(self.classifier, state, source="the classifier state")
+        super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
     def _maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
@@ -232,7 +190,7 @@ class HeatmapSegmenter(nn.Module):
             return maps
         if isinstance(wanted, Tensor):
             return torch.where((wanted == BACKGROUND)[:, None, None], 0.0, maps)
-        if wanted == tuple(range(self.num_classes)):
+        if self._are_all(wanted):
             return F.pad(maps, (0, 0, 0, 0, 1, 0))
         columns = iter(maps.unbind(1))
         zero = maps.new_zeros((maps.shape[0], *maps.shape[2:]))

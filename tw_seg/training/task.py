@@ -144,7 +144,7 @@ class SegmentationTask(pl.LightningModule):
         self.gate_tolerance = gate_tolerance
         self._gate: float | None = None  # known when testing or predicting starts
         if warm_start is not None:
-            self.model.load_classifier_state(read_weights(warm_start))  # type: ignore[operator]
+            self.model.load_classifier_state(read_weights(warm_start))
         self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux)
         self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in METRICS})
 
@@ -288,14 +288,14 @@ class SegmentationTask(pl.LightningModule):
 
     def _calibrate(self) -> None:
         """Let a training-free model choose its threshold on the label budget's training images."""
-        if hasattr(self.model, "calibrate"):
+        if self.model.needs_calibration:
             data = getattr(self.trainer, "datamodule", None)
             if data is None:
                 raise InputError(
                     f"model {self.hparams['model']!r} is calibrated on labelled images: pass the trainer a "
                     "datamodule with a labelled_dataloader()"
                 )
-            self.model.calibrate(data.labelled_dataloader())  # type: ignore[operator]
+            self.model.calibrate(data.labelled_dataloader())
 
     def _calibrate_gate(self) -> None:
         """Find the gate on the validation images of the run, say what it does, and write that down."""

@@ -1,0 +1,208 @@
+"""SegModel: what all models have in common, and all that the training task may know of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tw_seg.arguments import check_images, check_samples, class_indices
+from tw_seg.errors import InputError
+from tw_seg.models.backbones import check_encoder, create_classifier, load_strict
+from tw_seg.types import Batch, SegOutput
+
+Role = Literal["encoder", "decoder", "scale"]
+"""What a parameter belongs to, see :meth:`SegModel.parameter_role`."""
+
+
+class SegModel(nn.Module, ABC):
+    """Maps images to image-level logits and mask logits; every model of the package is a subclass.
+
+    A subclass makes its network in its constructor and writes :meth:`segment`, which gets checked arguments. What the
+    training task may ask of a model is an attribute of the class, set where it differs from the default.
+
+    Args:
+        encoder_name: Encoder by name, see :func:`tw_seg.models.backbones.create_classifier`, as for all five.
+        encoder_weights: Library's weights name, a local file or ``None``.
+        in_channels: Channels of the images.
+        classes: Number of classes K, background included.
+        encoder_kwargs: Passed to the encoder's constructor.
+
+    Attributes:
+        num_classes: The number of classes K.
+        in_channels: Channels of the images.
+        trainable: Whether it has parameters to train.
+        needs_calibration: Whether :meth:`calibrate` must be called before it is evaluated.
+        can_gate: Whether it decodes single (image, class) pairs: :meth:`record` and :meth:`decode_pairs`.
+        classifier_path: Path of the module that is the image-level classifier; ``None`` for a model without one of
+            its own.
+        decoder_paths: Paths of the modules whose weights belong to the decoder alone.
+        scale_names: Names of the parameters that only scale and shift mask logits.
+    """
+
+    trainable: ClassVar[bool] = True
+    needs_calibration: ClassVar[bool] = False
+    can_gate: ClassVar[bool] = False
+    classifier_path: ClassVar[str | None] = None
+    decoder_paths: ClassVar[tuple[str, ...]] = ()
+    scale_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None = None,
+        *,
+        in_channels: int = 3,
+        classes: int,
+        encoder_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_encoder(in_channels, classes, encoder_kwargs)
+        self.num_classes = classes
+        self.in_channels = in_channels
+        self.encoder_name = encoder_name
+        self.encoder_weights = encoder_weights
+        self.encoder_kwargs = dict(encoder_kwargs or {})
+
+    def forward(
+        self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> SegOutput:
+        """Classify all images and segment some of them.
+
+        Args:
+            images: Shape (N, C, H, W), normalised.
+            classes: Classes to segment, by index among the K; ``None`` for all.
+            samples: Rows of ``images`` to segment, int64 (S,); ``None`` for all.
+
+        Returns:
+            Logits (N, K) and mask logits (S, K', H, W); S is 0 for a model that makes no masks.
+
+        Raises:
+            InputError: For images, classes or samples of the wrong type or shape.
+        """
+        self.check_images(images)
+        samples = check_samples(samples, images.device)
+        return self.segment(images, class_indices(classes, self.num_classes, allow_empty=False), samples)
+
+    @abstractmethod
+    def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
+        """What :meth:`forward` returns, for arguments that are checked.
+
+        Args:
+            images: Shape (N, C, H, W).
+            classes: The K' classes; a tensor where their values are known to a device alone.
+            samples: Rows on the device of the images; ``None`` for all.
+        """
+
+    def check_images(self, images: Tensor) -> None:
+        """Check that ``images`` is a float batch (N, C, H, W) of the model's channels.
+
+        Raises:
+            InputError: Says what was found and what to do.
+        """
+        check_images(images, self.in_channels, allow_empty=False)
+
+    def create_classifier(self, encoder_weights: str | None = None, *, classes: int | None = None) -> nn.Module:
+        """Build the image-level classifier that belongs to the encoder's name and arguments.
+
+        Args:
+            encoder_weights: See :func:`tw_seg.models.backbones.create_classifier`.
+            classes: Number of its logits; ``None`` for K.
+        """
+        return create_classifier(
+            self.encoder_name,
+            encoder_weights,
+            in_channels=self.in_channels,
+            classes=self.num_classes if classes is None else classes,
+            encoder_kwargs=self.encoder_kwargs,
+        )
+
+    def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
+        """Start from an image-level classifier of the same encoder and class count: its state dict, every key of it.
+
+        Raises:
+            InputError: Naming the keys that are missing, left over or of another shape.
+        """
+        if self.classifier_path is None:
+            raise NotImplementedError(f"{type(self).__name__} has no classifier: it must load the state in its own way")
+        load_strict(self.get_submodule(self.classifier_path), state, source="the classifier's state dict")
+
+    def parameter_role(self, name: str) -> Role:
+        """What a parameter belongs to.
+
+        Args:
+            name: Its name in ``named_parameters()``.
+
+        Returns:
+            ``"decoder"`` for weights that only make masks, ``"scale"`` for those that only scale and shift mask
+            logits, ``"encoder"`` for all others, an image-level head among them.
+        """
+        if name in self.scale_names:
+            return "scale"
+        return "decoder" if self._in_decoder(name) else "encoder"
+
+    def encoder_batch_norms(self) -> list[_BatchNorm]:
+        """The BatchNorm layers that are not the decoder's."""
+        return [
+            module
+            for name, module in self.named_modules()
+            if isinstance(module, _BatchNorm) and not self._in_decoder(name)
+        ]
+
+    def calibrate(self, batches: Iterable[Batch]) -> float:
+        """Choose the numbers that are not trained, on labelled training images.
+
+        Args:
+            batches: Batches whose masks may be used, never test images.
+
+        Returns:
+            The mean IoU on these images.
+
+        Raises:
+            InputError: If the model has nothing to calibrate, see ``needs_calibration``.
+        """
+        raise InputError(f"{type(self).__name__} has nothing to calibrate: its needs_calibration is False")
+
+    def record(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Classify all images, and keep what :meth:`decode_pairs` needs.
+
+        Args:
+            images: Shape (N, C, H, W), normalised.
+
+        Returns:
+            The tape, for :meth:`decode_pairs`, and the logits (N, K).
+
+        Raises:
+            InputError: For images of the wrong type or shape, or if the model cannot do this, see ``can_gate``.
+        """
+        raise self._no_pairs()
+
+    def decode_pairs(self, tape: Any, samples: Tensor, classes: Tensor) -> Tensor:
+        """Segment chosen (sample, class) pairs: as many classes of each image as it needs.
+
+        Args:
+            tape: Of :meth:`record`.
+            samples: The row of each pair's image, int64 (P,). P may be 0.
+            classes: Its class among the K, int64 (P,).
+
+        Returns:
+            Mask logits (P, H, W).
+
+        Raises:
+            InputError: For samples or classes that are no int64 vectors of the same length, or if the model cannot do
+                this, see ``can_gate``.
+        """
+        raise self._no_pairs()
+
+    def _are_all(self, classes: tuple[int, ...] | Tensor) -> bool:
+        """Whether these are all classes in order; a tensor is not looked at."""
+        return not isinstance(classes, Tensor) and classes == tuple(range(self.num_classes))
+
+    def _in_decoder(self, name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in self.decoder_paths)
+
+    def _no_pairs(self) -> InputError:
+        return InputError(f"{type(self).__name__} does not decode single pairs of an image and a class: use forward")
