@@ -1,4 +1,6 @@
-"""The how-to pages are true: their Python runs, their commands run, and what they show is what comes out.
+"""The pages are true: their Python runs, their commands run or parse, what they show is what comes out.
+
+The README has the same tests in ``test_readme.py``; a paragraph that moves to a page stays tested.
 
 In a page, a Python block that starts with ``# name.py`` is that file; a ``text`` block after a shell block shows its
 output, ``...`` for lines left out and any number for any other; ``# exit status 2`` is what a command ends with.
@@ -13,17 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_readme import OTHER_LANGUAGES, SHELLS, blocks, check_command, commands
+from tests.test_readme import (
+    OTHER_LANGUAGES,
+    ROOT,
+    SHELLS,
+    blocks,
+    check_command,
+    commands,
+    inline_options,
+    known_options,
+    missing_files,
+    unknown_blocks,
+)
 from tw_seg.cli import lightning
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md"]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)%?", re.IGNORECASE)
 
 
-@pytest.fixture(params=PAGES, ids=lambda page: page.stem)
+@pytest.fixture(params=PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The text of a page, with a folder to work in that modules can be imported from."""
+    """The text of a page, with a folder to work in that has the configs and that modules can be imported from."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "configs").symlink_to(ROOT / "experiments" / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Path(request.param).read_text(encoding="utf-8")
@@ -50,8 +65,9 @@ def test_numbers_may_differ_and_words_may_not() -> None:
     assert missing_lines("b 2\nhead", output) == ["head"]
 
 
-def test_a_page_holds() -> None:
-    assert {page.stem for page in PAGES} >= {"doctor", "custom_rule"}
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {path.name for path in DOCS.glob("*.md")} - {"README.md"}
 
 
 def test_blocks_run_and_show_what_comes_out(page: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +107,22 @@ def run_shell(code: str, capfd: pytest.CaptureFixture[str], at: str) -> str:
     return output
 
 
-def test_links_lead_to_files() -> None:
-    for path in PAGES:
-        text = path.read_text(encoding="utf-8")
-        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-        assert [link for link in links if link and not (path.parent / link).exists()] == [], path.name
+def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    known = known_options(capsys)
+    found = {(path.name, option) for path in PAGES for option in inline_options(path.read_text(encoding="utf-8"))}
+    # `--a.b_kwargs.c` is a key of a mapping that is an option.
+    assert {(name, option) for name, option in found if not {option, option.rpartition(".")[0]} & known} == set()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_block_escapes(path: Path) -> None:
+    assert unknown_blocks(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_exist(path: Path) -> None:
+    """Links start at the page's folder; paths in the text start at the repository's."""
+    text = path.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (path.parent / link).exists()] == []
+    assert missing_files(re.sub(r"\]\([^)]*\)", "]", text), ROOT) == []

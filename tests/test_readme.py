@@ -85,12 +85,15 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         status, output = exit_status(lightning.main, [*arguments, "--print_config"], capsys)
         assert status == 0, f"{line}:\n{output}"
     elif program.startswith("python") and " ".join(arguments).startswith("-m experiments."):
-        main = importlib.import_module(arguments[1]).main
+        module = importlib.import_module(arguments[1])
+        main = (importlib.import_module(f"{arguments[1]}.__main__") if hasattr(module, "__path__") else module).main
         status, output = exit_status(main, [*arguments[2:], "--help"], capsys)
         assert status == 0, f"{line}:\n{output}"
         # --help wins over an option that argparse does not know.
         unknown = options(" ".join(arguments[2:])) - options(output)
         assert not unknown, f"{line}: no option {unknown} in\n{output}"
+    elif program == "pre-commit":
+        assert (ROOT / ".pre-commit-config.yaml").is_file()
     else:
         known = program in RUN_BY_CI or (program.startswith("python") and arguments[:2] == ["-m", "venv"])
         assert known, f"no test knows the command {line}: check it here or name it in RUN_BY_CI"
@@ -127,6 +130,25 @@ def named_files(text: str) -> set[str]:
 
 def missing_files(text: str, root: Path) -> list[str]:
     return sorted(name for name in named_files(text) if not any(root.glob(name)))
+
+
+def unknown_blocks(text: str) -> list[str]:
+    """Blocks that no test would look at: an unknown language, or a fence that is not closed."""
+    known = ("python", *SHELLS, *OTHER_LANGUAGES)
+    found = [f"line {block.line}: {block.language!r}" for block in blocks(text) if block.language not in known]
+    fences = re.findall(r"^[ \t]*(?:`{3,}|~{3,})", text, re.MULTILINE)
+    return found + ["a fence that is not closed"] * (len(fences) != 2 * len(blocks(text)))
+
+
+def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Every option of ``tw-seg`` and of the experiments that pages speak of."""
+    known = {"--help"}
+    for command in ("fit", "test", "predict", "doctor"):
+        known |= options(exit_status(lightning.main, [command, "--help"], capsys)[1])
+    for name in ("main_job", "benchmarks.__main__", "draw_architecture", "support_table"):
+        main = importlib.import_module(f"experiments.{name}").main
+        known |= options(exit_status(main, ["--help"], capsys)[1])
+    return known
 
 
 # The functions above, on a small README.
@@ -193,6 +215,12 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     assert missing_files(SAMPLE, tmp_path) == [".ci/run", "experiments/configs/*.yaml"]
 
 
+def test_blocks_that_no_test_runs_are_named() -> None:
+    assert unknown_blocks(SAMPLE) == []
+    assert unknown_blocks("```ruby\nx\n```\n") == ["line 2: 'ruby'"]
+    assert unknown_blocks("```python\nx\n") == ["a fence that is not closed"]
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -257,12 +285,7 @@ def test_commands_parse_and_write_nothing(clone: Path, capsys: pytest.CaptureFix
 
 
 def test_options_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    known: set[str] = set()
-    for command in ("fit", "test", "predict", "doctor"):
-        known |= options(exit_status(lightning.main, [command, "--help"], capsys)[1])
-    for name in ("experiments.main_job", "experiments.benchmarks.__main__"):
-        known |= options(exit_status(importlib.import_module(name).main, ["--help"], capsys)[1])
-    assert inline_options(README.read_text(encoding="utf-8")) - known - {"--help"} == set()
+    assert inline_options(README.read_text(encoding="utf-8")) - known_options(capsys) == set()
 
 
 def test_files_exist() -> None:
@@ -270,8 +293,8 @@ def test_files_exist() -> None:
 
 
 def test_no_block_escapes() -> None:
-    text = README.read_text(encoding="utf-8")
-    known = ("python", *SHELLS, *OTHER_LANGUAGES)
-    assert [f"README.md:{b.line}: {b.language!r}" for b in blocks(text) if b.language not in known] == []
-    fences = re.findall(r"^[ \t]*(?:`{3,}|~{3,})", text, re.MULTILINE)
-    assert len(fences) == 2 * len(blocks(text)), "a fenced block is not closed"
+    assert unknown_blocks(README.read_text(encoding="utf-8")) == []
+
+
+def test_it_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 120  # tables and long prose belong to docs/

@@ -1,0 +1,272 @@
+"""Draws the package from its imports: one box for each folder and file, one arrow for each import, all pointing down.
+
+    python -m experiments.draw_architecture           # writes docs/architecture.png
+    python -m experiments.draw_architecture --check   # exit status 1 if the drawing is out of date
+
+Read from the source with ``ast``, so nothing is imported; imports inside functions and for type checkers count. An
+arrow that a chain of other arrows implies is left out. The picture carries the arrows it was drawn from as text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, pairwise, permutations
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "tw_seg"
+DRAWING = ROOT / "docs" / "architecture.png"
+
+Rooms = dict[str, set[str]]
+"""Room -> the rooms that it imports."""
+
+Spot = str | tuple[str, str, int]
+"""A box, by its room, or a place where an arrow passes a row: from, to and row."""
+
+HEIGHT = 0.44  # of a box; rows are 1 apart
+INK, PALE, OPEN = "#1f2a35", "#5b6b7b", "#fff1da"
+
+CAPTIONS = {
+    "tw_seg": {
+        "cli": "the command tw-seg",
+        "training": "task, data module, callbacks",
+        "models": "segmenter, baselines",
+        "lrp": "the numerical heart",
+        "losses": "of labelled pixels",
+        "metrics": "confusion matrix",
+        "data": "layouts, loading",
+        "arguments": "every check",
+        "files": "atomic writes",
+        "types": "Batch, SegOutput",
+        "errors": "one family",
+    },
+    "tw_seg/lrp": {
+        "conservation": "is relevance accounted for?",
+        "decoder": "HeatmapDecoder, the public face",
+        "decode": "propagate, read out",
+        "trace": "model to graph",
+        "composite": "which rule where",
+        "seeds": "what is explained",
+        "ops": "one declaration each",
+        "rules": "Epsilon, Gamma, ZPlus, ...",
+        "core": "graph, linear maps, tape",
+    },
+}
+"""Folder -> room -> what stands under its name in the drawing."""
+
+
+def module_of(path: Path) -> tuple[str, ...]:
+    """The dotted name of a file of the package, in parts."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def read_imports(path: Path) -> Iterator[tuple[str, ...]]:
+    """What a file imports, as dotted names in parts; ``from a import b`` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = (*parents, *(node.module.split(".") if node.module else ()))
+            yield from ((*module, alias.name) for alias in node.names)
+
+
+def find_rooms(folder: Path) -> Rooms:
+    """The files and folders inside a folder of the package, and which of them imports which.
+
+    The folder's own ``__init__.py`` is no room: it only hands on names.
+    """
+    within = module_of(folder)
+    depth = len(within)
+    rooms: Rooms = {
+        path.stem: set()
+        for path in sorted(folder.iterdir())
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+    }
+    for path in sorted(folder.rglob("*.py")):
+        if path == folder / "__init__.py":
+            continue
+        room = path.relative_to(folder).parts[0].removesuffix(".py")
+        for name in read_imports(path):
+            if name[:depth] == within and len(name) > depth and name[depth] in rooms:
+                rooms[room].add(name[depth])
+    return {room: others - {room} for room, others in rooms.items()}
+
+
+def remove_implied(rooms: Rooms) -> Rooms:
+    """Without the arrows that a longer way implies: if a imports b and b imports c, none from a to c.
+
+    Raises:
+        graphlib.CycleError: Rooms import each other in a circle.
+    """
+    reached: Rooms = {}
+    for room in graphlib.TopologicalSorter(rooms).static_order():
+        reached[room] = set().union(*({other} | reached[other] for other in rooms[room]))
+    return {room: others - set().union(*(reached[other] for other in others)) for room, others in rooms.items()}
+
+
+def find_levels(rooms: Rooms) -> dict[str, int]:
+    """The row of each room, 0 the lowest: one above the highest room that it imports."""
+    level: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(rooms).static_order():
+        level[room] = 1 + max((level[other] for other in rooms[room]), default=-1)
+    return level
+
+
+def place(rooms: Rooms) -> tuple[dict[Spot, tuple[float, int, float]], dict[tuple[str, str], list[Spot]]]:
+    """Where boxes stand and where arrows pass rows that they skip, each in a free place between the boxes.
+
+    Returns:
+        Position (from 0 to 1), row and width of every box and every place that an arrow passes; and for each arrow
+        what it goes through, from the importing room to the imported one.
+    """
+    level = find_levels(rooms)
+    ways: dict[tuple[str, str], list[Spot]] = {}
+    rows: list[list[Spot]] = [[] for _ in range(max(level.values()) + 1)]
+    for room in sorted(rooms):
+        rows[level[room]].append(room)
+        for other in sorted(rooms[room]):
+            passed: list[Spot] = [(room, other, y) for y in range(level[room] - 1, level[other], -1)]
+            for y, spot in zip(range(level[room] - 1, level[other], -1), passed, strict=True):
+                rows[y].append(spot)
+            ways[room, other] = [room, *passed, other]
+    arrows = {pair for way in ways.values() for pair in pairwise(way)}
+
+    def tangle(*chosen: Sequence[Spot], end: int | None = None) -> tuple[int, float]:
+        """How many arrows that join rows cross, and how far they lean; ``end``: those with this end there."""
+        x = {spot: (i + 0.5) / len(row) for row in (*rows, *chosen) for i, spot in enumerate(row)}
+        spots = {spot for row in chosen for spot in row}
+        ends = (0, 1) if end is None else (end,)
+        joins = [(x[a], x[b], level_of[b]) for a, b in arrows if any((a, b)[e] in spots for e in ends)]
+        crossed = sum((a - c) * (b - d) < 0 and y == z for (a, b, y), (c, d, z) in combinations(joins, 2))
+        return crossed, sum(abs(a - b) for a, b, _ in joins)
+
+    level_of = {spot: y for y, row in enumerate(rows) for spot in row}
+    tried = []
+    for _ in range(3):  # upwards by the arrows that leave a row, downwards by those that reach it
+        for end, order in ((0, rows), (1, rows[::-1])):
+            for row in order:
+                row[:] = min(permutations(row), key=lambda some, end=end: tangle(some, end=end))
+            tried.append([list(row) for row in rows])
+    rows = min(tried, key=lambda some: tangle(*some))
+    places = {}
+    for y, row in enumerate(rows):
+        shares = [1.0 if isinstance(spot, str) else 0.3 for spot in row]
+        left = 0.0
+        for spot, share in zip(row, shares, strict=True):
+            width = 0.94 * share / sum(shares)
+            places[spot] = (0.03 + left + width / 2, y, min(width - 0.03, 0.5))
+            left += width
+    return places, ways
+
+
+def describe(drawn: Mapping[str, Rooms]) -> str:
+    """The arrows as text, one room a line."""
+    lines = [
+        f"{folder}/{room} -> {', '.join(sorted(others)) or '(nothing)'}"
+        for folder, rooms in drawn.items()
+        for room, others in sorted(rooms.items())
+    ]
+    return "\n".join(lines)
+
+
+def read_package() -> dict[str, Rooms]:
+    """What is drawn: the arrows of each folder of ``CAPTIONS``, without the implied ones."""
+    return {folder: remove_implied(find_rooms(ROOT / folder)) for folder in CAPTIONS}
+
+
+def read_drawing(path: Path = DRAWING) -> str:
+    """The arrows that a drawing was made from, as text."""
+    with Image.open(path) as image:
+        return str(image.info["Description"])
+
+
+def draw(drawn: Mapping[str, Rooms], path: Path) -> None:
+    """Draw folders side by side, the second one as a look into a room of the first."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), dpi=110)
+    axes = figure.subplots(1, len(drawn), gridspec_kw={"wspace": 0.04, "width_ratios": [1.15, 1]})
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
+    for axis, (folder, rooms) in zip(axes, drawn.items(), strict=True):
+        opened = {Path(other).name for other in drawn if str(Path(other).parent) == folder}
+        _draw_folder(axis, folder, rooms, opened)
+    figure.savefig(path, metadata={"Description": describe(drawn), "Software": ""})
+
+
+def _draw_folder(axis: Any, folder: str, rooms: Rooms, opened: set[str]) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    places, ways = place(rooms)
+    count = 1 + max(y for _, y, _ in places.values())
+    axis.set(xlim=(0, 1), ylim=(-0.5, count - 0.15))
+    axis.axis("off")
+
+    def add_box(x: float, y: float, width: float, height: float, **colours: str) -> None:
+        style = "round,pad=0,rounding_size=0.015"
+        corner = (x - width / 2, y - height / 2)
+        axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, mutation_aspect=count, **colours))
+
+    add_box(0.5, (count - 1) / 2, 1.0, count - 0.2, facecolor=OPEN if "/" in folder else "#f4f6f8", edgecolor="#c8ced6")
+    axis.text(0.01, count - 0.52, f"{folder}/", fontsize=13, weight="bold", color=INK, va="bottom")
+    for room in rooms:
+        x, y, width = places[room]
+        add_box(x, y, width, HEIGHT, facecolor=OPEN if room in opened else "white", edgecolor=PALE)
+        axis.text(x, y + 0.07, room, ha="center", va="center", fontsize=11, weight="bold", color=INK)
+        axis.text(x, y - 0.11, CAPTIONS[folder].get(room, ""), ha="center", va="center", fontsize=7.5, color=PALE)
+    for way in ways.values():
+        _draw_arrow(axis, way, places, ways)
+
+
+def _draw_arrow(axis: Any, way: list[Spot], places: Mapping[Spot, tuple[float, int, float]], ways: Any) -> None:
+    """One arrow, upright where it leaves, passes or reaches a row."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Curve
+
+    def port(room: Spot, neighbour: Spot, neighbours: list[Spot]) -> float:
+        """Where an arrow joins a box: all arrows of one side are spread over it in the order of their other ends."""
+        x, _, width = places[room]
+        ordered = sorted(neighbours, key=lambda spot: places[spot][0])
+        return x + 0.8 * width * ((ordered.index(neighbour) + 0.5) / len(ordered) - 0.5)
+
+    out = port(way[0], way[1], [other[1] for other in ways.values() if other[0] == way[0]])
+    into = port(way[-1], way[-2], [other[-2] for other in ways.values() if other[-1] == way[-1]])
+    xs = [out, *(places[spot][0] for spot in way[1:-1]), into]
+    ys = [places[spot][1] for spot in way]
+    points, codes = [(xs[0], ys[0] - HEIGHT / 2)], [Curve.MOVETO]
+    for (x0, y0), (x1, y1) in pairwise(zip(xs, ys, strict=True)):
+        top, bottom = y0 - HEIGHT / 2, y1 + HEIGHT / 2
+        middle = (top + bottom) / 2
+        points += [(x0, middle), (x1, middle), (x1, bottom)]
+        codes += [Curve.CURVE4] * 3
+        if y1 != ys[-1]:  # straight through a row that it passes
+            points.append((x1, y1 - HEIGHT / 2))
+            codes.append(Curve.LINETO)
+    curve = Curve(points, codes)
+    axis.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=11, color="#5b7fa6", linewidth=1.3))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Draw, or compare with the drawing; the exit status."""
+    parser = argparse.ArgumentParser("python -m experiments.draw_architecture", description=__doc__)
+    parser.add_argument("--output", type=Path, default=DRAWING, help="the picture, a PNG file")
+    parser.add_argument("--check", action="store_true", help="draw nothing; compare the arrows with the picture's")
+    given = parser.parse_args(args)
+    drawn = read_package()
+    if given.check:
+        return int(describe(drawn) != read_drawing(given.output))
+    draw(drawn, given.output)
+    print(describe(drawn))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
