@@ -24,10 +24,10 @@ import torch
 
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.loading.transforms import EvalTransform
+from tw_seg.files import next_free, write_text, write_whole
 from tw_seg.metrics import native_masks
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
-from tw_seg.training.run_directory import next_free, write_whole
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import SegOutput
 
@@ -118,7 +118,7 @@ def write_table(run_dir: Path, rows: Sequence[Row]) -> None:
         numbers = " | ".join(f"{row.metrics.get(name, float('nan')):.3f}" for name in COLUMNS)
         lines.append(f"| {row.model} | {numbers} | {f'{row.seconds:.0f} s' if row.seconds else 'none'} |")
     write_whole(run_dir / "results.csv", write_csv)
-    write_whole(run_dir / "results.md", lambda draft: draft.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(run_dir / "results.md", "\n".join(lines) + "\n")
 
 
 def write_pictures(run_dir: Path, *, count: int) -> None:

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from tw_seg.arguments import check_images, check_samples, class_indices
-from tw_seg.errors import InputError
+from tw_seg.arguments import (
+    check_counts,
+    check_images,
+    check_mask_ids,
+    check_numbers,
+    check_samples,
+    check_shares,
+    class_indices,
+    image_size,
+)
+from tw_seg.errors import DataError, InputError
 
 # ------------------------------------------------------------------------------------------------------ images
 
@@ -112,6 +121,67 @@ def test_good_samples_pass() -> None:
 def test_wrong_samples(samples, named: str) -> None:
     with pytest.raises(InputError, match=f"samples must be.*{named}"):
         check_samples(samples)
+
+
+# ------------------------------------------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.uint8, np.uint16, np.int32, np.int64])
+def test_mask_ids(kind) -> None:
+    ids = np.array([[0, 1], [1, 255]]).astype(kind)
+    check_mask_ids(ids, 2)
+    check_mask_ids(ids[:0], 2)
+    check_mask_ids(np.full((2, 2), 255, dtype=kind), 255)
+    if kind is not np.uint16:
+        check_mask_ids(torch.from_numpy(ids), 2)
+    with pytest.raises(
+        DataError, match=r"^a\.png: the mask must hold class ids 0\.\.0 or 255 \(ignored\), found 1: give"
+    ):
+        check_mask_ids(ids, 1, name="a.png: the mask", error=DataError)
+
+
+@pytest.mark.parametrize("convert", [np.array, torch.tensor])
+def test_wrong_mask_ids_are_named_in_order(convert) -> None:
+    with pytest.raises(
+        InputError, match=r"masks must hold class ids 0\.\.2 or 255 \(ignored\), found -1, 3, 254: give"
+    ):
+        check_mask_ids(convert([[3, 254, 0], [-1, 255, 3]]), 3)
+    with pytest.raises(InputError, match=r"found 3, 4, 5, 6, 7, \.\.\.: .*map these ids to 255"):
+        check_mask_ids(convert([9, 8, 7, 6, 5, 4, 3]), 3)
+
+
+# ----------------------------------------------------------------------------------------------------- numbers
+
+
+def test_good_numbers_pass() -> None:
+    check_numbers(a=0, b=1e300, c=np.float32(2))
+    check_shares(a=0, b=1.0, c=np.float64(0.5))
+    check_counts(1, a=1, b=None, c=np.int64(3))
+    assert image_size(7) == (7, 7) and image_size([7, 9]) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: check_numbers(a=1, b=-0.1), "b must be a finite number >= 0, got -0.1"),
+        (lambda: check_numbers(a=float("nan")), "a must .* got nan"),
+        (lambda: check_numbers(a=float("inf")), "a must .* got inf"),
+        (lambda: check_numbers(a="1"), "a must .* got '1'"),
+        (lambda: check_numbers(a=True), "a must .* got True"),
+        (lambda: check_shares(a=0.5, b=1.1), "b must be a number from 0 to 1, got 1.1"),
+        (lambda: check_shares(a=float("nan")), "a must .* got nan"),
+        (lambda: check_shares(a=None), "a must .* got None"),
+        (lambda: check_counts(1, a=1, b=0), "b must be a whole number >= 1, got 0"),
+        (lambda: check_counts(0, a=2.0), "a must .* got 2.0"),
+        (lambda: check_counts(0, a=True), "a must .* got True"),
+        (lambda: image_size(0), r"size must be a number of pixels or \(height, width\), got 0"),
+        (lambda: image_size((4, 4, 3)), r"got \(4, 4, 3\)"),
+        (lambda: image_size((4, -1)), r"got \(4, -1\)"),
+    ],
+)
+def test_wrong_numbers(call, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        call()
 
 
 # ------------------------------------------------------------------------------------------------------ device

@@ -1,18 +1,22 @@
-"""Which images, classes and samples a call is about: the one check of these arguments in the package.
+"""The checks of arguments that several parts of the package take: images, classes, samples, masks and numbers.
 
-Types and shapes only, and values that lie on the host: to look at a device's values would wait for the device.
+Of images, classes and samples only types, shapes and values that lie on the host are looked at: to read a device's
+values would wait for the device.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tw_seg.errors import InputError
+from tw_seg.errors import InputError, TwSegError
+from tw_seg.types import IGNORE_INDEX
 
 
 def check_images(images: Tensor, in_channels: int | None = None, *, allow_empty: bool = True) -> None:
@@ -175,6 +179,94 @@ def check_pairs(samples: Tensor, classes: Tensor, num_classes: int) -> None:
             "one entry of each for a pair"
         )
     class_indices(classes, num_classes)
+
+
+def check_mask_ids(
+    masks: Tensor | np.ndarray, num_classes: int, *, name: str = "masks", error: type[TwSegError] = InputError
+) -> None:
+    """Check that masks hold class ids and 255 (ignored) only. On a device this waits for the device.
+
+    Args:
+        masks: Integers of any shape.
+        num_classes: K, the number of classes, the background included.
+        name: What the masks are, for the message.
+        error: What to raise.
+
+    Raises:
+        TwSegError: Of the type ``error``; names the other ids.
+
+    Example:
+        >>> check_mask_ids(torch.tensor([[0, 2, 255]]), 2)
+        Traceback (most recent call last):
+        ...
+        tw_seg.errors.InputError: masks must hold class ids 0..1 or 255 (ignored), found 2: ...
+    """
+    wrong = (masks < 0) | ((masks >= num_classes) & (masks != IGNORE_INDEX))
+    if bool(wrong.any()):
+        ids = sorted({int(value) for value in masks[wrong].tolist()})
+        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        raise error(
+            f"{name} must hold class ids 0..{num_classes - 1} or {IGNORE_INDEX} (ignored), found {shown}: give "
+            f"the data set's class list all its names, or map these ids to {IGNORE_INDEX}"
+        )
+
+
+def check_numbers(**values: float) -> None:
+    """Check that each argument is a finite number >= 0.
+
+    Raises:
+        InputError: Names the first that is none.
+
+    Example:
+        >>> check_numbers(lr=0.1, weight_decay=0)
+    """
+    for name, value in values.items():
+        if not _is_real(value) or not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_shares(**values: float) -> None:
+    """Check that each argument is a share or a probability: a number from 0 to 1.
+
+    Raises:
+        InputError: Names the first that is none.
+    """
+    for name, value in values.items():
+        if not _is_real(value) or not 0 <= value <= 1:
+            raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def check_counts(minimum: int, **values: int | None) -> None:
+    """Check that each argument is a whole number and not below ``minimum``; ``None`` passes.
+
+    Raises:
+        InputError: Names the first that is none.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not _is_real(value) or isinstance(value, float) or value < minimum:
+            raise InputError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def image_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels, of a pair or of one number for both.
+
+    Raises:
+        InputError: For anything else, or a number below 1.
+
+    Example:
+        >>> image_size(64), image_size((64, 96))
+        ((64, 64), (64, 96))
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise InputError(f"size must be a number of pixels or (height, width), got {size!r}")
+    return pair[0], pair[1]
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _integers(values: Any) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -27,7 +26,9 @@ from torchmetrics.classification import (
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities.data import dim_zero_cat
 
+from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
+from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 
@@ -54,10 +55,9 @@ def native_masks(mask_logits: Tensor, native_masks: Sequence[Tensor | tuple[int,
             f"expected one native mask per row of mask_logits, got {len(native_masks)} for {len(mask_logits)}"
         )
     sizes = [tuple(mask.shape[-2:]) if isinstance(mask, Tensor) else tuple(mask) for mask in native_masks]
-    logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     if len(set(sizes)) == 1:
-        return list(_resized(logits, sizes[0]).argmax(dim=1))
-    return [_resized(row[None], size).argmax(dim=1)[0] for row, size in zip(logits, sizes, strict=True)]
+        return list(resize_logits(mask_logits, sizes[0]).argmax(dim=1))
+    return [resize_logits(row[None], size).argmax(dim=1)[0] for row, size in zip(mask_logits, sizes, strict=True)]
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
@@ -135,12 +135,7 @@ class SegmentationMetrics(nn.Module):
         if not masks:
             return
         target = torch.cat([mask.flatten() for mask in masks])
-        wrong = (target != IGNORE_INDEX) & ((target < 0) | (target >= len(self.class_names)))
-        if bool(wrong.any()):
-            raise InputError(
-                f"masks must hold class ids 0..{len(self.class_names) - 1} or 255 (ignored), found "
-                f"{torch.unique(target[wrong]).tolist()[:10]}: give the data set's class list all its names"
-            )
+        check_mask_ids(target, len(self.class_names))
         self.pixels.update(torch.cat([prediction.flatten() for prediction in predictions]), target)
 
     def update_labels(self, logits: Tensor, labels: Tensor) -> None:
@@ -210,9 +205,3 @@ class _MacroF1(MultilabelF1Score):
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Quotient of counts in single precision; NaN for 0 / 0."""
     return part.float() / whole.float()
-
-
-def _resized(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(logits.shape[-2:]) == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -9,14 +9,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from tests.training.tiny import TinyData, make_task, make_trainer
-from tw_seg.training.run_directory import (
-    RunLogger,
-    WholeCheckpointIO,
-    file_name,
-    next_free,
-    run_directory,
-    write_whole,
-)
+from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO, run_directory
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -61,20 +54,6 @@ def test_metrics_are_on_disk_after_every_logged_step(tmp_path):
     assert lines == [0, 2, 3]  # with the header
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
-    path = tmp_path / "deep" / "file.txt"
-    write_whole(path, lambda draft: draft.write_text("old"))
-
-    def half(draft: Path) -> None:
-        draft.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, half)
-    assert path.read_text() == "old"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-
-
 def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     storage = WholeCheckpointIO()
@@ -89,16 +68,3 @@ def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
         storage.save_checkpoint({"step": 2}, path)
     assert storage.load_checkpoint(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_next_free_counts(tmp_path):
-    assert next_free(tmp_path / "config.yaml").name == "config.yaml"
-    (tmp_path / "config.yaml").touch()
-    (tmp_path / "config-2.yaml").touch()
-    assert next_free(tmp_path / "config.yaml").name == "config-3.yaml"
-    (tmp_path / "run").mkdir()
-    assert next_free(tmp_path / "run").name == "run-2"
-
-
-def test_file_names_have_no_folders():
-    assert file_name("a/b\\c", ".png") == "a__b__c.png"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tw_seg.data.layouts.files import read_image
 from tw_seg.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 from tw_seg.errors import InputError
+from tw_seg.files import write_text
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.composite import COMPOSITES
 from tw_seg.lrp.conservation.diagnose import report
 from tw_seg.models.backbones import create_classifier
 from tw_seg.models.segmenter import load_custom_rules
-from tw_seg.training.run_directory import write_whole
 
 SUMMARY = "follow the relevance of a classifier call by call and say what is wrong"
 
@@ -149,6 +149,6 @@ def _read_images(files: Sequence[str], channels: int, size: tuple[int, int]) -> 
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"--json {path} cannot be written: {error}") from error

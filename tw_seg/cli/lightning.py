@@ -42,6 +42,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.cli import doctor
 from tw_seg.errors import InputError, TwSegError
+from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
     ExampleImages,
     ExportClassifier,
@@ -50,7 +51,7 @@ from tw_seg.training.callbacks import (
     StepSeed,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO, next_free
+from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
 
 RUNS = Path("runs")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tw_seg.errors import BudgetError
+from tw_seg.files import write_text
 
 _KIND = "tw_seg label budget, version 1"
 _FIELDS = {"kind", "amount", "split_seed", "fingerprint", "names", "sha256"}
@@ -42,14 +43,7 @@ class LabelBudget:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all; parent folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(json.dumps(self._content() | {"sha256": self.sha256}, indent=1) + "\n", encoding="utf-8")
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_text(Path(path), json.dumps(self._content() | {"sha256": self.sha256}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelBudget:

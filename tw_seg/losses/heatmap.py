@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tw_seg.losses.masked import check_masks, masked_mean, masked_sums, one_hot
+from tw_seg.resize import resize_logits
 from tw_seg.types import IGNORE_INDEX
 
 
@@ -32,7 +33,7 @@ def cross_entropy(mask_logits: Tensor, masks: Tensor) -> Tensor:
         tensor(0.6931)
     """
     check_masks(mask_logits, masks)
-    logits = at_mask_size(mask_logits, masks)
+    logits = resize_logits(mask_logits, masks.shape[-2:])
     return masked_mean(F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none"), masks)
 
 
@@ -59,7 +60,7 @@ def dice(mask_logits: Tensor, masks: Tensor) -> Tensor:
         tensor(0.)
     """
     check_masks(mask_logits, masks)
-    probabilities = at_mask_size(mask_logits, masks).softmax(dim=1)
+    probabilities = resize_logits(mask_logits, masks.shape[-2:]).softmax(dim=1)
     target = one_hot(masks, probabilities)
     sizes = masked_sums(target, masks)
     present = sizes > 0
@@ -67,11 +68,3 @@ def dice(mask_logits: Tensor, masks: Tensor) -> Tensor:
     total = masked_sums(probabilities, masks) + sizes
     scores = overlap / torch.where(present, total, 1.0)
     return torch.where(present, 1 - scores, 0.0).sum() / present.sum().clamp(min=1)
-
-
-def at_mask_size(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """Mask logits (L, K, h, w) at the masks' size (L, K, H, W), bilinear, at least in single precision."""
-    logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
-    if logits.shape[-2:] == masks.shape[-2:]:
-        return logits
-    return F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
 from tw_seg.types import IGNORE_INDEX
 
@@ -74,11 +75,4 @@ def check_masks(mask_logits: Tensor, masks: Tensor) -> None:
             "masks: decode the labelled samples only, model(images, samples=batch.labelled)."
         )
     if masks.is_cpu and masks.numel() and not torch.compiler.is_compiling():
-        classes = mask_logits.shape[1]
-        wrong = (masks != IGNORE_INDEX) & ((masks < 0) | (masks >= classes))
-        if bool(wrong.any()):
-            found = torch.unique(masks[wrong]).tolist()
-            raise InputError(
-                f"masks must hold class ids 0..{classes - 1} or {IGNORE_INDEX} (ignored), found "
-                f"{found[:10]}: give the data set's class list all its names, or map these ids to 255."
-            )
+        check_mask_ids(masks, mask_logits.shape[1])

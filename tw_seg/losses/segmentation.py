@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tw_seg.errors import InputError
+from tw_seg.arguments import check_numbers
 from tw_seg.losses.classification import multilabel_bce
 from tw_seg.losses.heatmap import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
@@ -32,9 +32,7 @@ class SegmentationLoss(nn.Module):
     def __init__(self, ce: float = 1.0, dice: float = 1.0, *, bce: float = 1.0, aux: float = 0.4) -> None:
         super().__init__()
         self.weights = dict(zip(PARTS, (ce, dice, bce, aux), strict=True))
-        for name, weight in self.weights.items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"the weight of {name} must be a finite number >= 0, got {weight}")
+        check_numbers(**{f"the weight of {name}": weight for name, weight in self.weights.items()})
 
     def forward(self, output: SegOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch.

@@ -12,16 +12,17 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
 from tw_seg.metrics import iou_per_class
 from tw_seg.models.base import SegModel
+from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
 log = logging.getLogger(__name__)
@@ -251,13 +252,10 @@ def nested_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes:
         InputError: The mask holds an id that is neither a class nor 255.
     """
     k = len(logits)
+    check_mask_ids(mask, k)
     kept = mask != IGNORE_INDEX
     truth = mask[kept]
-    if bool(((truth < 0) | (truth >= k)).any()):
-        raise InputError(
-            f"masks must hold class ids 0..{k - 1} or 255 (ignored), found {torch.unique(truth).tolist()[-10:]}"
-        )
-    scores = _resized(mask_logits, mask.shape)[:, kept]
+    scores = resize_logits(mask_logits[None], mask.shape)[0][:, kept]
     best, winner = scores[BACKGROUND], torch.full_like(truth, BACKGROUND)
     counts = [_confusion(truth, winner, k)]
     for label in _by_probability(logits):
@@ -276,14 +274,6 @@ def _by_probability(logits: Tensor) -> list[int]:
 
 def _confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     return torch.bincount(truth * classes + predicted, minlength=classes * classes).view(classes, classes)
-
-
-def _resized(mask_logits: Tensor, size: Sequence[int]) -> Tensor:
-    """As :func:`tw_seg.metrics.native_masks` has it, before the argmax."""
-    logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
-    if logits.shape[1:] == tuple(size):
-        return logits
-    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def _check_mode(model: nn.Module) -> None:

@@ -26,6 +26,7 @@ from tw_seg.arguments import class_indices
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import head_name
 from tw_seg.models.base import SegModel
+from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
 PROBE_SIZE = 96
@@ -147,7 +148,7 @@ class PostHoc(SegModel):
         # the images that is not marked as an inference tensor.
         with torch.inference_mode(False), torch.enable_grad():
             attribution = self.attribute(images.clone().requires_grad_(), targets).detach().float()
-        maps = F.interpolate(attribution, size=images.shape[-2:], mode="bilinear", align_corners=False).relu()
+        maps = resize_maps(attribution, images.shape[-2:]).relu()
         peak = maps.amax(dim=(2, 3), keepdim=True)
         return maps / peak.clamp_min(torch.finfo(torch.float32).tiny)
 

@@ -16,6 +16,7 @@ from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.models.backbones import head_name, import_place
 from tw_seg.models.base import SegModel
+from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
 
 
@@ -165,7 +166,7 @@ class HeatmapSegmenter(SegModel):
     def _maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
         """The heatmaps of each read-out as they add up to mask logits: normalised, scaled and resized."""
         scale = self.log_scale.exp()
-        return [_resized(_scaled(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)]
+        return [resize_maps(_scaled(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)]
 
     def _pair_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
         """Maps (P, H, W) of pairs of a sample and a column of the classifier."""
@@ -230,11 +231,3 @@ def _scaled(heatmap: Tensor, scale: Tensor, compress: float | None) -> Tensor:
     if compress is None:
         return heatmap * (cells * scale)  # one product of the size of all maps instead of two
     return scale * torch.asinh(heatmap * (compress * cells))
-
-
-def _resized(maps: Tensor, size: torch.Size) -> Tensor:
-    if maps.shape[2:] == size:
-        return maps
-    if maps.numel() == 0:
-        return maps.new_zeros((*maps.shape[:2], *size))
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

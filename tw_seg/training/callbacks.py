@@ -22,7 +22,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tw_seg.errors import InputError
+from tw_seg.arguments import check_counts
+from tw_seg.files import file_name, next_free, write_text, write_whole
 from tw_seg.training.pictures import (
     heatmap_rgb,
     image_rgb,
@@ -31,7 +32,7 @@ from tw_seg.training.pictures import (
     save_picture,
     side_by_side,
 )
-from tw_seg.training.run_directory import file_name, next_free, run_directory, write_whole
+from tw_seg.training.run_directory import run_directory
 from tw_seg.training.task import Prediction, SegmentationTask
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch
 
@@ -74,7 +75,7 @@ class RunConfig(SaveConfigCallback):
         command = trainer.state.fn.value if trainer.state.fn else stage
         stem = "config" if command == "fit" else f"{command}_config"
         path = next_free(run_directory(trainer) / f"{stem}.yaml")
-        write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         self.already_saved = True
 
 
@@ -92,9 +93,7 @@ class ExampleImages(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 5, count: int = 4, *, heatmaps: int = 3) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("count", count), ("heatmaps", heatmaps)):
-            if value < 0:
-                raise InputError(f"{name} must be >= 0, got {value}")
+        check_counts(0, every_n_epochs=every_n_epochs, count=count, heatmaps=heatmaps)
         self.every_n_epochs = every_n_epochs
         self.count = count
         self.heatmaps = heatmaps

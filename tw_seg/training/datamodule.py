@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, select_budget
 from tw_seg.data.loading.cache import GIB, DecodedCache
@@ -106,12 +107,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         unknown = sorted(set(split_kwargs or {}) - set(_SPLITS))
         if unknown:
             raise InputError(f"split_kwargs: expected the keys {', '.join(_SPLITS)}, got {', '.join(unknown)}")
-        if eval_batch_size < 1 or num_workers < 0:
-            raise InputError(
-                f"expected eval_batch_size >= 1 and num_workers >= 0, got {eval_batch_size} and {num_workers}"
-            )
-        if cache_gib < 0:
-            raise InputError(f"cache_gib: expected 0 (no cache) or more, got {cache_gib}")
+        check_counts(1, eval_batch_size=eval_batch_size)
+        check_counts(0, num_workers=num_workers)
+        check_numbers(cache_gib=cache_gib)
         # A parser of `int | float` may hand out 20 as 20.0, by the order in which typing caches a union.
         if isinstance(budget, float) and budget > 1 and budget.is_integer():
             budget = int(budget)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tw_seg.errors import InputError
-from tw_seg.training.run_directory import write_whole
+from tw_seg.files import write_whole
 from tw_seg.types import IGNORE_INDEX
 
 IGNORE_COLOR = (224, 224, 192)

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
+from tw_seg.arguments import check_numbers
 from tw_seg.errors import InputError
+from tw_seg.files import write_text
 from tw_seg.losses import SegmentationLoss
 from tw_seg.metrics import SegmentationMetrics, native_masks
 from tw_seg.models.backbones import read_weights
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
 from tw_seg.models.segmenter import HeatmapSegmenter
-from tw_seg.training.run_directory import run_directory, write_whole
+from tw_seg.training.run_directory import run_directory
 from tw_seg.types import Batch, SegOutput
 
 Stage = Literal["train", "val", "test"]
@@ -113,7 +115,7 @@ class SegmentationTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         class_names = [str(name) for name in class_names]
-        _check_numbers(
+        check_numbers(
             lr=lr,
             weight_decay=weight_decay,
             decoder_lr_factor=decoder_lr_factor,
@@ -314,7 +316,7 @@ class SegmentationTask(pl.LightningModule):
         self._gate = report.gate
         rank_zero_info(str(report))
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            write_whole(run_directory(self.trainer) / GATE_FILE, lambda draft: draft.write_text(report.to_json()))
+            write_text(run_directory(self.trainer) / GATE_FILE, report.to_json())
 
     def _gated(self, images: Tensor, gate: float) -> SegOutput:
         assert isinstance(self.model, HeatmapSegmenter)
@@ -420,9 +422,3 @@ def schedule(kind: str, step: int, *, warmup: int, total: int) -> float:
 
 def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-
-
-def _check_numbers(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be a finite number >= 0, got {value!r}")

@@ -111,7 +111,7 @@ def test_mask_of_another_size(root):
 
 def test_class_ids_beyond_the_class_list(root):
     data = FolderDataset(root, classes=["background", "cat"])
-    with pytest.raises(DataError, match=r"b.png: the mask holds the class ids 2, but there are 2 classes"):
+    with pytest.raises(DataError, match=r"b.png: the mask must hold class ids 0\.\.1 or 255 \(ignored\), found 2"):
         data[1]
 
 

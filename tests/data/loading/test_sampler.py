@@ -93,10 +93,10 @@ def test_iteration_keeps_the_epoch_it_began_with():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"batch_size": 0, "labelled_per_batch": 0}, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": 0, "labelled_per_batch": 0}, "batch_size must be a whole number >= 1, got 0"),
         ({"labelled_per_batch": 7}, "labelled_per_batch: expected 0 to batch_size=6, got 7"),
         ({"labelled_per_batch": -1}, "labelled_per_batch"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch: expected at least 1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be a whole number >= 1"),
         ({"labelled": 0}, "labelled: no index, but labelled_per_batch is 2"),
         ({"unlabelled": 0, "labelled_per_batch": 0}, "unlabelled: no index"),
     ],

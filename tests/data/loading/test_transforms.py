@@ -189,8 +189,8 @@ def test_shapes_are_not_distorted():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"size": 0}, "size: expected a number of pixels"),
-        ({"size": (3, 4, 5)}, "size: expected a number of pixels"),
+        ({"size": 0}, "size must be a number of pixels"),
+        ({"size": (3, 4, 5)}, "size must be a number of pixels"),
         ({"size": 8, "mean": (0.5,)}, "mean, std: expected three numbers"),
         ({"size": 8, "std": (1, 1, 0)}, "mean, std: expected three numbers"),
         ({"size": 8, "rotate": -1}, "rotate: expected 0 <= rotate"),

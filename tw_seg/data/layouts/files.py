@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
@@ -104,13 +105,7 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
             f"{path}: the mask has {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its image "
             f"{shape[0]}x{shape[1]}; they must be equal, so export the mask again at the image's size"
         )
-    if bool(np.any((mask < 0) | ((mask >= num_classes) & (mask != IGNORE_INDEX)))):
-        ids = [int(i) for i in np.unique(mask) if not 0 <= i < num_classes and i != IGNORE_INDEX]
-        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-        raise DataError(
-            f"{path}: the mask holds the class ids {shown}, but there are {num_classes} classes (0 to "
-            f"{num_classes - 1}; 255 = ignore); correct the mask or the class list"
-        )
+    check_mask_ids(mask, num_classes, name=f"{path}: the mask", error=DataError)
     return mask.astype(np.uint8)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from tw_seg.arguments import check_counts
 from tw_seg.errors import InputError
 
 
@@ -59,12 +60,9 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         steps_per_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        check_counts(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
         if not 0 <= labelled_per_batch <= batch_size:
             raise InputError(f"labelled_per_batch: expected 0 to batch_size={batch_size}, got {labelled_per_batch}")
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise InputError(f"steps_per_epoch: expected at least 1 or None, got {steps_per_epoch}")
         if labelled_per_batch and len(labelled) == 0:
             raise InputError(f"labelled: no index, but labelled_per_batch is {labelled_per_batch}; set it to 0")
         if not labelled_per_batch and len(unlabelled) == 0:

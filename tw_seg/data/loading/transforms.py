@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tw_seg.arguments import image_size
 from tw_seg.errors import InputError
 from tw_seg.types import IGNORE_INDEX
 
@@ -46,7 +47,7 @@ class EvalTransform:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        self.size = _size(size)
+        self.size = image_size(size)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean, std: expected three numbers each, std above 0, got {mean!r} and {std!r}")
         self._mean = tuple(mean)
@@ -181,10 +182,3 @@ def init_worker(worker_id: int) -> None:
 
 def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
     return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=interpolation)
-
-
-def _size(size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise InputError(f"size: expected a number of pixels or (height, width), got {size!r}")
-    return pair[0], pair[1]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tw_seg.files import file_name, next_free, write_text, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    write_whole(path, lambda draft: draft.write_text("old"))
+
+    def half(draft: Path) -> None:
+        draft.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, half)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_next_free_counts(tmp_path):
+    assert next_free(tmp_path / "config.yaml").name == "config.yaml"
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config-2.yaml").touch()
+    assert next_free(tmp_path / "config.yaml").name == "config-3.yaml"
+    (tmp_path / "run").mkdir()
+    assert next_free(tmp_path / "run").name == "run-2"
+
+
+def test_file_names_have_no_folders():
+    assert file_name("a/b\\c", ".png") == "a__b__c.png"
+
+
+def test_text_is_utf8_and_whole(tmp_path):
+    write_text(tmp_path / "new" / "a.txt", "größer\n")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "größer\n".encode()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]

@@ -1,0 +1,47 @@
+"""Files that are written whole, under names that are free and safe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that readers never see half of it: ``write`` fills a draft beside it, which is then renamed.
+
+    Args:
+        path: The file; its folders are made.
+        write: Called with the draft's path. If it raises, the draft is removed and an old file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all; see :func:`write_whole`."""
+    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def next_free(path: Path) -> Path:
+    """The path itself, or the first of ``name-2``, ``name-3`` ... (before a suffix) that does not exist."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def file_name(name: str, suffix: str) -> str:
+    """A sample's name as a file name: folders in it become part of the name.
+
+    Example:
+        >>> file_name("street/0001", ".png")
+        'street__0001.png'
+    """
+    return name.replace("/", "__").replace("\\", "__") + suffix
