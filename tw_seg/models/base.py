@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tw_seg.arguments import check_images, check_samples, class_indices
 from tw_seg.errors import InputError
-from tw_seg.models.backbones import check_encoder, create_classifier, load_strict
+from tw_seg.models.backbones import check_encoder, create_classifier
+from tw_seg.models.weights import load_strict
 from tw_seg.types import Batch, SegOutput
 
 Role = Literal["encoder", "decoder", "scale"]

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tw_seg.errors import InputError
-from tw_seg.models.backbones import TIMM_PREFIX, head_name, load_strict
+from tw_seg.models.backbones import TIMM_PREFIX
 from tw_seg.models.base import SegModel
+from tw_seg.models.weights import find_head, load_strict
 from tw_seg.types import SegOutput
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class UNet(SegModel):
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
         )
-        self.net: Any = _smp_unet(
+        self.net: Any = _create_smp_unet(
             encoder_name=encoder_name,
             in_channels=in_channels,
             classes=classes,
@@ -73,12 +74,12 @@ class UNet(SegModel):
         if encoder_weights is not None:
             # Through the classifier, so that every model starts from the very same numbers.
             classifier = self.create_classifier(encoder_weights)
-            self._warm_start(classifier.state_dict(), head_name(classifier, classes))
+            self._warm_start(classifier.state_dict(), find_head(classifier, classes))
 
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         features = self.net.encoder(images)
         mask_logits = self._decode(features, images.shape[-2:], samples)
-        logits = self._image_logits(features[-1], mask_logits, samples)
+        logits = self._make_image_logits(features[-1], mask_logits, samples)
         if not self._are_all(classes):
             mask_logits = mask_logits[:, classes]
         return SegOutput(logits, mask_logits)
@@ -93,7 +94,7 @@ class UNet(SegModel):
         with torch.random.fork_rng(devices=[]):  # its random weights are overwritten: draw them unnoticed
             classifier = self.create_classifier()
         load_strict(classifier, state, source="the classifier's state dict")
-        self._warm_start(state, head_name(classifier, self.num_classes))
+        self._warm_start(state, find_head(classifier, self.num_classes))
 
     def _add_head(self) -> None:
         """Add what makes image-level logits, if anything does."""
@@ -101,7 +102,7 @@ class UNet(SegModel):
     def _warm_start(self, state: Mapping[str, Tensor], head: str) -> None:
         """Load a complete classifier's state dict; ``head`` is the name of its last layer."""
         encoder = self.net.encoder
-        load_strict(encoder, _encoder_state(encoder, state), source="the classifier's encoder")
+        load_strict(encoder, _rename_for_encoder(encoder, state), source="the classifier's encoder")
 
     def _decode(self, features: list[Tensor], size: torch.Size, samples: Tensor | None) -> Tensor:
         """Mask logits (S, K, H, W) of the chosen samples."""
@@ -113,7 +114,7 @@ class UNet(SegModel):
         mask_logits: Tensor = self.net.segmentation_head(self.net.decoder(features))
         return mask_logits
 
-    def _image_logits(self, deepest: Tensor, mask_logits: Tensor, samples: Tensor | None) -> Tensor:
+    def _make_image_logits(self, deepest: Tensor, mask_logits: Tensor, samples: Tensor | None) -> Tensor:
         """Image-level logits (N, K)."""
         best = mask_logits.amax(dim=(2, 3))
         if samples is None:
@@ -145,12 +146,12 @@ class MultiTaskUNet(UNet):
         else:
             log.warning("The image-level head starts random: the classifier's %r does not fit it.", head)
 
-    def _image_logits(self, deepest: Tensor, mask_logits: Tensor, samples: Tensor | None) -> Tensor:
+    def _make_image_logits(self, deepest: Tensor, mask_logits: Tensor, samples: Tensor | None) -> Tensor:
         logits: Tensor = self.head(F.adaptive_avg_pool2d(deepest, 1).flatten(1))
         return logits
 
 
-def _smp_unet(
+def _create_smp_unet(
     *,
     encoder_name: str,
     in_channels: int,
@@ -198,7 +199,7 @@ def _smp_unet(
     return net
 
 
-def _encoder_state(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_for_encoder(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The classifier's state dict under the encoder's names; keys without a counterpart are left out.
 
     segmentation-models-pytorch puts "model." before timm's keys, and timm's ``features_only`` turns

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from tw_seg.arguments import class_indices
 from tw_seg.errors import InputError
-from tw_seg.models.backbones import head_name
 from tw_seg.models.base import SegModel
+from tw_seg.models.weights import find_head
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
@@ -182,7 +182,7 @@ class CAM(PostHoc):
             gate=gate,
         )
         self.layer = last_feature_map(self.classifier, in_channels)
-        self.head = head_name(self.classifier, classes)
+        self.head = find_head(self.classifier, classes)
         head = self.classifier.get_submodule(self.head)
         size = (1, in_channels, PROBE_SIZE, PROBE_SIZE)
         images = torch.randn(size, generator=torch.Generator().manual_seed(0))

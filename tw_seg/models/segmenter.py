@@ -14,8 +14,9 @@ from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
-from tw_seg.models.backbones import head_name, import_place
 from tw_seg.models.base import SegModel
+from tw_seg.models.by_name import import_object
+from tw_seg.models.weights import find_head
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
 
@@ -159,7 +160,7 @@ class HeatmapSegmenter(SegModel):
             InputError: Naming the keys that are missing, left over or of another shape.
         """
         if self.background == "constant":
-            state = _without_background(state, head_name(self.classifier, self.num_classes - 1), self.num_classes)
+            state = _without_background(state, find_head(self.classifier, self.num_classes - 1), self.num_classes)
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
@@ -204,7 +205,7 @@ def load_custom_rules(place: str) -> CustomRules:
     Raises:
         InputError: If there is none.
     """
-    found = import_place(place, "custom_rules", "'package.module:NAME' of a mapping")
+    found = import_object(place, "custom_rules", "'package.module:NAME' of a mapping")
     if not isinstance(found, Mapping):
         raise InputError(
             f"custom_rules={place!r} must be a mapping of module classes, functions or method names to rules, got "

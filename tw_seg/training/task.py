@@ -19,10 +19,10 @@ from tw_seg.errors import InputError
 from tw_seg.files import write_text
 from tw_seg.losses import SegmentationLoss
 from tw_seg.metrics import SegmentationMetrics, native_masks
-from tw_seg.models.backbones import read_weights
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
 from tw_seg.models.segmenter import HeatmapSegmenter
+from tw_seg.models.weights import read_weights
 from tw_seg.training.run_directory import run_directory
 from tw_seg.types import Batch, SegOutput
 
