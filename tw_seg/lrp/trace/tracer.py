@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
 from typing import Any
 
 import torch
@@ -335,8 +335,9 @@ class _Tracer(fx.Tracer):
         leaves: tuple[type, ...],
         defaults: Mapping[str, Any],
     ) -> None:
-        # Functions of ``math`` are not recorded: they ask for the number.
-        super().__init__(autowrap_modules=())
+        # Functions of ``math`` are not recorded: they ask for the number. Some releases of torch declare exactly one
+        # module here, so it is an empty one.
+        super().__init__(autowrap_modules=(ModuleType("empty"),))
         self.image_shape = image_shape
         self.known = known
         self.leaves = leaves
