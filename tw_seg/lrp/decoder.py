@@ -295,7 +295,7 @@ class HeatmapDecoder(nn.Module):
         if checkpointed and torch.is_grad_enabled():
             # Rows that one run has chosen must not be found by the next: both must compute the same.
             result: tuple[Tensor, ...] = checkpoint(
-                lambda c: propagate(replace(backward, chosen={}), c),
+                lambda c: propagate(backward.renew(), c),
                 seed,
                 use_reentrant=False,
                 preserve_rng_state=False,
@@ -340,7 +340,7 @@ class HeatmapDecoder(nn.Module):
 
         held: list[Tensor] = []  # so that no two storages have the same address
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            result = self._piece(replace(backward, chosen={}), classes)
+            result = self._piece(backward.renew(), classes)
         del result
         return sum(sizes.values())
 

@@ -16,9 +16,9 @@ from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.ops import FUNCTIONS
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Backward:
-    """One backward pass over a tape.
+    """One backward pass over a tape; it remembers the rows of recorded values that it has selected.
 
     Attributes:
         tape: The recorded forward run, of N images.
@@ -33,7 +33,6 @@ class Backward:
             computed where it is needed.
         segments: Where ``samples`` names the pairs of each image one after the other: the image, its first row and
             the one after its last.
-        chosen: The decoded rows of recorded values, found so far.
     """
 
     tape: Tape
@@ -45,11 +44,15 @@ class Backward:
     readouts: tuple[str, ...] = ()
     fused: Mapping[str, Tensor] = field(default_factory=dict)
     segments: tuple[tuple[int, int, int], ...] = ()
-    chosen: dict[str, Tensor] = field(default_factory=dict)
+    _selected: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # `replace` starts it anew
 
     def of(self, samples: Tensor) -> Backward:
         """The same pass for other rows of the images, one pair for each."""
-        return replace(self, samples=samples, segments=_segments(samples), chosen={})
+        return replace(self, samples=samples, segments=_segments(samples))
+
+    def renew(self) -> Backward:
+        """The same pass with nothing selected yet: what was selected may belong to another graph of autograd."""
+        return replace(self)
 
     @property
     def size(self) -> int:
@@ -74,16 +77,16 @@ class Backward:
 
     def value(self, name: str) -> Tensor:
         """The activation of a call for the decoded samples."""
-        if name not in self.chosen:
-            self.chosen[name] = channels_last(self.rows(self.tape.values[name], self.axis(name)))
-        return self.chosen[name]
+        if name not in self._selected:
+            self._selected[name] = channels_last(self.rows(self.tape.values[name], self.axis(name)))
+        return self._selected[name]
 
-    def saved(self, name: str, axis: int, see: Callable[[Tensor], Tensor]) -> Tensor:
-        """What ``see`` makes of that which was recorded for a call instead of its value, for the decoded samples."""
+    def saved(self, name: str, axis: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
+        """What was recorded for a call instead of its value, for the decoded samples, transformed."""
         key = name + "/saved"
-        if key not in self.chosen:
-            self.chosen[key] = see(self.rows(self.tape.saved[name], axis))
-        return self.chosen[key]
+        if key not in self._selected:
+            self._selected[key] = transform(self.rows(self.tape.saved[name], axis))
+        return self._selected[key]
 
     def per_image(self, name: str) -> int:
         """Rows along the batch axis of a call's value for each image: 1, or the number of windows."""

@@ -98,7 +98,7 @@ class _Phases:
         backward = self._on(leaves)
         for decode, at_maps in self.second(grads):
             with torch.enable_grad(), self.autocast():
-                maps = decode(replace(backward, chosen={}))  # no rows whose graph the last one used up
+                maps = decode(backward.renew())  # no rows whose graph the last one used up
             wanted = [(m, g) for m, g in zip(maps, at_maps, strict=True) if m.requires_grad]
             if wanted:
                 torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
