@@ -49,8 +49,8 @@ def test_each_image_covers_a_new_class_until_all_are_covered(labels_names):
 def test_order_of_the_data_set_does_not_matter(labels_names, split_seed):
     labels, names = labels_names
     shuffled = np.random.default_rng(split_seed).permutation(len(names))
-    one = select_budget(labels, names, 0.5, split_seed=split_seed)
-    other = select_budget(labels[shuffled], [names[i] for i in shuffled], 0.5, split_seed=split_seed)
+    one = select_budget(labels, names, budget_share=0.5, split_seed=split_seed)
+    other = select_budget(labels[shuffled], [names[i] for i in shuffled], budget_share=0.5, split_seed=split_seed)
     assert one == other and one.sha256 == other.sha256
 
 
@@ -123,40 +123,56 @@ def test_split_seed_alone_decides():
 
 
 def test_the_choice_is_the_same_on_every_machine_and_version():
-    # Written down once: results refer to budgets by amount and seed.
+    # Written down once: results refer to budgets by number and seed.
     labels = np.array([[1, a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)], dtype=np.float32)
     budget = select_budget(labels, [f"{i}" for i in range(8)], 4, split_seed=0)
     assert budget.names == ("7", "1", "4", "2")
-    assert budget.sha256 == "b052d7bad65b8573a4dd0725efebb0fdc84a0dc5e4c6a78d530449d9217e598f"
+    assert budget.sha256 == "afcab4a4eec0cc28f3de0ac024e6fcf40d36f3e33ee07251695d3262521e3a60"
 
 
 @pytest.mark.parametrize(
-    ("amount", "count"), [(1, 1), (30, 30), (None, 30), (1.0, 30), (0.5, 15), (0.05, 2), (0.02, 1)]
-)
-def test_amounts(amount, count):
-    labels, names = random_labels(30, 3, seed=4)
-    budget = select_budget(labels, names, amount)
-    assert len(budget.names) == count and budget.amount == amount
-
-
-@pytest.mark.parametrize(
-    ("amount", "message"),
+    ("budget", "share", "count"),
     [
-        (0, "budget is empty"),
-        (-3, "budget is empty"),
-        (31, "asks for 31 images, but only 30 have a mask"),
-        (0.001, "0.001 of 30 images rounds to none"),
-        (0.0, "share above 0 and up to 1, got 0.0"),
-        (20.0, "share above 0 and up to 1, got 20.0"),
-        (float("nan"), "share above 0"),
-        (True, "got True"),
-        ("20", "got '20'"),
+        (1, None, 1),
+        (30, None, 30),
+        (None, None, 30),
+        (None, 1.0, 30),
+        (None, 1, 30),
+        (None, 0.5, 15),
+        (None, 0.05, 2),
+        (None, 0.02, 1),
     ],
 )
-def test_bad_amounts(amount, message):
+def test_numbers_and_shares(budget, share, count):
+    labels, names = random_labels(30, 3, seed=4)
+    chosen = select_budget(labels, names, budget, budget_share=share)
+    assert len(chosen.names) == count and (chosen.budget, chosen.budget_share) == (budget, share)
+    assert chosen.names == select_budget(labels, names, count).names
+
+
+@pytest.mark.parametrize(
+    ("budget", "share", "message"),
+    [
+        (0, None, "budget is empty"),
+        (-3, None, "budget is empty"),
+        (31, None, "asks for 31 images, but only 30 have a mask"),
+        (1.0, None, "whole number of images, got 1.0; a share is a budget_share"),
+        (20.0, None, "whole number of images, got 20.0"),
+        (True, None, "got True"),
+        ("20", None, "got '20'"),
+        (None, 0.001, "0.001 of 30 images rounds to none"),
+        (None, 0.0, "above 0 and up to 1, got 0.0"),
+        (None, 20, "above 0 and up to 1, got 20; a number of images is a budget"),
+        (None, float("nan"), "share above 0"),
+        (None, True, "got True"),
+        (None, "0.5", "got '0.5'"),
+        (3, 0.5, r"a budget \(3\) or a budget_share \(0.5\), not both"),
+    ],
+)
+def test_bad_numbers_and_shares(budget, share, message):
     labels, names = random_labels(30, 3, seed=4)
     with pytest.raises(BudgetError, match=message):
-        select_budget(labels, names, amount)
+        select_budget(labels, names, budget, budget_share=share)
 
 
 def test_bad_data():
@@ -178,20 +194,26 @@ def saved(tmp_path: Path) -> tuple[LabelBudget, Path, np.ndarray, list[str]]:
     return budget, path, labels, names
 
 
-@pytest.mark.parametrize("amount", [6, 0.3, 1.0, None])
-def test_round_trip(tmp_path, amount):
+@pytest.mark.parametrize(("number", "share"), [(6, None), (None, 0.3), (None, 1.0), (None, None)])
+def test_round_trip(tmp_path, number, share):
     labels, names = random_labels(20, 3, seed=5)
-    budget = select_budget(labels, names, amount, split_seed=7)
+    budget = select_budget(labels, names, number, budget_share=share, split_seed=7)
     budget.save(tmp_path / "b.json")
     again = LabelBudget.load(tmp_path / "b.json")
-    assert again == budget and again.sha256 == budget.sha256 and type(again.amount) is type(amount)
+    assert again == budget and again.sha256 == budget.sha256
     assert os.listdir(tmp_path) == ["b.json"]
 
 
 def test_hash_covers_every_field(saved):
     budget, path, *_ = saved
     content = json.loads(path.read_text())
-    changes = {"names": content["names"][:-1], "amount": 7, "split_seed": 8, "fingerprint": "0" * 64}
+    changes = {
+        "names": content["names"][:-1],
+        "budget": 7,
+        "budget_share": 0.5,
+        "split_seed": 8,
+        "fingerprint": "0" * 64,
+    }
     for field, value in changes.items():
         path.write_text(json.dumps(content | {field: value}))
         with pytest.raises(BudgetError, match=rf"{path}.*changed after it was written"):
@@ -206,7 +228,9 @@ def test_hash_covers_every_field(saved):
         ({"names": "abc"}, "wrong type"),
         ({"names": [1]}, "wrong type"),
         ({"split_seed": "0"}, "wrong type"),
-        ({"amount": "six"}, "wrong type"),
+        ({"budget": "six"}, "wrong type"),
+        ({"budget": 6.0}, "wrong type"),
+        ({"budget_share": True}, "wrong type"),
         ({"kind": "shopping list"}, "expected a JSON object with kind"),
         ({"more": 1}, "expected the fields"),
     ],
@@ -239,7 +263,7 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        LabelBudget(("z",), 1, 0, "f").save(path)
+        LabelBudget(("z",), 1, None, 0, "f").save(path)
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
 
 

@@ -202,7 +202,7 @@ def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
 
 
 def test_image_level_training_needs_no_budget_and_reads_no_mask(tmp_path):
-    for kwargs in ({"budget": None}, {"budget": 0}, {"budget": 20}):
+    for kwargs in ({"budget": None}, {"budget": 0}, {"budget": 20}, {"budget": None, "budget_share": 0.5}):
         data = module(labelled_per_batch=0, **kwargs)
         data.setup("fit")
         assert data.budget is None
@@ -215,7 +215,7 @@ def test_image_level_training_needs_no_budget_and_reads_no_mask(tmp_path):
 
 
 def test_all_images_labelled():
-    data = module(budget=1.0)
+    data = module(budget=None, budget_share=1.0)
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == 5 and all(batch.masks.shape == (6, 32, 32) for batch in batches)
@@ -309,17 +309,28 @@ def test_hyperparameters_are_names_and_numbers(tmp_path):
     assert one.names == other.names and torch.equal(one.images, other.images)
 
 
-@pytest.mark.parametrize(("text", "budget"), [("20", 20), ("0.05", 0.05), ("1.0", 1.0), ("null", None)])
-def test_arguments_fit_into_yaml(text, budget):
+@pytest.mark.parametrize(
+    ("text", "budget", "share"),
+    [
+        ("budget: 20", 20, None),
+        ("budget: 1", 1, None),
+        ("budget_share: 0.05", None, 0.05),
+        ("budget_share: 1.0", None, 1.0),
+        ("budget_share: 1", None, 1.0),
+        ("budget: null", None, None),
+    ],
+)
+def test_arguments_fit_into_yaml(text, budget, share):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SegmentationDataModule, "data")
     config = parser.parse_string(
-        f"data:\n  dataset: voc\n  dataset_kwargs: {{root: some/where}}\n  budget: {text}\n"
+        f"data:\n  dataset: voc\n  dataset_kwargs: {{root: some/where}}\n  {text}\n"
         "  split_kwargs: {test: {split: val}}\n  size: [213, 320]\n  mean: [0.5, 0.5, 0.5]\n"
-        f"  labelled_per_batch: {0 if budget is None else 4}\n"
+        f"  labelled_per_batch: {0 if budget is share is None else 4}\n"
     )
     data = SegmentationDataModule(**config.data.as_dict())
     assert data.hparams["budget"] == budget and type(data.hparams["budget"]) is type(budget)
+    assert data.hparams["budget_share"] == share
     assert data.hparams["split_kwargs"] == {"test": {"split": "val"}}
     assert tuple(data.hparams["size"]) == (213, 320)
 
@@ -333,8 +344,20 @@ def test_arguments_fit_into_yaml(text, budget):
         ({"num_workers": -1}, InputError, "num_workers"),
         ({"cache_gib": -1.0}, InputError, "cache_gib must be a finite number >= 0"),
         ({"size": 0}, InputError, "size must be a number of pixels"),
-        ({"budget": 0}, BudgetError, r"label budget is empty \(0\), but batches have 2 labelled rows"),
-        ({"budget": None}, BudgetError, "label budget is empty"),
+        ({"budget": 0}, BudgetError, r"label budget is empty \(0 images\)"),
+        ({"budget": None}, BudgetError, "label budget is empty, but batches have labelled rows"),
+        ({"budget": 1.0}, BudgetError, "budget must be a whole number of images, got 1.0; a share is a budget_share"),
+        ({"budget_share": 0.5}, BudgetError, r"a budget \(6\) or a budget_share \(0.5\), not both"),
+        (
+            {"budget": None, "budget_share": 20},
+            BudgetError,
+            "above 0 and up to 1, got 20; a number of images is a budget",
+        ),
+        (
+            {"budget": None, "budget_share": 0.5, "budget_file": "b.json"},
+            BudgetError,
+            r"a budget_share \(0.5\) or a budget_file \(b.json\), not both",
+        ),
         ({"budget_file": "b.json"}, BudgetError, r"a budget \(6\) or a budget_file \(b.json\), not both"),
     ],
 )

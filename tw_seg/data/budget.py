@@ -15,8 +15,8 @@ import numpy as np
 from tw_seg.errors import BudgetError
 from tw_seg.files import write_text
 
-_KIND = "tw_seg label budget, version 1"
-_FIELDS = {"kind", "amount", "split_seed", "fingerprint", "names", "sha256"}
+_KIND = "tw_seg label budget, version 2"
+_FIELDS = {"kind", "budget", "budget_share", "split_seed", "fingerprint", "names", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class LabelBudget:
     Attributes:
         names: Sample names in the order in which they were chosen; a smaller budget is a prefix of a larger
             one.
-        amount: What was asked for: a number, a share, or ``None`` for all.
+        budget: The number of images that was asked for, or ``None``.
+        budget_share: The share of the images that was asked for, or ``None``; all images if neither was.
         split_seed: Seed of the choice, not of the training.
         fingerprint: `data_fingerprint` of the images that could be chosen.
     """
 
     names: tuple[str, ...]
-    amount: int | float | None
+    budget: int | None
+    budget_share: float | None
     split_seed: int
     fingerprint: str
 
@@ -65,11 +67,12 @@ class LabelBudget:
             raise BudgetError(f"{path}: expected a JSON object with kind {_KIND!r}; write one with LabelBudget.save")
         if set(content) != _FIELDS:
             raise BudgetError(f"{path}: expected the fields {sorted(_FIELDS)}, found {sorted(content)}; write it again")
-        names, amount = content["names"], content["amount"]
+        names, budget, share = content["names"], content["budget"], content["budget_share"]
         valid = (
             isinstance(names, list)
             and all(isinstance(name, str) for name in names)
-            and (amount is None or (isinstance(amount, int | float) and not isinstance(amount, bool)))
+            and (budget is None or _is_number(budget, int))
+            and (share is None or _is_number(share, float))
             and isinstance(content["split_seed"], int)
             and isinstance(content["fingerprint"], str)
         )
@@ -77,13 +80,13 @@ class LabelBudget:
             raise BudgetError(f"{path}: a field has the wrong type; write the label budget again with LabelBudget.save")
         if not names or len(set(names)) != len(names):
             raise BudgetError(f"{path}: the label budget is empty or names an image twice; select a new one")
-        budget = cls(tuple(names), amount, content["split_seed"], content["fingerprint"])
-        if budget.sha256 != content["sha256"]:
+        chosen = cls(tuple(names), budget, share, content["split_seed"], content["fingerprint"])
+        if chosen.sha256 != content["sha256"]:
             raise BudgetError(
-                f"{path}: the content has the hash {budget.sha256[:12]}..., but the file says "
+                f"{path}: the content has the hash {chosen.sha256[:12]}..., but the file says "
                 f"{str(content['sha256'])[:12]}...: it was changed after it was written; select a new budget"
             )
-        return budget
+        return chosen
 
     def indices(self, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Where the budget's images are in a data set.
@@ -116,7 +119,8 @@ class LabelBudget:
     def _content(self) -> dict[str, object]:
         return {
             "kind": _KIND,
-            "amount": self.amount,
+            "budget": self.budget,
+            "budget_share": self.budget_share,
             "split_seed": self.split_seed,
             "fingerprint": self.fingerprint,
             "names": list(self.names),
@@ -136,7 +140,12 @@ def data_fingerprint(labels: np.ndarray, names: Sequence[str]) -> str:
 
 
 def select_budget(
-    labels: np.ndarray, names: Sequence[str], amount: int | float | None, *, split_seed: int = 0
+    labels: np.ndarray,
+    names: Sequence[str],
+    budget: int | None = None,
+    *,
+    budget_share: float | None = None,
+    split_seed: int = 0,
 ) -> LabelBudget:
     """Choose the images whose masks may be used, stratified by class.
 
@@ -152,12 +161,12 @@ def select_budget(
         labels: Image-level multi-hot labels of the images to choose from, shape (N, K); column 0 (background)
             is ignored.
         names: The N sample names, unique.
-        amount: Number of images (int), share of the N images (float, above 0 and up to 1) or ``None`` for
-            all.
+        budget: Number of images; ``None`` for all, or as many as ``budget_share`` says.
+        budget_share: Share of the N images instead, above 0 and up to 1.
         split_seed: Seed of the choice.
 
     Raises:
-        BudgetError: If the budget is empty, larger than the data, or no number or share.
+        BudgetError: If the budget is empty or larger than the data, or both a number and a share are given.
 
     Example:
         >>> labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]])
@@ -169,35 +178,55 @@ def select_budget(
         raise BudgetError(f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}")
     if len(set(names)) != len(names):
         raise BudgetError("sample names are not unique; a label budget needs one name for each image")
-    count = _count(amount, len(names))
+    count = _count(budget, budget_share, len(names))
     order = _ordering(labels[:, 1:] > 0, names, split_seed, count)
-    return LabelBudget(tuple(names[i] for i in order), amount, split_seed, data_fingerprint(labels, names))
+    fingerprint = data_fingerprint(labels, names)
+    return LabelBudget(tuple(names[i] for i in order), budget, budget_share, split_seed, fingerprint)
 
 
-def _count(amount: int | float | None, available: int) -> int:
+def check_budget(budget: int | None, budget_share: float | None) -> None:
+    """Check that a number of images and a share are what they say, and not both given.
+
+    Raises:
+        BudgetError: Says which is wrong.
+    """
+    if budget is not None and budget_share is not None:
+        raise BudgetError(f"give a budget ({budget!r}) or a budget_share ({budget_share!r}), not both")
+    if budget is not None:
+        if not _is_number(budget, int):
+            raise BudgetError(f"budget must be a whole number of images, got {budget!r}; a share is a budget_share")
+        if budget < 1:
+            raise BudgetError(f"the label budget is empty ({budget} images); ask for at least 1")
+    if budget_share is not None and not (_is_number(budget_share, float) and 0 < budget_share <= 1):
+        raise BudgetError(
+            f"budget_share must be a share above 0 and up to 1, got {budget_share!r}; a number of images is a budget"
+        )
+
+
+def _count(budget: int | None, budget_share: float | None, available: int) -> int:
+    check_budget(budget, budget_share)
     if available == 0:
         raise BudgetError("no image has a mask; a label budget needs at least one")
-    if amount is None:
-        return available
-    if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise BudgetError(f"expected a label budget as a number, a share or null (all), got {amount!r}")
-    if isinstance(amount, int):
-        if amount < 1:
-            raise BudgetError(f"the label budget is empty ({amount} images); ask for at least 1, or null for all")
-        if amount > available:
+    if budget is not None:
+        if budget > available:
             raise BudgetError(
-                f"the label budget asks for {amount} images, but only {available} have a mask; ask for at "
-                f"most {available}, or null for all"
+                f"the label budget asks for {budget} images, but only {available} have a mask; ask for at "
+                f"most {available}"
             )
-        return amount
-    if not 0 < amount <= 1:
-        raise BudgetError(
-            f"expected a share above 0 and up to 1, got {amount!r}; a number of images has no decimal point"
-        )
-    count = int(amount * available + 0.5)
+        return budget
+    if budget_share is None:
+        return available
+    count = int(budget_share * available + 0.5)
     if count == 0:
-        raise BudgetError(f"the label budget is empty: {amount!r} of {available} images rounds to none; ask for more")
+        raise BudgetError(
+            f"the label budget is empty: a share of {budget_share!r} of {available} images rounds to none; ask for more"
+        )
     return count
+
+
+def _is_number(value: object, kind: type[int] | type[float]) -> bool:
+    """Whether a value is a whole number, or any number; True is no number."""
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
 
 
 def _ordering(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.data import DATASETS
-from tw_seg.data.budget import LabelBudget, select_budget
+from tw_seg.data.budget import LabelBudget, check_budget, select_budget
 from tw_seg.data.loading.cache import GIB, DecodedCache
 from tw_seg.data.loading.collate import EvalItems, SegmentationData, TrainItems, collate
 from tw_seg.data.loading.sampler import ResumableLoader, SemiSupervisedBatchSampler
@@ -46,9 +46,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         split_kwargs: For ``"train"``, ``"val"``, ``"test"`` or ``"predict"``: arguments that add to, or
             replace, ``dataset_kwargs``; ``split`` too (predict uses the split ``"val"`` unless told
             otherwise).
-        budget: Number (int) or share (float, 1.0 for all) of the training images with a mask whose mask is
-            used. Needed, or a ``budget_file``, unless ``labelled_per_batch`` is 0.
-        budget_file: A label budget to use again, instead of ``budget``.
+        budget: How many of the training images with a mask have their mask used. One of this and the next two is
+            needed, unless ``labelled_per_batch`` is 0.
+        budget_share: The same as a share of them, above 0 and up to 1 (all).
+        budget_file: A label budget to use again.
         split_seed: Seed of the budget's choice, apart from ``seed``.
         batch_size: Images in a training batch.
         labelled_per_batch: How many of them come with their mask; 0 for image-level pre-training: no mask is
@@ -81,7 +82,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset_kwargs: dict[str, Any] | None = None,
         *,
         split_kwargs: dict[str, dict[str, Any]] | None = None,
-        budget: int | float | None = None,
+        budget: int | None = None,
+        budget_share: float | None = None,
         budget_file: str | None = None,
         split_seed: int = 0,
         batch_size: int = 32,
@@ -110,16 +112,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         check_counts(1, eval_batch_size=eval_batch_size)
         check_counts(0, num_workers=num_workers)
         check_numbers(cache_gib=cache_gib)
-        # A parser of `int | float` may hand out 20 as 20.0, by the order in which typing caches a union.
-        if isinstance(budget, float) and budget > 1 and budget.is_integer():
-            budget = int(budget)
-        if budget is not None and budget_file is not None:
-            raise BudgetError(f"give a budget ({budget}) or a budget_file ({budget_file}), not both")
-        if labelled_per_batch > 0 and budget_file is None and (budget is None or budget <= 0):
-            raise BudgetError(
-                f"the label budget is empty ({budget}), but batches have {labelled_per_batch} labelled rows; "
-                "give a budget (1.0 for all masks) or a budget_file, or set labelled_per_batch=0 for no masks"
-            )
+        if labelled_per_batch > 0:
+            _check_budget(budget, budget_share, budget_file)
         self.save_hyperparameters()
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
@@ -220,7 +214,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _choose_budget(self) -> LabelBudget:
         names, labels, _ = self._with_mask()
         if self.hparams["budget_file"] is None:
-            return select_budget(labels, names, self.hparams["budget"], split_seed=self.hparams["split_seed"])
+            chosen = {name: self.hparams[name] for name in ("budget", "budget_share", "split_seed")}
+            return select_budget(labels, names, **chosen)
         budget = LabelBudget.load(self.hparams["budget_file"])
         try:
             budget.indices(labels, names)
@@ -263,3 +258,15 @@ class SegmentationDataModule(pl.LightningDataModule):
             # Pinned memory is locked: only worth it for a copy to a GPU that overlaps with computing.
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
+
+
+def _check_budget(budget: int | None, share: float | None, file: str | None) -> None:
+    check_budget(budget, share)
+    if file is not None and not budget is share is None:
+        given = f"budget ({budget})" if share is None else f"budget_share ({share})"
+        raise BudgetError(f"give a {given} or a budget_file ({file}), not both")
+    if budget is share is file is None:
+        raise BudgetError(
+            "the label budget is empty, but batches have labelled rows; give a budget, a budget_share (1.0 for all "
+            "masks) or a budget_file, or set labelled_per_batch=0 for no masks"
+        )
