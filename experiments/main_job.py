@@ -25,7 +25,7 @@ import torch
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.files import next_free, write_text, write_whole
-from tw_seg.metrics import native_masks
+from tw_seg.metrics import predict_masks
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
 from tw_seg.training.task import SegmentationTask
@@ -155,7 +155,7 @@ def _predict(run_dir: Path, images: torch.Tensor) -> SegOutput:
 
 
 def _masks(output: SegOutput, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    return [mask.numpy() for mask in native_masks(output.mask_logits, [(int(h), int(w)) for h, w in sizes])]
+    return [mask.numpy() for mask in predict_masks(output.mask_logits, [(int(h), int(w)) for h, w in sizes])]
 
 
 def _picture(path, samples, masks, heatmaps, class_names) -> None:  # type: ignore[no-untyped-def]

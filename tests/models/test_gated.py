@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from tests.models.contract import ENCODER, randomise
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.metrics import native_masks
+from tw_seg.metrics import predict_masks
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GATES, GatedSegmenter, GateReport, calibrate_gate, floor, nested_confusions, passing
 from tw_seg.models.segmenter import HeatmapSegmenter
@@ -105,12 +105,12 @@ def test_no_argmax_takes_a_class_behind_the_gate(images: Tensor, size: tuple[int
     model = create()
     gate = middle_gate(model, images)
     output = GatedSegmenter(model, gate)(images)
-    masks = native_masks(output.mask_logits, [size] * 5)
+    masks = predict_masks(output.mask_logits, [size] * 5)
     for mask, row in zip(masks, passing(output.logits, gate), strict=True):
         assert mask.shape == size
         assert row[mask.unique()].all()
     only = torch.where(passing(output.logits, gate)[:, :, None, None], model(images).mask_logits, -1e9)
-    assert all(torch.equal(a, b) for a, b in zip(masks, native_masks(only, [size] * 5), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(masks, predict_masks(only, [size] * 5), strict=True))
     assert output.mask_logits.isfinite().all()
     behind = ~passing(output.logits, gate)
     assert not output.mask_logits.softmax(1)[behind].any()
@@ -229,7 +229,7 @@ def batches(model: HeatmapSegmenter, *, count: int = 2) -> list[Batch]:
     for _ in range(count):
         images = torch.randn(4, 3, 33, 47, generator=generator)
         labelled = torch.tensor([0, 2, 3])
-        masks = native_masks(model(images.double(), samples=labelled).mask_logits, [(20, 30), (33, 47), (50, 41)])
+        masks = predict_masks(model(images.double(), samples=labelled).mask_logits, [(20, 30), (33, 47), (50, 41)])
         for mask in masks:
             mask[: len(mask) // 4] = torch.randint(0, K, mask[: len(mask) // 4].shape, generator=generator)
             mask[-len(mask) // 4 :] = IGNORE_INDEX
@@ -251,7 +251,7 @@ def brute_force(model: HeatmapSegmenter, data: Sequence[Batch], gate: float) -> 
     predicted, true, decoded = [], [], []
     for batch in data:
         output = GatedSegmenter(model, gate)(batch.images.double()[batch.labelled])
-        predicted += [m.flatten() for m in native_masks(output.mask_logits, batch.native_masks)]
+        predicted += [m.flatten() for m in predict_masks(output.mask_logits, batch.native_masks)]
         true += [m.flatten() for m in batch.native_masks]
         decoded += [1 + int((row[1:].sigmoid() >= gate).sum()) for row in output.logits]
     miou = multiclass_jaccard_index(
@@ -313,7 +313,7 @@ def test_confusions_of_an_image_are_those_of_sklearn(images: Tensor) -> None:
     found = nested_confusions(output.mask_logits[0], mask, output.logits[0], passing(output.logits[0], gates[:, None]))
     for gate, confusion in zip(gates.tolist(), found, strict=True):
         gated = GatedSegmenter(model, min(max(gate, 0), 1))(images[:1])
-        predicted = native_masks(gated.mask_logits, [mask])[0]
+        predicted = predict_masks(gated.mask_logits, [mask])[0]
         kept = mask != IGNORE_INDEX
         expected = confusion_matrix(mask[kept], predicted[kept], labels=range(K))
         assert confusion.tolist() == expected.tolist()

@@ -16,7 +16,7 @@ from tests.cli.test_lightning import CONFIG
 from tests.training.tiny import TinyData, make_batch, make_task, make_trainer
 from tw_seg.cli.lightning import main, run
 from tw_seg.errors import InputError
-from tw_seg.metrics import native_masks
+from tw_seg.metrics import predict_masks
 from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, passing
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
@@ -37,7 +37,7 @@ def data() -> TinyData:
 def expected_masks(task: SegmentationTask, batches: Sequence[Batch], gate: float) -> list[torch.Tensor]:
     gated = GatedSegmenter(task.model, gate)
     with torch.no_grad():
-        return [mask for batch in batches for mask in native_masks(gated(batch.images).mask_logits, batch.sizes)]
+        return [mask for batch in batches for mask in predict_masks(gated(batch.images).mask_logits, batch.sizes)]
 
 
 def test_predict_finds_a_gate_uses_it_and_writes_it_down(tmp_path, data, caplog):
@@ -159,7 +159,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, caplog):
     cli = run(["predict", *again])
     assert GateReport(**json.loads(Path("run/gate.json").read_text())) == report
     model, batch = cli.model.model.eval(), next(iter(cli.datamodule.predict_dataloader()))
-    masks = native_masks(GatedSegmenter(model, report.gate)(batch.images).mask_logits, batch.sizes)
+    masks = predict_masks(GatedSegmenter(model, report.gate)(batch.images).mask_logits, batch.sizes)
     for name, mask in zip(batch.names, masks, strict=True):
         with Image.open(f"run/predictions/masks/{name}.png") as picture:
             assert np.array_equal(np.asarray(picture), mask.numpy())

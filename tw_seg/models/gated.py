@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
-from tw_seg.metrics import iou_per_class
+from tw_seg.metrics import confusion_matrix, mean_iou
 from tw_seg.models.base import SegModel
 from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
@@ -219,7 +218,7 @@ def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 
             f"a gate is calibrated on labelled pixels, found none in {images} images with masks: give a loader of "
             "validation images with masks that are not all ignored"
         )
-    miou = torch.stack([iou_per_class(one).nanmean() for one in confusions]).double()
+    miou = mean_iou(confusions).double()
     allowed = ((miou - miou[0]).abs() <= tolerance).long().cumprod(0)
     best = int(allowed.sum()) - 1
     return GateReport(
@@ -252,17 +251,16 @@ def nested_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes:
         InputError: The mask holds an id that is neither a class nor 255.
     """
     k = len(logits)
-    check_mask_ids(mask, k)
     kept = mask != IGNORE_INDEX
     truth = mask[kept]
     scores = resize_logits(mask_logits[None], mask.shape)[0][:, kept]
     best, winner = scores[BACKGROUND], torch.full_like(truth, BACKGROUND)
-    counts = [_confusion(truth, winner, k)]
+    counts = [confusion_matrix(truth, winner, k)]
     for label in _by_probability(logits):
         # Of equal scores the first class wins, as in an argmax.
         wins = (scores[label] > best) | ((scores[label] == best) & (label < winner))
         best, winner = torch.where(wins, scores[label], best), winner.masked_fill(wins, label)
-        counts.append(_confusion(truth, winner, k))
+        counts.append(confusion_matrix(truth, winner, k))
     return torch.stack(counts)[passes.sum(1) - 1]
 
 
@@ -270,10 +268,6 @@ def _by_probability(logits: Tensor) -> list[int]:
     """The object classes, the most probable first."""
     order = logits.double().sigmoid().argsort(descending=True, stable=True).tolist()
     return [label for label in order if label != BACKGROUND]
-
-
-def _confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    return torch.bincount(truth * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
 def _check_mode(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from tw_seg.arguments import class_indices
 from tw_seg.errors import InputError
+from tw_seg.metrics import mean_iou
 from tw_seg.models.base import SegModel
 from tw_seg.models.weights import find_head
 from tw_seg.resize import resize_maps
@@ -124,7 +125,7 @@ class PostHoc(SegModel):
             counts += torch.bincount(index, minlength=len(counts))
         if not counts.any():
             raise InputError("calibrate needs at least one labelled pixel; give it labelled training batches.")
-        scores_per_threshold = _mean_iou(counts.view(k, k, len(grid) + 1))
+        scores_per_threshold = mean_iou(_confusions(counts.view(k, k, len(grid) + 1)).double())
         index_of_best = int(scores_per_threshold.argmax())
         self.threshold.fill_(float(grid[index_of_best]))
         return float(scores_per_threshold[index_of_best])
@@ -303,14 +304,10 @@ def _run_with_output(classifier: nn.Module, layer: str, images: Tensor) -> tuple
     return kept[-1], logits
 
 
-def _mean_iou(counts: Tensor) -> Tensor:
-    """Mean IoU for every threshold from counts (true class, best foreground class, thresholds exceeded)."""
-    per_bin = counts.to(torch.float64)
-    # At threshold j a pixel is foreground if it exceeds more than j thresholds.
-    above = per_bin.flip(2).cumsum(2).flip(2)[:, :, 1:]
-    confusion = above.clone()
-    confusion[:, BACKGROUND] += per_bin.sum(dim=(1, 2))[:, None] - above.sum(dim=1)
-    hits = confusion.diagonal(dim1=0, dim2=1).T
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    present = union > 0
-    return (hits / union.clamp_min(1)).sum(0) / present.sum(0).clamp_min(1)
+def _confusions(counts: Tensor) -> Tensor:
+    """Confusion matrices (T, K, K) by threshold, from counts (true class, best object class, thresholds exceeded)."""
+    # At threshold j a pixel is an object's if it exceeds more than j thresholds.
+    above = counts.flip(2).cumsum(2).flip(2)[:, :, 1:]
+    confusions = above.clone()
+    confusions[:, BACKGROUND] += counts.sum(dim=(1, 2))[:, None] - above.sum(dim=1)
+    return confusions.permute(2, 0, 1)

@@ -18,7 +18,7 @@ from tw_seg.arguments import check_numbers
 from tw_seg.errors import InputError
 from tw_seg.files import write_text
 from tw_seg.losses import SegmentationLoss
-from tw_seg.metrics import SegmentationMetrics, native_masks
+from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
 from tw_seg.models.segmenter import HeatmapSegmenter
@@ -195,7 +195,7 @@ class SegmentationTask(pl.LightningModule):
         output = self(batch.images) if self._gate is None else self._gated(batch.images, self._gate)
         height, width = batch.images.shape[2:]
         sizes = batch.sizes or ((height, width),) * len(batch.images)
-        masks = native_masks(output.mask_logits, sizes[: len(output.mask_logits)])
+        masks = predict_masks(output.mask_logits, sizes[: len(output.mask_logits)])
         return Prediction(batch.names, tuple(masks), output.logits.float().sigmoid())
 
     def on_validation_epoch_end(self) -> None:
@@ -337,7 +337,7 @@ class SegmentationTask(pl.LightningModule):
 
     def _update_masks(self, name: str, batch: Batch, output: SegOutput) -> None:
         scored = _scored(batch, output)
-        masks = native_masks(output.mask_logits, scored.native_masks)
+        masks = predict_masks(output.mask_logits, scored.native_masks)
         self._metrics(name).update_masks(masks, scored.native_masks)
 
     def _loss(self, stage: Stage, batch: Batch, output: SegOutput) -> Tensor:

@@ -1,13 +1,10 @@
-"""Metrics: data-set level pixel scores at native mask resolution; image-level scores without the background.
+"""The metrics of one stage, kept over a data set: a stateful shell over torchmetrics.
 
-Pure functions of a confusion matrix or of scores, and one stateful shell over torchmetrics. All pixel scores
-come from one confusion matrix of the whole data set (never an average over images), without ignored pixels.
+Pixel scores come from one confusion matrix of the whole data set, at native mask size (never an average over images);
+see :mod:`tw_seg.metrics.confusion`. Image-level scores leave out the background.
 
-A class is absent if neither a mask nor a prediction holds a single pixel of it. torchmetrics gives it weight
-0 in the macro average (``_jaccard_index_reduce``), so ``miou`` and ``dice`` are means over the classes that
-occur in masks or predictions, as ``sklearn.metrics.jaccard_score(average="macro")`` has it without a list of
-labels. A class that is predicted but in no mask counts as 0. Per class, an absent class is NaN here
-(torchmetrics says 0, which reads like a failure). If no pixel is labelled at all, every pixel score is NaN.
+torchmetrics gives an absent class the weight 0 in a macro average, as the mean over the classes that occur has it here.
+Per class it says 0, which reads like a failure; here it is NaN. If no pixel is labelled, every pixel score is NaN.
 """
 
 from __future__ import annotations
@@ -28,52 +25,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
-from tw_seg.resize import resize_logits
+from tw_seg.metrics.confusion import dice_per_class, iou_per_class, pixel_accuracy
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
-
-
-def native_masks(mask_logits: Tensor, native_masks: Sequence[Tensor | tuple[int, int]]) -> list[Tensor]:
-    """Predicted masks at native resolution: the logits are resized bilinearly, then comes the argmax.
-
-    Args:
-        mask_logits: Logits, shape (L, K, H, W), any float type.
-        native_masks: The L native masks, each (h, w), of which only the size is used, or those sizes.
-
-    Returns:
-        L masks of class indices, int64, each (h, w).
-
-    Raises:
-        InputError: The numbers differ.
-
-    Example:
-        >>> logits = torch.tensor([[[[2.0, -2.0]], [[0.0, 0.0]]]])  # class 0 left, class 1 right
-        >>> native_masks(logits, [(1, 4)])
-        [tensor([[0, 0, 1, 1]])]
-    """
-    if len(mask_logits) != len(native_masks):
-        raise InputError(
-            f"expected one native mask per row of mask_logits, got {len(native_masks)} for {len(mask_logits)}"
-        )
-    sizes = [tuple(mask.shape[-2:]) if isinstance(mask, Tensor) else tuple(mask) for mask in native_masks]
-    if len(set(sizes)) == 1:
-        return list(resize_logits(mask_logits, sizes[0]).argmax(dim=1))
-    return [resize_logits(row[None], size).argmax(dim=1)[0] for row, size in zip(mask_logits, sizes, strict=True)]
-
-
-def iou_per_class(confusion: Tensor) -> Tensor:
-    """Intersection over union of each class, shape (K,), NaN if absent; ``confusion[t, p]`` counts pixels."""
-    hits = confusion.diag()
-    return _ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
-
-
-def dice_per_class(confusion: Tensor) -> Tensor:
-    """Dice (F1) of each class, shape (K,), NaN if absent; ``confusion[t, p]`` counts pixels."""
-    return _ratio(2 * confusion.diag(), confusion.sum(0) + confusion.sum(1))
-
-
-def pixel_accuracy(confusion: Tensor) -> Tensor:
-    """Share of labelled pixels whose class is right; ``confusion[t, p]`` counts pixels."""
-    return _ratio(confusion.diag().sum(), confusion.sum())
 
 
 class SegmentationMetrics(nn.Module):
@@ -130,7 +83,7 @@ class SegmentationMetrics(nn.Module):
             if prediction.shape != mask.shape:
                 raise InputError(
                     f"a predicted mask {tuple(prediction.shape)} has another size than its mask "
-                    f"{tuple(mask.shape)}: predict with native_masks(mask_logits, batch.native_masks)"
+                    f"{tuple(mask.shape)}: predict with predict_masks(mask_logits, batch.native_masks)"
                 )
         if not masks:
             return
@@ -199,9 +152,4 @@ class _MacroF1(MultilabelF1Score):
 
     def compute(self) -> Tensor:
         tp, fp, fn = (dim_zero_cat(state) for state in (self.tp, self.fp, self.fn))
-        return _ratio(2 * tp, 2 * tp + fp + fn).nanmean()
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """Quotient of counts in single precision; NaN for 0 / 0."""
-    return part.float() / whole.float()
+        return ((2 * tp).float() / (2 * tp + fp + fn).float()).nanmean()
