@@ -48,7 +48,7 @@ def environment(python: str, *requirements: str) -> Iterator[Run]:
             return status
 
         subprocess.run([find_python(python), "-m", "venv", folder], check=True)
-        if run("pip", "install", "-q", "--no-cache-dir", "-e", ".[baselines,dev]", *requirements):
+        if run("pip", "install", "-q", "--no-cache-dir", "--no-compile", "-e", ".[baselines,dev]", *requirements):
             raise SystemExit("installing failed")
         run(
             "python",

@@ -394,9 +394,8 @@ def test_compile(arguments: dict[str, Any], training: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "resnet10t"])
-def test_compile_standard_nets(name: str) -> None:
-    compiled_equals_eager(HeatmapDecoder(nets.create(name)), nets.images(name), "aot_eager", 1e-10)
+def test_compile_a_standard_net() -> None:  # others, for shapes that vary: tests/lrp/test_compile.py
+    compiled_equals_eager(HeatmapDecoder(nets.create("resnet18")), nets.images("resnet18"), "aot_eager", 1e-10)
 
 
 @pytest.mark.slow
