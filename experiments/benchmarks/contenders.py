@@ -121,13 +121,15 @@ def segmenter(case: Case, published: Path | None, *, name: str = "heatmap", **op
 
 
 def ours(
-    case: Case, published: Path | None, *, chunked: bool = False, within_budget: bool = False, **options: Any
+    case: Case, published: Path | None, *, chunked: bool = False, within_budget: bool = False, **schedule: Any
 ) -> Contender:
     """The heatmap segmenter: exact LRP-epsilon with epsilon 0, read at the input."""
-    chunk: dict[str, Any] = {"chunk_size": case.chunk_size} if chunked else {}
+    if chunked:
+        schedule["chunk_size"] = case.chunk_size
     if within_budget:
-        chunk = {"memory_budget": case.memory_budget}
-    return segmenter(case, published, composite="epsilon", composite_kwargs={"epsilon": 0.0}, **chunk, **options)
+        schedule["memory_budget"] = case.memory_budget
+    options = {"composite": "epsilon", "composite_kwargs": {"epsilon": 0.0}, "schedule": schedule}
+    return segmenter(case, published, **options)
 
 
 def plain_classifier(case: Case) -> nn.Module:
@@ -229,7 +231,7 @@ TRAINING: Mapping[str, Build] = {
     "ours, untied": partial(ours, tie_weights=False),
     "ours, memory budget": partial(ours, within_budget=True),
     "ours, recompute": partial(ours, chunked=True, recompute=True),
-    "ours, two-phase": partial(ours, chunked=True, skip=0.0),
+    "ours, two-phase": partial(ours, chunked=True, gradient_threshold=0.0),
     "published, per class": partial(published_step, per_class=True),
     "published, all at once": partial(published_step, per_class=False),
     "double backpropagation": double_backpropagation,

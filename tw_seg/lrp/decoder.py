@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.errors import InputError
@@ -17,13 +15,11 @@ from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
-from tw_seg.lrp.decode.plan import Plan, Plans
-from tw_seg.lrp.decode.propagate import no_heatmaps, propagate
-from tw_seg.lrp.decode.recompute import Decode, recomputed
-from tw_seg.lrp.decode.schedule import Piece, cut, where_recomputed, within, without_fresh_pages
-from tw_seg.lrp.decode.two_phase import two_phase
+from tw_seg.lrp.decode.pieces import decode_as_scheduled
+from tw_seg.lrp.decode.plan import Plan, Plans, count_image_axes
+from tw_seg.lrp.decode.propagate import propagate
+from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
 from tw_seg.lrp.decode.weights import copy_weights, find_weights, name_weights
-from tw_seg.lrp.ops.linear import fuse_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.tracer import default_image_shape
@@ -61,18 +57,8 @@ class HeatmapDecoder(nn.Module):
         read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
             name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
         seed: Name of a seed in ``tw_seg.lrp.seeds.SEEDS``.
-        chunk_size: Classes decoded at once; ``None``: as many as ``memory_budget`` allows and, on a CPU, as keep
-            within reusable memory; fewer where they are recomputed. Changes memory and time, not results.
-        recompute: Recompute each chunk in the backward pass instead of keeping its activations: memory does not
-            grow with the number of classes, at the cost of one more decode. Heatmaps that are recomputed cannot be
-            differentiated twice.
-        memory_budget: Memory in GiB that a decode may take besides the classifier's own activations, ``None`` for
-            any. It sets the chunk size, and recomputes the chunks whose activations do not fit. An aim, not a limit:
-            one pair at least is decoded at once. Not together with ``chunk_size``.
-        skip: Train in two phases: decode without a graph, and in the backward pass decode again only the (sample,
-            class) pairs whose largest absolute loss gradient exceeds ``skip`` times the largest of all. 0.0 is
-            exact; :func:`tw_seg.lrp.conservation.diagnose.skipping` reports the error of others. Cannot be
-            differentiated twice, and not together with ``recompute``.
+        schedule: What a decode may take in memory and time, see :class:`tw_seg.lrp.Schedule`: as such, or by its
+            names and numbers, for example ``{"memory_budget": 0.5}``.
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
         custom_rules: Rules of your own for module classes, functions or methods, see ``docs/custom_rule.md``.
@@ -105,26 +91,11 @@ class HeatmapDecoder(nn.Module):
         composite_kwargs: dict[str, Any] | None = None,
         read_out: str | float | Sequence[str | float] = "input",
         seed: str = "logit",
-        chunk_size: int | None = None,
-        recompute: bool = False,
-        memory_budget: float | None = None,
-        skip: float | None = None,
+        schedule: Schedule | Mapping[str, Any] | None = None,
         image_size: tuple[int, int] | None = None,
         custom_rules: CustomRules | None = None,
     ) -> None:
         super().__init__()
-        if chunk_size is not None and chunk_size < 1:
-            raise InputError(f"chunk_size must be at least 1 class, or None to have it chosen, got {chunk_size}")
-        if memory_budget is not None and (chunk_size is not None or not 0 < memory_budget < math.inf):
-            raise InputError(
-                f"memory_budget must be a number of GiB > 0, and chunk_size be left out, got {memory_budget!r} and "
-                f"chunk_size={chunk_size!r}"
-            )
-        if skip is not None and (recompute or not 0 <= skip < 1):
-            raise InputError(
-                f"skip must be within 0..1, and recompute be left out as it recomputes anyway, got {skip!r} and "
-                f"recompute={recompute!r}"
-            )
         self.classifier = classifier
         self.seed = create_seed(seed)
         self.composite = create_composite(composite, composite_kwargs)
@@ -132,11 +103,8 @@ class HeatmapDecoder(nn.Module):
             head = Assign(HEAD_RULES[seed], ("convolution", "dense"), depth=(1.0, 1.0))
             self.composite = replace(self.composite, overrides=(head, *self.composite.overrides))
         self.tie_weights = tie_weights
-        self.chunk_size = chunk_size
-        self.recompute = recompute
-        self.memory_budget = memory_budget
-        self.skip = skip
-        self._graph_rows: dict[tuple[Any, ...], float] = {}
+        self.schedule = create_schedule(schedule)
+        self._memory = GraphMemory()
         places = (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
         shape = default_image_shape(classifier)
         if image_size is not None:
@@ -145,7 +113,7 @@ class HeatmapDecoder(nn.Module):
         plans = self._plans.add(classifier, self.composite, shape)
         if missing := self.composite.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
-        self._image_axes = _image_axes(plans[0].graph)
+        self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
 
     @property
@@ -239,110 +207,8 @@ class HeatmapDecoder(nn.Module):
 
     def _decode(self, backward: Backward, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
-        logits = backward.tape.logits
-        if len(classes) == 0 or backward.size == 0:
-            readouts = no_heatmaps(backward, len(classes))
-        elif torch.compiler.is_compiling() and self.chunk_size is None:
-            # The compiler plans memory itself, and a loop over pieces would be written out.
-            readouts = self._piece(backward, classes, checkpointed=self.recompute)
-        elif self.skip is not None and torch.is_grad_enabled():
-            rows = self._rows(backward, classes)[0]
-            backward = replace(backward, fused=fuse_weights(backward, rows))
-            index = classes if classes.ndim == 2 else classes.unsqueeze(1).expand(-1, backward.size)
-            readouts = two_phase(
-                self._pieces,
-                backward,
-                index,
-                rows=rows,
-                skip=self.skip,
-            )
-        else:
-            readouts = self._pieces(backward, classes)
-        return Decoded(logits, readouts[0], readouts)
-
-    def _pieces(self, backward: Backward, classes: Tensor) -> tuple[Tensor, ...]:
-        """Decode a piece at a time."""
-        rows, kept = self._rows(backward, classes)
-        every = backward.size * len(classes)
-        if not backward.fused and rows < every:
-            # Of a piece that is recomputed nothing stays, so a factor on its coefficients costs no memory.
-            backward = replace(
-                backward, fused=fuse_weights(backward, every if kept == math.inf else max(rows, int(kept)))
-            )
-        pieces = cut(backward.size, len(classes), rows, kept)
-        # A compiler recomputes by itself; it does not know functions with a backward pass of their own.
-        eager = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        later = [piece for piece in pieces if piece.recompute and eager]
-        groups: dict[int, Backward] = {}  # the classes of the same samples share their rows
-        maps = []
-        for piece in pieces[: len(pieces) - len(later)]:
-            first = piece.samples.start
-            if first not in groups:
-                groups[first] = _of_samples(backward, piece.samples)
-            maps.append(self._piece(groups[first], _of_classes(classes, piece), checkpointed=piece.recompute))
-
-        def alone(piece: Piece) -> Decode:
-            return lambda backward: self._piece(_of_samples(backward, piece.samples), _of_classes(classes, piece))
-
-        maps += recomputed([alone(piece) for piece in later], backward)
-        joined: dict[int, list[tuple[Tensor, ...]]] = {}
-        for piece, found in zip(pieces, maps, strict=True):
-            joined.setdefault(piece.samples.start, []).append(found)
-        return _join([_join(of_some, 1) for of_some in joined.values()], 0)
-
-    def _piece(self, backward: Backward, classes: Tensor, *, checkpointed: bool = False) -> tuple[Tensor, ...]:
-        seed = self.seed(backward.value(backward.tape.graph.output), classes)
-        if checkpointed and torch.is_grad_enabled():
-            # Rows that one run has chosen must not be found by the next: both must compute the same.
-            result: tuple[Tensor, ...] = checkpoint(
-                lambda c: propagate(backward.renew(), c),
-                seed,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            return result
-        return propagate(backward, seed)
-
-    def _rows(self, backward: Backward, classes: Tensor) -> tuple[int, float]:
-        """(sample, class) pairs decoded at once, and pairs that need not be recomputed."""
-        every = backward.size * len(classes)
-        kept = 0.0 if self.recompute else math.inf
-        if self.chunk_size is not None:
-            of_each = backward.size if len(classes) > 1 else backward.tape.images.shape[0]
-            return self.chunk_size * of_each, kept
-        if self.memory_budget is None:
-            again = self.recompute or self.skip is not None
-            return int(min(where_recomputed(backward) if again else without_fresh_pages(backward), every)), kept
-        rows, kept = within(
-            self.memory_budget * 2**30, self._graph_row(backward) if torch.is_grad_enabled() else 0.0, backward
-        )
-        return rows, min(kept, every)
-
-    def _graph_row(self, backward: Backward) -> float:
-        """Bytes that the decode of one pair keeps for its backward pass: what one more class takes, measured once."""
-        trained = sum(p.requires_grad for p in self.parameters())
-        key = (id(backward.tape.graph), *backward.tape.images.shape[1:], backward.tape.logits.dtype, trained)
-        if key not in self._graph_rows:
-            first = torch.zeros(2, dtype=torch.int64, device=backward.tape.images.device)
-            alone = backward.of(first[:1] if backward.samples is None else backward.samples[:1])
-            one, two = (self._graph_bytes(alone, first[:n]) for n in (1, 2))
-            self._graph_rows[key] = max(two - one, 1)
-        return self._graph_rows[key]
-
-    def _graph_bytes(self, backward: Backward, classes: Tensor) -> int:
-        sizes: dict[int, int] = {}
-
-        def pack(x: Tensor) -> Tensor:
-            storage = x.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(x)
-            return x
-
-        held: list[Tensor] = []  # so that no two storages have the same address
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            result = self._piece(backward.renew(), classes)
-        del result
-        return sum(sizes.values())
+        readouts = decode_as_scheduled(self.seed, backward, classes, self.schedule, self._memory)
+        return Decoded(backward.tape.logits, readouts[0], readouts)
 
     def reset_decoder_weights(self) -> None:
         """Set an untied decoder's weights to the classifier's present ones; a tied decoder has none."""
@@ -389,33 +255,3 @@ class HeatmapDecoder(nn.Module):
 
     def _weights(self) -> Mapping[str, Tensor]:
         return name_weights(self.decoder_weights)
-
-
-def _image_axes(graph: Graph) -> int | None:
-    """Number of axes of the images, where a convolution layer reads them; ``None``: it is not known."""
-    convolutions = [c for c in graph.calls if c.kind in ("conv", "conv_transpose") and c.op == "call_module"]
-    sizes = [c.options["kernel_size"] for c in convolutions if graph.input in c.inputs]
-    return 2 + len(sizes[0]) if sizes else None
-
-
-def _of_samples(backward: Backward, samples: slice) -> Backward:
-    """The pass over some of its samples."""
-    if samples.stop - samples.start == backward.size:
-        return backward
-    images = (
-        torch.arange(backward.size, device=backward.tape.images.device)
-        if backward.samples is None
-        else backward.samples
-    )
-    return backward.of(images[samples])
-
-
-def _of_classes(classes: Tensor, piece: Piece) -> Tensor:
-    """The classes of a piece: (K',) for every sample or (K', S)."""
-    chosen = classes[piece.classes]
-    return chosen if chosen.ndim == 1 else chosen[:, piece.samples]
-
-
-def _join(parts: Sequence[tuple[Tensor, ...]], dim: int) -> tuple[Tensor, ...]:
-    """The maps of each read-out side by side."""
-    return tuple(torch.cat(maps, dim) if len(maps) > 1 else maps[0] for maps in zip(*parts, strict=True))

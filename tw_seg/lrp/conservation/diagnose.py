@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from tw_seg.lrp.conservation.report import ClassTotals, Report, Row
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Call, refs
 from tw_seg.lrp.core.tape import attribute
-from tw_seg.lrp.decode.two_phase import that_matter
+from tw_seg.lrp.decode.two_phase import select_pairs
 from tw_seg.lrp.decoder import HeatmapDecoder
 from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.rules import Deconvnet, Guided
@@ -99,35 +99,35 @@ def bias_relevance(
 
 
 @dataclass(frozen=True)
-class Skipping:
+class ThresholdError:
     """What a threshold of the two-phase mode leaves out.
 
     Attributes:
-        skip: The threshold.
+        threshold: The threshold.
         pairs: Share of the (sample, class) pairs that are decoded again, 0 to 1.
         error: Length of the difference of all parameter gradients to the exact ones, relative to these.
     """
 
-    skip: float
+    threshold: float
     pairs: float
     error: float
 
 
-def skipping(
+def measure_gradient_threshold(
     decoder: HeatmapDecoder,
     images: Tensor,
     loss: Callable[[tuple[Tensor, ...]], Tensor],
-    skips: Sequence[float],
+    thresholds: Sequence[float],
     *,
     samples: Tensor | None = None,
-) -> list[Skipping]:
-    """The gradient error of thresholds of the two-phase mode (``HeatmapDecoder(skip=...)``) on a batch.
+) -> list[ThresholdError]:
+    """Measure the gradient error of thresholds of the two-phase mode (``Schedule.gradient_threshold``) on a batch.
 
     Args:
-        decoder: The decoder; its own ``skip`` does not matter.
+        decoder: The decoder; its own threshold does not matter.
         images: Shape (N, C, H, W).
         loss: From the heatmaps (S, K, h, w) of each read-out to a scalar.
-        skips: The thresholds.
+        thresholds: The thresholds.
         samples: Rows of the images to decode, int64 (S,); ``None`` for all.
 
     Example:
@@ -135,15 +135,16 @@ def skipping(
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()
         >>> loss = lambda readouts: readouts[0][:, 1].square().sum()
-        >>> [row] = skipping(HeatmapDecoder(net), torch.rand(1, 3, 6, 6).double(), loss, [0.0])
+        >>> images = torch.rand(1, 3, 6, 6).double()
+        >>> [row] = measure_gradient_threshold(HeatmapDecoder(net), images, loss, [0.0])
         >>> row.pairs, row.error < 1e-14
         (0.5, True)
     """
     parameters = [p for p in decoder.parameters() if p.requires_grad]
 
-    def gradients(skip: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradients(threshold: float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         one = copy.copy(decoder)
-        one.recompute, one.skip = False, skip
+        one.schedule = replace(decoder.schedule, recompute=False, gradient_threshold=threshold)
         readouts = one(images, None, samples).readouts
         found = torch.autograd.grad(loss(readouts), [*parameters, *readouts], allow_unused=True)
         at_parameters = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=False)]
@@ -154,12 +155,12 @@ def skipping(
 
     exact, at_heatmaps = gradients(None)
     return [
-        Skipping(
-            skip,
-            float(that_matter(at_heatmaps, skip).double().mean()),
-            float((gradients(skip)[0] - exact).norm() / exact.norm()),
+        ThresholdError(
+            threshold,
+            float(select_pairs(at_heatmaps, threshold).double().mean()),
+            float((gradients(threshold)[0] - exact).norm() / exact.norm()),
         )
-        for skip in skips
+        for threshold in thresholds
     ]
 
 

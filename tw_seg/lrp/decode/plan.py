@@ -85,6 +85,12 @@ def resolve_readouts(graph: Graph, places: tuple[str | float, ...]) -> tuple[str
     return found
 
 
+def count_image_axes(graph: Graph) -> int | None:
+    """Number of axes of the images, where a layer with a kernel reads them; ``None``: it is not known."""
+    kernels = [c.options.get("kernel_size") for c in graph.calls if graph.input in c.inputs and c.op == "call_module"]
+    return next((2 + len(kernel) for kernel in kernels if isinstance(kernel, tuple)), None)
+
+
 class Plans:
     """The plans of one classifier: for both modes and, where its forward branches on sizes, for each image shape.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import map_leaves
@@ -22,42 +23,45 @@ from tw_seg.lrp.core.graph import map_leaves
 Decode = Callable[[Backward], tuple[Tensor, ...]]
 """Decodes some pairs of a pass: heatmaps of each read-out."""
 
-Second = Callable[[Sequence[Tensor]], Iterable[tuple[Decode, Sequence[Tensor]]]]
+PlanSecond = Callable[[Sequence[Tensor]], Iterable[tuple[Decode, Sequence[Tensor]]]]
 """From the gradients at all heatmaps: what to decode again, one after the other, and the gradients at its heatmaps."""
 
 
-def recomputed(decodes: Sequence[Decode], backward: Backward) -> list[tuple[Tensor, ...]]:
-    """The heatmaps of several decodes of a pass, each of which is done again in the backward pass.
+def recompute_decodes(decodes: Sequence[Decode], backward: Backward) -> list[tuple[Tensor, ...]]:
+    """Decode a pass several times without a graph, and again in the backward pass.
 
     Args:
         decodes: The decodes.
         backward: The pass.
+
+    Returns:
+        The heatmaps of each decode.
     """
     if not decodes:
         return []
     depths = len(backward.readouts)
 
-    def grouped(maps: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    def group(maps: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         return [tuple(maps[i : i + depths]) for i in range(0, len(maps), depths)]
 
-    maps = twice(
-        lambda some: tuple(one for decode in decodes for one in decode(some)),
-        lambda grads: zip(decodes, grouped(grads), strict=True),
+    maps = decode_twice(
+        lambda backward: tuple(one for decode in decodes for one in decode(backward)),
+        lambda grads: zip(decodes, group(grads), strict=True),
         backward,
     )
-    return grouped(maps)
+    return group(maps)
 
 
-def twice(first: Decode, second: Second, backward: Backward) -> tuple[Tensor, ...]:
-    """What ``first`` decodes, without a graph, and a backward pass that decodes with one what ``second`` names.
+def decode_twice(first: Decode, plan_second: PlanSecond, backward: Backward) -> tuple[Tensor, ...]:
+    """Decode without a graph, and in the backward pass decode with one what ``plan_second`` names.
 
     Args:
         first: Decodes a pass.
-        second: What to decode in the backward pass.
+        plan_second: What to decode in the backward pass.
         backward: The pass.
 
     Returns:
-        The heatmaps. They cannot be differentiated twice.
+        The heatmaps of ``first``. They cannot be differentiated twice.
     """
     tape = backward.tape
     held = [
@@ -69,16 +73,16 @@ def twice(first: Decode, second: Second, backward: Backward) -> tuple[Tensor, ..
         tape.weights,
     ]
     inputs: dict[Tensor, None] = {}  # each once
-    map_leaves(held, lambda x: inputs.setdefault(x) if _trained(x) else None)
-    found: tuple[Tensor, ...] = _Twice.apply(_Phases(first, second, backward), *inputs)
+    map_leaves(held, lambda x: inputs.setdefault(x) if _is_trained(x) else None)
+    found: tuple[Tensor, ...] = _DecodeTwice.apply(_Phases(first, plan_second, backward), *inputs)
     return found
 
 
-def _trained(value: Any) -> bool:
+def _is_trained(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _present_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
+def _copy_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -88,15 +92,15 @@ def _present_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
 class _Phases:
     """What forward and backward pass need to know."""
 
-    def __init__(self, first: Decode, second: Second, backward: Backward) -> None:
-        self.first, self.second, self.execute = first, second, backward
-        self.autocast = _present_autocast(backward.tape.images.device.type)
+    def __init__(self, first: Decode, plan_second: PlanSecond, backward: Backward) -> None:
+        self.first, self.plan_second, self.backward = first, plan_second, backward
+        self.autocast = _copy_autocast(backward.tape.images.device.type)
 
     def gradients(self, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
         """Gradients at ``inputs`` from those at the heatmaps."""
         leaves = {value: value.detach().requires_grad_() for value in inputs}
-        backward = self._on(leaves)
-        for decode, at_maps in self.second(grads):
+        backward = self._swap_inputs(leaves)
+        for decode, at_maps in self.plan_second(grads):
             with torch.enable_grad(), self.autocast():
                 maps = decode(backward.renew())  # no rows whose graph the last one used up
             wanted = [(m, g) for m, g in zip(maps, at_maps, strict=True) if m.requires_grad]
@@ -104,25 +108,41 @@ class _Phases:
                 torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
         return [leaves[value].grad for value in inputs]
 
-    def _on(self, leaves: Mapping[Tensor, Tensor]) -> Backward:
+    def _swap_inputs(self, leaves: Mapping[Tensor, Tensor]) -> Backward:
         """The same pass on copies of what it reads, where this backward pass ends."""
 
         def swap(value: Any) -> Any:
             return map_leaves(value, lambda x: leaves.get(x, x) if isinstance(x, Tensor) else x)
 
-        tape = self.execute.tape.swapped(swap, leaves)
-        weights, fused = swap(dict(self.execute.weights)), swap(dict(self.execute.fused))
-        return replace(self.execute, tape=tape, weights=weights, fused=fused)
+        tape = self.backward.tape.swapped(swap, leaves)
+        weights, fused = swap(dict(self.backward.weights)), swap(dict(self.backward.fused))
+        return replace(self.backward, tape=tape, weights=weights, fused=fused)
 
 
-class _Twice(torch.autograd.Function):
+class _DecodeTwice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, phases: _Phases, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.phases = phases
         ctx.save_for_backward(*inputs)
-        return phases.first(phases.execute)
+        return phases.first(phases.backward)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *ctx.phases.gradients(ctx.saved_tensors, grads))
+
+
+def checkpoint_decode(
+    decode: Callable[[Backward, Tensor], tuple[Tensor, ...]], backward: Backward, classes: Tensor
+) -> tuple[Tensor, ...]:
+    """Decode classes and recompute them in the backward pass, under a compiler.
+
+    A second mechanism, as ``torch.compile`` refuses the first one: "function marked as skipped: torch.autograd.backward"
+    in the backward pass of a custom function. In eager mode this one keeps every node of each decode.
+    """
+    if not torch.is_grad_enabled():
+        return decode(backward, classes)
+    found: tuple[Tensor, ...] = checkpoint(
+        lambda chosen: decode(backward.renew(), chosen), classes, use_reentrant=False, preserve_rng_state=False
+    )
+    return found

@@ -1,12 +1,17 @@
-"""How a decode is cut into pieces: which samples and classes at once, and which pieces are recomputed."""
+"""What a decode may take, and how it is cut into pieces for that: samples and classes at once, which are recomputed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
 
 _FRESH_PAGES = 32 * 2**20
@@ -33,6 +38,71 @@ _LIVE = 4
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Trades the memory of a decode against its time. Heatmaps and gradients stay the same but for rounding.
+
+    Only a ``gradient_threshold`` above 0 changes gradients. What is recomputed cannot be differentiated twice.
+
+    Attributes:
+        chunk_size: Classes decoded at once; ``None``: as many as ``memory_budget`` allows and, on a CPU, as keep
+            within reusable memory; fewer where they are recomputed.
+        recompute: Recompute each chunk in the backward pass instead of keeping its activations: memory does not
+            grow with the number of classes, at the cost of one more decode.
+        memory_budget: Memory in GiB that a decode may take besides the classifier's own activations, ``None`` for
+            any. It sets the chunk size, and recomputes the chunks whose activations do not fit. An aim, not a limit:
+            one pair at least is decoded at once. Not together with ``chunk_size``.
+        gradient_threshold: Train in two phases: decode without a graph, and in the backward pass decode again only
+            the (sample, class) pairs whose largest absolute loss gradient exceeds this share of the largest of all.
+            0.0 is exact; :func:`tw_seg.lrp.conservation.diagnose.measure_gradient_threshold` reports the error of
+            others. Not together with ``recompute``.
+
+    Raises:
+        InputError: For numbers outside of their range, and for those that exclude each other.
+    """
+
+    chunk_size: int | None = None
+    recompute: bool = False
+    memory_budget: float | None = None
+    gradient_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        chunk_size, memory_budget, threshold = self.chunk_size, self.memory_budget, self.gradient_threshold
+        if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+            raise InputError(f"chunk_size must be at least 1 class, or None to have it chosen, got {chunk_size!r}")
+        if memory_budget is not None and (chunk_size is not None or not _is_number(memory_budget, 0, math.inf)):
+            raise InputError(
+                f"memory_budget must be a number of GiB > 0, and chunk_size be left out, got {memory_budget!r} and "
+                f"chunk_size={chunk_size!r}"
+            )
+        if threshold is not None and (self.recompute or not (threshold == 0 or _is_number(threshold, 0, 1))):
+            raise InputError(
+                f"gradient_threshold must be within 0..1, and recompute be left out as it recomputes anyway, got "
+                f"{threshold!r} and recompute={self.recompute!r}"
+            )
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a value is a number between two others that are excluded."""
+    return isinstance(value, (int, float)) and low < value < high
+
+
+def create_schedule(schedule: Schedule | Mapping[str, Any] | None) -> Schedule:
+    """The schedule that is given as such, by the names of its numbers, or not at all.
+
+    Raises:
+        InputError: For a name that a schedule does not have, and as :class:`Schedule`.
+    """
+    if isinstance(schedule, Schedule):
+        return schedule
+    known = [field.name for field in fields(Schedule)]
+    if not isinstance(schedule, (Mapping, type(None))) or (unknown := sorted(set(schedule or ()) - set(known))):
+        what = repr(schedule) if not isinstance(schedule, Mapping) else ", ".join(map(repr, unknown))
+        raise InputError(f"schedule must hold no other names than {', '.join(known)}, got {what}")
+    return Schedule(**schedule or {})
+
+
+@dataclass(frozen=True)
 class Piece:
     """Samples and classes that are decoded together, and whether they are recomputed in the backward pass."""
 
@@ -41,73 +111,140 @@ class Piece:
     recompute: bool
 
 
-def cut(samples: int, classes: int, rows: int, kept: float) -> list[Piece]:
+def cut_pieces(samples: int, classes: int, pairs: int, keep: float) -> list[Piece]:
     """Cut ``samples`` x ``classes`` into even pieces.
 
     Args:
         samples: Number of samples S.
         classes: Number of classes K' of each.
-        rows: (sample, class) pairs in a piece, at most; 1 at least.
-        kept: Pairs whose activations are kept for the backward pass, the first ones; the others are recomputed.
+        pairs: (sample, class) pairs in a piece, at most; 1 at least.
+        keep: Pairs whose activations are kept for the backward pass, the first ones; the others are recomputed.
 
     Example:
-        >>> [(p.classes.start, p.classes.stop, p.recompute) for p in cut(2, 5, 4, 4)]
+        >>> [(p.classes.start, p.classes.stop, p.recompute) for p in cut_pieces(2, 5, 4, 4)]
         [(0, 1, False), (1, 3, True), (3, 5, True)]
     """
     pieces = []
-    for some in _groups(samples, min(rows, samples)):
+    for some in _even_groups(samples, min(pairs, samples)):
         number = some.stop - some.start
-        for group in _groups(classes, max(rows // number, 1)):
-            kept -= number * (group.stop - group.start)
-            pieces.append(Piece(some, group, kept < 0))
+        for group in _even_groups(classes, max(pairs // number, 1)):
+            keep -= number * (group.stop - group.start)
+            pieces.append(Piece(some, group, keep < 0))
     return pieces
 
 
-def _groups(total: int, size: int) -> list[slice]:
+def _even_groups(total: int, size: int) -> list[slice]:
     """As few groups of at most ``size`` as there can be, even but for one."""
     number = -(-total // size)
     ends = [total * (i + 1) // number for i in range(number)]
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def largest_row(backward: Backward) -> int:
+class GraphMemory:
+    """Bytes that the decode of one pair keeps for its backward pass, measured once for each graph and image shape."""
+
+    def __init__(self) -> None:
+        """Nothing is measured yet."""
+        self._known: dict[tuple[Any, ...], int] = {}
+
+    def measure_pair(self, backward: Backward, decode: Callable[[Backward, Tensor], object]) -> int:
+        """What one more class of a sample takes.
+
+        Args:
+            backward: The pass.
+            decode: ``decode(backward, classes)``: decodes classes (K',) of every sample.
+        """
+        tape = backward.tape
+        trained = tuple(p.requires_grad for p in (*tape.classifier.parameters(), *backward.weights.values()))
+        key = (id(tape.graph), *tape.images.shape[1:], tape.logits.dtype, trained)
+        if key not in self._known:
+            first = torch.zeros(2, dtype=torch.int64, device=tape.images.device)
+            sample = backward.of(first[:1] if backward.samples is None else backward.samples[:1])
+            one, two = (_measure_graph(partial(decode, sample.renew(), first[:n])) for n in (1, 2))
+            self._known[key] = max(two - one, 1)
+        return self._known[key]
+
+
+def _measure_graph(decode: Callable[[], object]) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass of a decode."""
+    sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no two storages have the same address
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        held.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = decode()
+    del result
+    return sum(sizes.values())
+
+
+def choose_pairs(
+    schedule: Schedule, backward: Backward, classes: int, measure_pair: Callable[[], int]
+) -> tuple[int, float]:
+    """(sample, class) pairs to decode at once, and pairs whose activations to keep for the backward pass.
+
+    Args:
+        schedule: What a decode may take.
+        backward: The pass, over S samples.
+        classes: Number of classes of each.
+        measure_pair: Bytes that the decode of one pair keeps for its backward pass.
+    """
+    every = backward.size * classes
+    keep = 0.0 if schedule.recompute else math.inf
+    if schedule.chunk_size is not None:
+        of_each = backward.size if classes > 1 else backward.tape.images.shape[0]
+        return schedule.chunk_size * of_each, keep
+    if schedule.memory_budget is not None:
+        one = measure_pair() if torch.is_grad_enabled() else 0
+        pairs, keep = fit_budget(schedule.memory_budget * 2**30, one, backward)
+        return pairs, min(keep, every)
+    recomputes = schedule.recompute or schedule.gradient_threshold is not None
+    most = count_recomputed_pairs(backward) if recomputes else count_pairs_in_reused_memory(backward)
+    return int(min(most, every)), keep
+
+
+def measure_largest_coefficient(backward: Backward) -> int:
     """Bytes of the largest coefficient for one pair."""
     images = backward.tape.images.shape[0]
-    return max(value.numel() * value.element_size() // images for value in _values(backward).values())
+    return max(value.numel() * value.element_size() // images for value in _decoded_values(backward).values())
 
 
-def without_fresh_pages(backward: Backward) -> float:
+def count_pairs_in_reused_memory(backward: Backward) -> float:
     """Pairs at once for which the largest coefficient can use the same memory over and over; infinite if any number."""
     if backward.tape.images.device.type != "cpu":
         return float("inf")
-    return max(_FRESH_PAGES // (largest_row(backward) + 1), _AT_LEAST)
+    return max(_FRESH_PAGES // (measure_largest_coefficient(backward) + 1), _AT_LEAST)
 
 
-def where_recomputed(backward: Backward) -> int:
+def count_recomputed_pairs(backward: Backward) -> int:
     """Pairs at once in pieces that are recomputed: enough to keep the device busy, however many there are in all."""
     size = _RECOMPUTED_ON_CPU if backward.tape.images.is_cpu else _RECOMPUTED
-    return max(size // (largest_row(backward) + 1), 1)
+    return max(size // (measure_largest_coefficient(backward) + 1), 1)
 
 
-def within(budget: float, graph_row: float, backward: Backward) -> tuple[int, float]:
+def fit_budget(budget: float, graph_pair: float, backward: Backward) -> tuple[int, float]:
     """Pairs at once, and pairs that can be kept, within a memory budget.
 
     Args:
         budget: Bytes.
-        graph_row: Bytes that one pair's decode keeps for its backward pass; 0 without a graph.
+        graph_pair: Bytes that one pair's decode keeps for its backward pass; 0 without a graph.
         backward: The pass.
 
     Returns:
         Pairs at once: they take at most half of the budget where pairs are recomputed, as what is left keeps
         others from being recomputed; and pairs to keep. At least one at once: a budget is an aim, not a limit.
     """
-    one = graph_row + _LIVE * largest_row(backward)
-    share = budget / 2 if graph_row else budget
-    rows = int(max(min(share // one, without_fresh_pages(backward)), 1))
-    return rows, max(budget - rows * one, 0) / graph_row if graph_row else 0
+    one = graph_pair + _LIVE * measure_largest_coefficient(backward)
+    share = budget / 2 if graph_pair else budget
+    pairs = int(max(min(share // one, count_pairs_in_reused_memory(backward)), 1))
+    return pairs, max(budget - pairs * one, 0) / graph_pair if graph_pair else 0
 
 
-def _values(backward: Backward) -> Mapping[str, Tensor]:
+def _decoded_values(backward: Backward) -> Mapping[str, Tensor]:
     """Recorded values whose coefficients a decode makes."""
     found = {}
     for call in backward.tape.graph.calls:

@@ -15,45 +15,46 @@ import torch
 from torch import Tensor
 
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.decode.recompute import Decode, twice
+from tw_seg.lrp.decode.recompute import Decode, decode_twice
 
 
-def two_phase(
+def decode_in_two_phases(
     decode: Callable[[Backward, Tensor], tuple[Tensor, ...]],
     backward: Backward,
     classes: Tensor,
     *,
-    rows: int,
-    skip: float,
+    pairs: int,
+    threshold: float,
 ) -> tuple[Tensor, ...]:
-    """Heatmaps whose backward pass decodes again what it needs.
+    """Decode all pairs without a graph, and in the backward pass those again that the loss's gradient asks for.
 
     Args:
         decode: ``decode(backward, classes)``: heatmaps (S, K', h, w) of each read-out for classes (K', S).
         backward: The pass, over S samples.
         classes: Classes (K', S) of each sample.
-        rows: Pairs that are decoded at once in the backward pass.
-        skip: Pairs whose largest absolute gradient is at most ``skip`` times the largest of all pairs, at every
+        pairs: Pairs that are decoded at once in the backward pass.
+        threshold: Pairs whose largest absolute gradient is at most this share of the largest of all pairs, at every
             read-out, get no gradient. 0 is exact: it leaves out gradients that are zero.
 
     Returns:
         Heatmaps (S, K', h, w) of each read-out.
     """
 
-    def pairs(backward: Backward, samples: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+    def decode_pairs(backward: Backward, samples: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         images = samples if backward.samples is None else backward.samples[samples]
         return decode(backward.of(images), classes[columns, samples].unsqueeze(0))
 
-    def second(grads: Sequence[Tensor]) -> Iterator[tuple[Decode, list[Tensor]]]:
-        samples, columns = that_matter(grads, skip).nonzero(as_tuple=True)  # the host waits for the device
-        for start in range(0, len(samples), rows):
-            row, column = samples[start : start + rows], columns[start : start + rows]
-            yield partial(pairs, samples=row, columns=column), [grad[row, column].unsqueeze(1) for grad in grads]
+    def plan_second(grads: Sequence[Tensor]) -> Iterator[tuple[Decode, list[Tensor]]]:
+        # The host waits for the device here.
+        samples, columns = select_pairs(grads, threshold).nonzero(as_tuple=True)
+        for start in range(0, len(samples), pairs):
+            row, column = samples[start : start + pairs], columns[start : start + pairs]
+            yield partial(decode_pairs, samples=row, columns=column), [grad[row, column].unsqueeze(1) for grad in grads]
 
-    return twice(lambda some: decode(some, classes), second, backward)
+    return decode_twice(lambda backward: decode(backward, classes), plan_second, backward)
 
 
-def that_matter(grads: Sequence[Tensor], skip: float) -> Tensor:
+def select_pairs(grads: Sequence[Tensor], threshold: float) -> Tensor:
     """The pairs whose gradient exceeds the threshold at some read-out, or is no number; bool (S, K')."""
     peaks = torch.stack([torch.maximum(grad.amax((2, 3)), -grad.amin((2, 3))) for grad in grads])
-    return ((peaks > skip * peaks.amax((1, 2), keepdim=True)) | peaks.isnan()).any(0)
+    return ((peaks > threshold * peaks.amax((1, 2), keepdim=True)) | peaks.isnan()).any(0)
