@@ -1,7 +1,7 @@
 """tw_seg: turn an image classifier into a segmentation model by unrolling its relevance propagation."""
 
 from tw_seg.errors import TwSegError
-from tw_seg.lrp import Decoded, HeatmapDecoder
+from tw_seg.lrp import Decoded, HeatmapDecoder, Schedule
 from tw_seg.models.backbones import create_classifier
 from tw_seg.models.factory import create_model
 from tw_seg.models.segmenter import HeatmapSegmenter
@@ -16,6 +16,7 @@ __all__ = [
     "HeatmapDecoder",
     "HeatmapSegmenter",
     "Sample",
+    "Schedule",
     "SegOutput",
     "TwSegError",
     "create_classifier",

@@ -121,7 +121,13 @@ def segmenter(case: Case, published: Path | None, *, name: str = "heatmap", **op
 
 
 def ours(
-    case: Case, published: Path | None, *, chunked: bool = False, within_budget: bool = False, **schedule: Any
+    case: Case,
+    published: Path | None,
+    *,
+    tie_weights: bool = True,
+    chunked: bool = False,
+    within_budget: bool = False,
+    **schedule: Any,
 ) -> Contender:
     """The heatmap segmenter: exact LRP-epsilon with epsilon 0, read at the input."""
     if chunked:
@@ -129,7 +135,7 @@ def ours(
     if within_budget:
         schedule["memory_budget"] = case.memory_budget
     options = {"composite": "epsilon", "composite_kwargs": {"epsilon": 0.0}, "schedule": schedule}
-    return segmenter(case, published, **options)
+    return segmenter(case, published, tie_weights=tie_weights, **options)
 
 
 def plain_classifier(case: Case) -> nn.Module:

@@ -96,7 +96,7 @@ def compiled_at_most_twice(model: nn.Module, outputs: int) -> None:
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ({}, True),
-                ({"recompute": True}, False),
+                ({"schedule": {"recompute": True}}, False),
                 ({"tie_weights": False, "read_out": ["conv2", "input"], "seed": "contrastive"}, False),
                 ({"composite": "epsilon_plus_flat"}, True),
             )

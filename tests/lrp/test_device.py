@@ -28,12 +28,13 @@ from tw_seg.types import Batch, SegOutput
 STEPS: list[dict[str, Any]] = [
     {},
     {"tie_weights": False},
-    {"recompute": True},
-    {"chunk_size": 3},
-    {"chunk_size": 1, "recompute": True, "seed": "contrastive"},
+    {"schedule": {"recompute": True}},
+    {"schedule": {"chunk_size": 3}},
+    {"schedule": {"chunk_size": 1, "recompute": True}, "seed": "contrastive"},
     {"background": "constant", "composite": "epsilon_flat"},
     {"composite": "epsilon_plus", "read_out": ["layer3", "input"], "compress": 0.5},
 ]
+RECOMPUTED: list[dict[str, Any]] = [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}]
 CLASSES = ENCODER["classes"]
 
 
@@ -129,7 +130,7 @@ def test_copies_are_seen_here(send: Any) -> None:
     assert calls.across()
 
 
-@pytest.mark.parametrize("options", [*STEPS, {"skip": 0.0}], ids=str)
+@pytest.mark.parametrize("options", [*STEPS, {"schedule": {"gradient_threshold": 0.0}}], ids=str)
 def test_the_forward_pass_neither_waits_nor_copies(options: dict[str, Any]) -> None:
     """A model that trains in two phases looks at the gradients once, in the backward pass."""
     model = HeatmapSegmenter(**{**ENCODER, **options}).train()
@@ -143,7 +144,7 @@ def test_the_forward_pass_neither_waits_nor_copies(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("classes", [torch.tensor([2, 0, 3]), [1], (1, 2, 3)], ids=str)
 def test_chosen_classes_on_the_device_are_not_waited_for(classes: Any, background: str) -> None:
     """Of classes given as numbers, a run is counted on the device."""
-    model = HeatmapSegmenter(**ENCODER, background=background, chunk_size=1).train()
+    model = HeatmapSegmenter(**ENCODER, background=background, schedule={"chunk_size": 1}).train()
     with FakeTensorMode(), Calls() as calls:
         chosen = torch.empty(3, dtype=torch.int64, device="cuda") if isinstance(classes, Tensor) else classes
         batch = batch_on("cuda")
@@ -229,7 +230,9 @@ def test_bfloat16_costs_no_more_than_in_double_backpropagation(name: str) -> Non
 
 
 @pytest.mark.parametrize(("training", "bound"), [(False, 0.02), (True, 0.06)])
-@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"skip": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}], ids=str
+)
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_bfloat16_gradients(tie_weights: bool, options: dict[str, Any], training: bool, bound: float) -> None:
     """Batch statistics of few random images lose more: the classifier alone as much."""
@@ -241,7 +244,9 @@ def test_bfloat16_gradients(tie_weights: bool, options: dict[str, Any], training
     assert direction < bound and length < 0.05
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute": True}, {"skip": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}], ids=str
+)
 def test_gradient_scaler(options: dict[str, Any]) -> None:
     """A scaled step is the plain one; one whose gradients overflow is left out."""
     model, example = segmenter("small", **options), batch()
@@ -290,8 +295,8 @@ def convolution_weights(model: nn.Module) -> Iterator[Tensor]:
     [
         ("small", {}),
         ("small", {"tie_weights": False}),
-        ("small", {"skip": 0.0}),
-        ("small", {"chunk_size": 1}),
+        ("small", {"schedule": {"gradient_threshold": 0.0}}),
+        ("small", {"schedule": {"chunk_size": 1}}),
         pytest.param("resnet18", {}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -315,7 +320,7 @@ def _far(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("samples", [None, torch.tensor([2, 0])], ids=str)
-@pytest.mark.parametrize("options", [{}, {"composite": "epsilon_plus"}, {"chunk_size": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"composite": "epsilon_plus"}, {"schedule": {"chunk_size": 1}}], ids=str)
 def test_coefficients_reach_convolutions_channels_last(
     options: dict[str, Any], samples: Tensor | None, layout: torch.memory_format
 ) -> None:

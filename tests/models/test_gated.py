@@ -27,8 +27,8 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"read_out": ["layer3", "input"], "compress": 0.5, "tie_weights": False},
     {"read_out": "layer2", "background": "constant", "composite": "epsilon_plus"},
-    {"chunk_size": 2, "recompute": True, "seed": "contrastive"},
-    {"memory_budget": 1e-4, "skip": 0.0},
+    {"schedule": {"chunk_size": 2, "recompute": True}, "seed": "contrastive"},
+    {"schedule": {"memory_budget": 1e-4, "gradient_threshold": 0.0}},
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tw_seg.arguments import check_pairs, class_tensor
 from tw_seg.errors import InputError
-from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp import HeatmapDecoder, Schedule
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.models.base import SegModel
@@ -52,11 +52,8 @@ class HeatmapSegmenter(SegModel):
         scale: Initial scale of each read-out.
         compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
-        chunk_size: Classes decoded at once, see :class:`tw_seg.lrp.HeatmapDecoder`, as for the next three.
-        recompute: Recompute the decode in the backward pass to save memory.
-        memory_budget: Memory in GiB that a decode may take; chooses the chunk size.
-        skip: Decode again in the backward pass only (sample, class) pairs whose loss gradient matters: exceeds this
-            share of the largest. 0.0 is exact.
+        schedule: What a decode may take in memory and time, by names and numbers such as ``{"memory_budget": 0.5}``,
+            see :class:`tw_seg.lrp.Schedule`.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
@@ -88,10 +85,7 @@ class HeatmapSegmenter(SegModel):
         scale: float = 1.0,
         compress: float | None = None,
         learn_scale: bool = True,
-        chunk_size: int | None = None,
-        recompute: bool = False,
-        memory_budget: float | None = None,
-        skip: float | None = None,
+        schedule: Schedule | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
@@ -113,10 +107,7 @@ class HeatmapSegmenter(SegModel):
             read_out=read_out,
             seed=seed,
             custom_rules=load_custom_rules(custom_rules) if isinstance(custom_rules, str) else custom_rules,
-            chunk_size=chunk_size,
-            recompute=recompute,
-            memory_budget=memory_budget,
-            skip=skip,
+            schedule=schedule,
         )
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)

@@ -255,7 +255,7 @@ def test_shared_weights_and_parametrizations(parametrization: str, training: boo
     assert_same_run(net.double().train(training), images)
     twin = copy.deepcopy(net)
     twin(images)
-    HeatmapDecoder(net, recompute=True)(images).heatmaps.sum().backward()
+    HeatmapDecoder(net, schedule={"recompute": True})(images).heatmaps.sum().backward()
     for (name, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(buffer, other), name
 
@@ -336,7 +336,7 @@ def test_statistics_of_half_precision_are_float32() -> None:
 
 def test_random_state_of_a_decode_is_that_of_the_forward() -> None:
     net = tiny(dropout=0.5).train()
-    decoder = HeatmapDecoder(net, chunk_size=1, recompute=True)
+    decoder = HeatmapDecoder(net, schedule={"chunk_size": 1, "recompute": True})
     torch.manual_seed(2)
     expected = copy.deepcopy(net)(pictures(2, 3, 11, 9))
     state = torch.random.get_rng_state()

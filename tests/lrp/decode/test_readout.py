@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.lrp.decoding import pictures
 from tests.lrp.ops.harness import close, randomise
+from tests.oracles import nets
+from tests.oracles.nets import Calls, conv
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 
@@ -63,10 +68,6 @@ class Tokens(nn.Module):
         x = x + self.act(self.inner(x))
         x = self.heads(x)
         return self.head((x[:, 0] if self.prefix.shape[1] else x[:, 1]) + F.relu(x).mean(1))
-
-
-def pictures(*size: int) -> Tensor:
-    return torch.randn(*size, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("place", ["stem", "wide", "act", "drop", "reduce", "conv", "pool", "flat"])
@@ -212,3 +213,60 @@ def test_half_precision_is_summed_in_single() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(64, 3)).bfloat16().eval()
     assert HeatmapDecoder(net)(torch.randn(2, 3, 4, 4).bfloat16()).heatmaps.dtype == torch.float32
+
+
+def test_several_read_outs_are_each_alone(quick) -> None:
+    net, images = quick
+    places = ["features.4", "input", "features"] if hasattr(net, "features") else ["layer3", "input", "layer1"]
+    with torch.no_grad():
+        decoded = HeatmapDecoder(net, read_out=places)(images)
+        assert decoded.heatmaps is decoded.readouts[0] and len(decoded.readouts) == 3
+        for place, found in zip(places, decoded.readouts, strict=True):
+            alone = HeatmapDecoder(net, read_out=place)(images).heatmaps
+            torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-14)
+
+
+def test_a_pooled_read_out_is_a_map_of_one_cell(decoder: HeatmapDecoder) -> None:
+    net, images = decoder.classifier, pictures()
+    found = HeatmapDecoder(net, read_out="mean")(images).heatmaps
+    assert found.shape == (3, 3, 1, 1)
+    torch.testing.assert_close(found[..., 0, 0], net(images) - net.fc.bias)
+
+
+def test_images_used_twice_and_the_input_rule() -> None:
+    """A first layer with the input's rule beside a path that has none: both heatmaps add up."""
+    net = Calls(lambda s, x: torch.cat([s.a(x), F.max_pool2d(x, 3, 1, 1)], 1), channels=7, a=conv())
+    images = pictures()
+    both = HeatmapDecoder(net, "epsilon_flat")(images).heatmaps
+    plain = HeatmapDecoder(net)(images).heatmaps
+    assert not torch.allclose(both, plain)
+    net.a.weight.data.zero_()
+    net.a.bias.data.zero_()
+    torch.testing.assert_close(
+        HeatmapDecoder(net, "epsilon_flat")(images).heatmaps, HeatmapDecoder(net)(images).heatmaps
+    )
+
+
+def test_heatmaps_of_coefficients_are_gradients() -> None:
+    """With epsilon 0 the coefficient at the images is the gradient, summed over channels."""
+    net, images = nets.tiny(), pictures().requires_grad_()
+    decoder = HeatmapDecoder(net, read_out=["input", "pool"])
+    decoder.composite = replace(decoder.composite, heatmap="coefficient")
+    found = decoder(images).readouts[0]
+    gradients_ = [torch.autograd.grad(net(images)[:, k].sum(), images)[0].sum(1) for k in range(3)]
+    torch.testing.assert_close(found, torch.stack(gradients_, 1), rtol=1e-12, atol=1e-13)
+    assert decoder(images, samples=torch.tensor([], dtype=torch.int64)).heatmaps.shape == (0, 3, 17, 19)
+
+
+def test_a_read_out_that_is_no_map() -> None:
+    net = Calls(lambda s, x: F.relu(s.a(x).flatten(1, 2)).unsqueeze(3), channels=44, a=conv())
+    with pytest.raises(InputError, match="the 9 tokens of 'flatten' fit no grid"):
+        HeatmapDecoder(net, read_out="flatten")(pictures(2, 3, 11, 9))
+
+
+def test_a_flattened_read_out_is_the_map() -> None:
+    """A map whose pixels were laid out in a row is that map."""
+    net = Calls(lambda s, x: F.relu(s.a(x).flatten(2)).unsqueeze(3), a=conv())
+    images = pictures(2, 3, 11, 9)
+    found = HeatmapDecoder(net, read_out=["flatten", "a"])(images).readouts
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)

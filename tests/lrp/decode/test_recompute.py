@@ -11,7 +11,11 @@ from torch import Tensor
 from tests.oracles import nets
 from tw_seg.lrp import HeatmapDecoder
 
-RECOMPUTED = [{"chunk_size": 1, "recompute": True}, {"memory_budget": 1e-9}, {"chunk_size": 1, "skip": 0.0}]
+RECOMPUTED = [
+    {"chunk_size": 1, "recompute": True},
+    {"memory_budget": 1e-9},
+    {"chunk_size": 1, "gradient_threshold": 0.0},
+]
 
 
 def images() -> Tensor:
@@ -30,32 +34,32 @@ def nodes(*tensors: Tensor) -> set[Any]:
     return found
 
 
-@pytest.mark.parametrize("arguments", RECOMPUTED, ids=str)
-def test_the_graph_does_not_grow_with_the_classes(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schedule", RECOMPUTED, ids=str)
+def test_the_graph_does_not_grow_with_the_classes(schedule: dict[str, Any]) -> None:
     few, many = (
-        len(nodes(*HeatmapDecoder(nets.tiny(classes=classes), **arguments)(images())[:2])) for classes in (2, 9)
+        len(nodes(*HeatmapDecoder(nets.tiny(classes=classes), schedule=schedule)(images())[:2])) for classes in (2, 9)
     )
     assert many <= few + 1  # the maps of the pieces side by side
 
 
-@pytest.mark.parametrize("arguments", RECOMPUTED, ids=str)
-def test_no_second_derivative(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schedule", RECOMPUTED, ids=str)
+def test_no_second_derivative(schedule: dict[str, Any]) -> None:
     net = nets.tiny()
-    loss = HeatmapDecoder(net, **arguments)(images()).heatmaps.square().sum()
+    loss = HeatmapDecoder(net, schedule=schedule)(images()).heatmaps.square().sum()
     (first,) = torch.autograd.grad(loss, net.fc.weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
 
 
-@pytest.mark.parametrize("arguments", RECOMPUTED, ids=str)
-def test_gradients_of_images_and_of_some_parameters(arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schedule", RECOMPUTED, ids=str)
+def test_gradients_of_images_and_of_some_parameters(schedule: dict[str, Any]) -> None:
     """A parameter that is not trained gets none, one that no decode reads none from it; images get theirs."""
     results = []
-    for options in ({}, arguments):
+    for given in ({}, schedule):
         torch.manual_seed(0)
         net, inputs = nets.tiny(), images().requires_grad_()
         net.conv1.weight.requires_grad_(False)
-        HeatmapDecoder(net, **options)(inputs).heatmaps.square().sum().backward()
+        HeatmapDecoder(net, schedule=given)(inputs).heatmaps.square().sum().backward()
         assert net.conv1.weight.grad is None and net.fc.bias.grad is None
         results.append([inputs.grad, net.fc.weight.grad])
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
@@ -65,8 +69,8 @@ def test_two_losses_on_one_decode() -> None:
     """A second backward pass over the same graph recomputes once more."""
     net, inputs = nets.tiny().eval(), images()
     both = []
-    for arguments in ({}, {"chunk_size": 1, "recompute": True}):
-        heatmaps = HeatmapDecoder(net, **arguments)(inputs).heatmaps
+    for schedule in ({}, {"chunk_size": 1, "recompute": True}):
+        heatmaps = HeatmapDecoder(net, schedule=schedule)(inputs).heatmaps
         weights = [net.conv1.weight, net.fc.weight]
         first = torch.autograd.grad(heatmaps.square().sum(), weights, retain_graph=True)
         both.append([*first, *torch.autograd.grad(heatmaps.sin().sum(), weights)])

@@ -8,64 +8,115 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.oracles import nets
 from tw_seg.errors import InputError
-from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.decode.schedule import cut, largest_row, within, without_fresh_pages
+from tw_seg.lrp import HeatmapDecoder, Schedule
+from tw_seg.lrp.decode.schedule import (
+    GraphMemory,
+    count_pairs_in_reused_memory,
+    create_schedule,
+    cut_pieces,
+    fit_budget,
+    measure_largest_coefficient,
+)
 
 sizes = st.integers(1, 30)
 
 
 @given(sizes, sizes, st.integers(1, 500), st.floats(0, 1000))
-def test_every_pair_once_and_never_too_many(samples: int, classes: int, rows: int, kept: float) -> None:
+def test_every_pair_once_and_never_too_many(samples: int, classes: int, pairs: int, keep: float) -> None:
     seen = torch.zeros(samples, classes)
     held = 0
-    for piece in cut(samples, classes, rows, kept):
+    for piece in cut_pieces(samples, classes, pairs, keep):
         part = seen[piece.samples, piece.classes]
-        assert 0 < part.numel() <= rows
+        assert 0 < part.numel() <= pairs
         part += 1
         held += 0 if piece.recompute else part.numel()
     assert (seen == 1).all()
-    assert held <= kept
+    assert held <= keep
 
 
 @given(sizes, sizes)
 def test_one_piece_where_all_fits(samples: int, classes: int) -> None:
-    (piece,) = cut(samples, classes, samples * classes, float("inf"))
+    (piece,) = cut_pieces(samples, classes, samples * classes, float("inf"))
     assert not piece.recompute
 
 
-def run_of(size: int, samples: int = 2) -> Any:
+def prepare(size: int, samples: int = 2) -> Any:
     decoder = HeatmapDecoder(nets.tiny(classes=3))
     return decoder.prepare(decoder.record(torch.zeros(samples, 3, size, size, dtype=torch.float64)))
 
 
 def test_the_largest_coefficient() -> None:
-    assert largest_row(run_of(64)) == 3 * 64 * 64 * 8  # at the images, in double precision; behind conv1 4 x 32 x 32
+    assert (
+        measure_largest_coefficient(prepare(64)) == 3 * 64 * 64 * 8
+    )  # at the images, in double precision; behind conv1 4 x 32 x 32
 
 
 def test_no_coefficient_needs_fresh_pages() -> None:
-    run = run_of(64)
-    rows = without_fresh_pages(run)
-    assert rows * largest_row(run) < 32 * 2**20 <= (rows + 1) * (largest_row(run) + 1)
+    backward = prepare(64)
+    pairs = count_pairs_in_reused_memory(backward)
+    assert (
+        pairs * measure_largest_coefficient(backward)
+        < 32 * 2**20
+        <= (pairs + 1) * (measure_largest_coefficient(backward) + 1)
+    )
 
 
 def test_large_images_are_not_decoded_one_by_one() -> None:
-    run = run_of(1024, 1)
-    assert 2 * largest_row(run) > 32 * 2**20 and without_fresh_pages(run) >= 4
+    backward = prepare(1024, 1)
+    assert 2 * measure_largest_coefficient(backward) > 32 * 2**20 and count_pairs_in_reused_memory(backward) >= 4
 
 
 @given(st.floats(1e3, 1e9), st.floats(1e3, 1e7))
-def test_a_budget_is_kept(budget: float, graph_row: float) -> None:
-    run = run_of(32, 1)
-    rows, kept = within(budget, graph_row, run)
-    one = graph_row + 4 * largest_row(run)
-    assert rows == 1 or rows * one + kept * graph_row <= budget * (1 + 1e-9)
-    assert rows >= 1 and kept >= 0
+def test_a_budget_is_kept(budget: float, graph_pair: float) -> None:
+    backward = prepare(32, 1)
+    pairs, kept = fit_budget(budget, graph_pair, backward)
+    one = graph_pair + 4 * measure_largest_coefficient(backward)
+    assert pairs == 1 or pairs * one + kept * graph_pair <= budget * (1 + 1e-9)
+    assert pairs >= 1 and kept >= 0
 
 
-@pytest.mark.parametrize("arguments", [{"memory_budget": 0.0}, {"memory_budget": 1.0, "chunk_size": 2}], ids=str)
-def test_arguments_that_do_not_fit(arguments: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="memory_budget must be a number of GiB"):
-        HeatmapDecoder(nets.tiny(), **arguments)
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [
+        ({"chunk_size": 0}, "chunk_size must be at least 1 class, or None to have it chosen, got 0"),
+        ({"chunk_size": "3"}, "chunk_size must be at least 1 class, or None to have it chosen, got '3'"),
+        ({"memory_budget": 0.0}, "memory_budget must be a number of GiB > 0, .* got 0.0 and chunk_size=None"),
+        ({"memory_budget": "1"}, "memory_budget must be a number of GiB > 0, .* got '1'"),
+        ({"memory_budget": 1.0, "chunk_size": 2}, "chunk_size be left out, got 1.0 and chunk_size=2"),
+        ({"gradient_threshold": -0.1}, "gradient_threshold must be within 0..1, .* got -0.1"),
+        ({"gradient_threshold": 1.0}, "gradient_threshold must be within 0..1, .* got 1.0"),
+        ({"gradient_threshold": 0.0, "recompute": True}, "recompute be left out as it recomputes anyway"),
+        ({"skip": 0.0, "recompute": True}, "schedule must hold no other names than chunk_size, .* got 'skip'"),
+        (4, "schedule must hold no other names than chunk_size, .* got 4"),
+    ],
+)
+def test_numbers_that_do_not_fit(schedule: Any, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        create_schedule(schedule)
+
+
+def test_a_schedule_is_given_as_such_by_names_or_not_at_all() -> None:
+    assert create_schedule({"memory_budget": 0.5}) == Schedule(memory_budget=0.5)
+    assert create_schedule(Schedule(chunk_size=2)) == Schedule(chunk_size=2)
+    assert create_schedule(None) == create_schedule({}) == Schedule()
+    assert HeatmapDecoder(nets.tiny(), schedule={"recompute": True}).schedule == Schedule(recompute=True)
+
+
+def test_memory_of_a_pair_is_measured_once() -> None:
+    """And again where other parameters are trained, which changes what autograd keeps."""
+    calls: list[int] = []
+
+    def decode(backward: Any, classes: Tensor) -> Tensor:
+        calls.append(len(classes))
+        weight = backward.tape.classifier.fc.weight
+        return (weight * classes.to(weight.dtype).sum()).exp() if len(classes) > 1 else weight + 1
+
+    backward, memory = prepare(32, 1), GraphMemory()
+    kept = [memory.measure_pair(backward, decode) for _ in range(2)]
+    assert kept[0] == kept[1] > backward.tape.classifier.fc.weight.nbytes - 1 and calls == [1, 2]
+    backward.tape.classifier.requires_grad_(False)
+    assert memory.measure_pair(backward, decode) == 1 and calls == [1, 2, 1, 2]

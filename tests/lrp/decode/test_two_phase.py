@@ -10,10 +10,9 @@ from torch import Tensor
 
 from tests.oracles import nets
 from tests.oracles.gradients import gradients
-from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp import decoder as module
-from tw_seg.lrp.conservation.diagnose import skipping
+from tw_seg.lrp.conservation.diagnose import measure_gradient_threshold
+from tw_seg.lrp.decode import pieces as module
 
 
 @pytest.fixture
@@ -22,11 +21,11 @@ def decoded_pairs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     propagate = module.propagate
 
-    def counting(run: Any, seed: Tensor, *rest: Any) -> Any:
+    def count(backward: Any, seed: Tensor, *rest: Any) -> Any:
         counts.append(len(seed))
-        return propagate(run, seed, *rest)
+        return propagate(backward, seed, *rest)
 
-    monkeypatch.setattr(module, "propagate", counting)
+    monkeypatch.setattr(module, "propagate", count)
     return counts
 
 
@@ -35,7 +34,7 @@ def images() -> Tensor:
 
 
 def test_pairs_without_a_gradient_are_not_decoded_again(decoded_pairs: list[int]) -> None:
-    decoder = HeatmapDecoder(nets.tiny(classes=4), skip=0.0)
+    decoder = HeatmapDecoder(nets.tiny(classes=4), schedule={"gradient_threshold": 0.0})
     heatmaps = decoder(images()).heatmaps
     assert decoded_pairs == [12]
     heatmaps[[0, 2, 2], [3, 1, 2]].square().sum().backward()
@@ -43,7 +42,7 @@ def test_pairs_without_a_gradient_are_not_decoded_again(decoded_pairs: list[int]
 
 
 def test_no_gradient_at_all(decoded_pairs: list[int]) -> None:
-    decoder = HeatmapDecoder(nets.tiny(classes=4), skip=0.0)
+    decoder = HeatmapDecoder(nets.tiny(classes=4), schedule={"gradient_threshold": 0.0})
     (decoder(images()).heatmaps * 0).sum().backward()
     assert decoded_pairs == [12]
 
@@ -51,7 +50,7 @@ def test_no_gradient_at_all(decoded_pairs: list[int]) -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_the_threshold_is_relative(scale: float, decoded_pairs: list[int]) -> None:
     """As mixed precision scales the loss; a pair is left out when no read-out needs it."""
-    decoder = HeatmapDecoder(nets.tiny(classes=4), read_out=["input", "relu"], skip=0.1)
+    decoder = HeatmapDecoder(nets.tiny(classes=4), read_out=["input", "relu"], schedule={"gradient_threshold": 0.1})
     _, at_input, (_, deeper) = decoder(images())
     weights = torch.tensor([1.0, 0.5, 0.09, 0.05]).double()
     (at_input[0].sum((1, 2)) @ weights * scale + deeper[1, 3].sum() * 1e-6 * scale).backward()
@@ -59,14 +58,14 @@ def test_the_threshold_is_relative(scale: float, decoded_pairs: list[int]) -> No
 
 
 def test_gradients_that_are_no_numbers_are_not_hidden(decoded_pairs: list[int]) -> None:
-    decoder = HeatmapDecoder(nets.tiny(classes=4), skip=0.0)
+    decoder = HeatmapDecoder(nets.tiny(classes=4), schedule={"gradient_threshold": 0.0})
     (decoder(images()).heatmaps[0, 0] * torch.nan).sum().backward()
     assert decoded_pairs == [12, 1]
     assert decoder.classifier.conv1.weight.grad.isnan().any()
 
 
 def test_without_a_graph_it_is_one_decode(decoded_pairs: list[int]) -> None:
-    decoder = HeatmapDecoder(nets.tiny(classes=4), skip=0.0)
+    decoder = HeatmapDecoder(nets.tiny(classes=4), schedule={"gradient_threshold": 0.0})
     with torch.no_grad():
         assert not decoder(images()).heatmaps.requires_grad
     assert decoded_pairs == [12]
@@ -75,9 +74,9 @@ def test_without_a_graph_it_is_one_decode(decoded_pairs: list[int]) -> None:
 def test_autocast_is_the_same_in_both_phases() -> None:
     inputs = images().float()
     results = []
-    for arguments in ({}, {"skip": 0.0}):
+    for schedule in ({}, {"gradient_threshold": 0.0}):
         net = nets.tiny().float()
-        decoder = HeatmapDecoder(net, **arguments)
+        decoder = HeatmapDecoder(net, schedule=schedule)
         with torch.autocast("cpu", torch.bfloat16):
             heatmaps = decoder(inputs).heatmaps
         results.append(gradients(heatmaps.square().sum(), list(net.parameters())))
@@ -94,7 +93,8 @@ def test_the_error_of_a_threshold_is_reported() -> None:
         return (heatmaps[0].sum((2, 3)) @ weights).sum()
 
     exact = torch.cat([g.flatten() for g in gradients(loss(decoder(inputs).readouts), parameters)])
-    for row, kept in zip(skipping(decoder, inputs, loss, [0.0, 0.1, 0.7]), (4, 2, 1), strict=True):
+    found = measure_gradient_threshold(decoder, inputs, loss, [0.0, 0.1, 0.7])
+    for row, kept in zip(found, (4, 2, 1), strict=True):
         cut = torch.where(torch.arange(4) < kept, weights, 0)
         some = (decoder(inputs).heatmaps.sum((2, 3)) @ cut).sum()
         left = torch.cat([g.flatten() for g in gradients(some, parameters)])
@@ -102,7 +102,13 @@ def test_the_error_of_a_threshold_is_reported() -> None:
         assert row.error == pytest.approx(float((left - exact).norm() / exact.norm()), rel=1e-9, abs=1e-14)
 
 
-@pytest.mark.parametrize("arguments", [{"skip": -0.1}, {"skip": 1.0}, {"skip": 0.0, "recompute": True}], ids=str)
-def test_arguments_that_do_not_fit(arguments: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="skip must be within 0..1"):
-        HeatmapDecoder(nets.tiny(), **arguments)
+def test_a_compiled_step_decodes_all_pairs_once() -> None:
+    """A compiler knows no backward pass that decodes: gradients are exact, whatever the threshold."""
+    torch.compiler.reset()
+    inputs, steps = images(), []
+    for schedule in ({"chunk_size": 2, "gradient_threshold": 0.9}, {}):
+        net = nets.tiny()
+        decoder = HeatmapDecoder(net, schedule=schedule)
+        step = torch.compile(decoder, fullgraph=True, backend="eager") if schedule else decoder
+        steps.append(gradients(step(inputs).heatmaps.square().sum(), list(net.parameters())))
+    torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-12)

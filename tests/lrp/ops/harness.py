@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracles.gradients import input_x_gradient
-from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp import HeatmapDecoder, Schedule
 from tw_seg.lrp.conservation.diagnose import completeness, conservation
 
 Body = Callable[[Any, Tensor], Tensor]
@@ -128,9 +128,9 @@ def check(case: Case) -> None:
     close(decoded.heatmaps, expected)
     sample = torch.tensor([1])
     close(decode(decoder, images, [2, 0], sample).heatmaps, expected[1:2, [2, 0]])
-    decoder.chunk_size = 2
+    decoder.schedule = Schedule(chunk_size=2)
     close(decode(decoder, images).heatmaps, expected)
-    decoder.chunk_size = None
+    decoder.schedule = Schedule()
     if not case.training:  # statistics of the batch, and draws, are those of this batch
         close(decode(decoder, images[:1]).heatmaps, expected[:1])
     check_balances(decoder, images)

@@ -137,8 +137,9 @@ def checkpoint_decode(
 ) -> tuple[Tensor, ...]:
     """Decode classes and recompute them in the backward pass, under a compiler.
 
-    A second mechanism, as ``torch.compile`` refuses the first one: "function marked as skipped: torch.autograd.backward"
-    in the backward pass of a custom function. In eager mode this one keeps every node of each decode.
+    A second mechanism, as ``torch.compile`` refuses the first one: it does not trace ``torch.autograd.backward`` in the
+    backward pass of a custom function ("Attempted to call function marked as skipped"). This one could not take its
+    place: it decodes again all or nothing, not the pairs that a gradient asks for.
     """
     if not torch.is_grad_enabled():
         return decode(backward, classes)
