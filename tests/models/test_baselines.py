@@ -19,6 +19,7 @@ TIMM = {"channels": [32, 64, 128, 256]}
 class TestUNet(ModelContract):
     model_class = UNet
     arguments = {**ENCODER, "decoder_channels": NARROW}
+    exports = compiles = True
 
     def check_logits_of_samples(self, found, expected, samples):
         torch.testing.assert_close(found[samples], expected[samples])
@@ -31,6 +32,7 @@ class TestUNet(ModelContract):
 class TestMultiTaskUNet(ModelContract):
     model_class = MultiTaskUNet
     arguments = {**ENCODER, "decoder_channels": NARROW}
+    exports = compiles = True
 
 
 class TestMultiTaskUNetWithoutStrides(ModelContract):

@@ -11,6 +11,7 @@ class TestImageClassifier(ModelContract):
     model_class = ImageClassifier
     arguments = ENCODER
     decodes = False
+    exports = compiles = True
 
 
 def test_its_classifier_is_the_warm_start_file(tmp_path):

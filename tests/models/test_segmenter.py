@@ -20,6 +20,7 @@ PLACES = ["layer3", "input", "layer1"]
 class TestTied(ModelContract):
     model_class = HeatmapSegmenter
     arguments = ENCODER
+    exports = compiles = True
 
 
 class TestUntiedAtSeveralDepths(ModelContract):
@@ -35,9 +36,24 @@ class TestWithinAMemoryBudget(ModelContract):
 class TestConstantBackground(ModelContract):
     model_class = HeatmapSegmenter
     arguments = {**ENCODER, "background": "constant", "composite": "epsilon_flat", "schedule": {"recompute": True}}
+    exports = True
 
     def create_classifier(self) -> nn.Module:
         return create_classifier(**{**ENCODER, "classes": 3})
+
+
+class TestVisionTransformer(ModelContract):
+    """Its positions are made for images of one size."""
+
+    model_class = HeatmapSegmenter
+    arguments = {
+        "encoder_name": "timm/vit_tiny_patch16_224",
+        "classes": 4,
+        "encoder_kwargs": {"img_size": 48, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        "read_out": ["blocks.0", "input"],
+    }
+    size = (48, 48)
+    any_size = False
 
 
 def create(**kwargs: Any) -> HeatmapSegmenter:
@@ -300,19 +316,3 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         HeatmapSegmenter(**{**ENCODER, **arguments})
-
-
-def test_compiled_whole(images: Tensor) -> None:
-    model = create(read_out=["layer3", "input"], compress=0.5)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    found, expected = (m(images, [2, 0], torch.tensor([1])) for m in (compiled, model))
-    close(found.mask_logits, expected.mask_logits)
-
-
-def test_exported_with_a_dynamic_batch(images: Tensor) -> None:
-    model = create(background="constant")
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
-    for n in (1, 2):
-        close(program.module()(images[:n]).mask_logits, model(images[:n]).mask_logits)

@@ -9,7 +9,9 @@ from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
 from tw_seg.models.baselines import MultiTaskUNet, UNet
 from tw_seg.models.classifier import ImageClassifier
-from tw_seg.models.posthoc import CAM, GradCAM, InputXGradient
+from tw_seg.models.posthoc.cam import CAM
+from tw_seg.models.posthoc.gradcam import GradCAM
+from tw_seg.models.posthoc.input_x_gradient import InputXGradient
 from tw_seg.models.segmenter import HeatmapSegmenter
 
 MODELS: dict[str, type[SegModel]] = {
