@@ -10,7 +10,6 @@ from tw_seg.arguments import (
     check_mask_ids,
     check_numbers,
     check_samples,
-    check_shares,
     class_indices,
     image_size,
 )
@@ -155,7 +154,6 @@ def test_wrong_mask_ids_are_named_in_order(convert) -> None:
 
 def test_good_numbers_pass() -> None:
     check_numbers(a=0, b=1e300, c=np.float32(2))
-    check_shares(a=0, b=1.0, c=np.float64(0.5))
     check_counts(1, a=1, b=None, c=np.int64(3))
     assert image_size(7) == (7, 7) and image_size([7, 9]) == (7, 9)
 
@@ -168,9 +166,6 @@ def test_good_numbers_pass() -> None:
         (lambda: check_numbers(a=float("inf")), "a must .* got inf"),
         (lambda: check_numbers(a="1"), "a must .* got '1'"),
         (lambda: check_numbers(a=True), "a must .* got True"),
-        (lambda: check_shares(a=0.5, b=1.1), "b must be a number from 0 to 1, got 1.1"),
-        (lambda: check_shares(a=float("nan")), "a must .* got nan"),
-        (lambda: check_shares(a=None), "a must .* got None"),
         (lambda: check_counts(1, a=1, b=0), "b must be a whole number >= 1, got 0"),
         (lambda: check_counts(0, a=2.0), "a must .* got 2.0"),
         (lambda: check_counts(0, a=True), "a must .* got True"),

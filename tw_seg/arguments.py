@@ -211,6 +211,11 @@ def check_mask_ids(
         )
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number. True and False are none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def check_numbers(**values: float) -> None:
     """Check that each argument is a finite number >= 0.
 
@@ -221,19 +226,8 @@ def check_numbers(**values: float) -> None:
         >>> check_numbers(lr=0.1, weight_decay=0)
     """
     for name, value in values.items():
-        if not _is_real(value) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise InputError(f"{name} must be a finite number >= 0, got {value!r}")
-
-
-def check_shares(**values: float) -> None:
-    """Check that each argument is a share or a probability: a number from 0 to 1.
-
-    Raises:
-        InputError: Names the first that is none.
-    """
-    for name, value in values.items():
-        if not _is_real(value) or not 0 <= value <= 1:
-            raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 def check_counts(minimum: int, **values: int | None) -> None:
@@ -245,7 +239,7 @@ def check_counts(minimum: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if not _is_real(value) or isinstance(value, float) or value < minimum:
+        if not is_number(value) or isinstance(value, float) or value < minimum:
             raise InputError(f"{name} must be a whole number >= {minimum}, got {value!r}")
 
 
@@ -263,10 +257,6 @@ def image_size(size: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise InputError(f"size must be a number of pixels or (height, width), got {size!r}")
     return pair[0], pair[1]
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _integers(values: Any) -> tuple[int, ...]:

@@ -76,7 +76,7 @@ def data_module(root: Path, options: argparse.Namespace, *, cache: bool, workers
         labelled_per_batch=options.labelled,
         steps_per_epoch=options.batches,
         size=options.size,
-        flip=True,
+        augmentation={"flip": True},
         num_workers=workers,
         cache_gib=options.cache_gib if cache else 0.0,
     )
@@ -136,7 +136,8 @@ def parts(root: Path, options: argparse.Namespace) -> dict[str, float]:
     names = (root / "ImageSets" / "Segmentation" / "train.txt").read_text(encoding="utf-8").split()
     names = names[: options.batch_size]
     images, masks = root / "JPEGImages", root / "SegmentationClass"
-    plain, augmented = EvalTransform(options.size), TrainTransform(options.size, flip=True)
+    plain = EvalTransform(options.size)
+    augmented = TrainTransform(plain, {"flip": True})
     module = data_module(root, options, cache=True, workers=0)
     items = module.train_dataloader().dataset
     decoded = [read_image(images / f"{name}.jpg") for name in names]

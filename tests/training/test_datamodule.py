@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,7 +146,7 @@ def test_workers_and_cache_do_not_change_the_run(tmp_path):
     traces = {}
     for workers, cache_gib in ((0, 0.0), (1, 0.0), (2, 0.0), (0, 0.1), (1, 0.1), (2, 0.1)):
         model = Recorder()
-        data = module(num_workers=workers, cache_gib=cache_gib, recolor=0.5, flip=True)
+        data = module(num_workers=workers, cache_gib=cache_gib, augmentation={"recolor": 0.5, "flip": True})
         trainer(tmp_path, max_epochs=2).fit(model, data)
         assert set(data._caches) == ({"train", "val"} if cache_gib else set())
         traces[workers, cache_gib] = model.trace, model.seen
@@ -335,6 +336,26 @@ def test_arguments_fit_into_yaml(text, budget, share):
     assert tuple(data.hparams["size"]) == (213, 320)
 
 
+def test_the_parser_checks_augmentation():
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SegmentationDataModule, "data")
+
+    def parse(*arguments: str) -> dict[str, float]:
+        return parser.parse_args(["--data.budget=6", *arguments]).data.augmentation
+
+    assert parse() is None
+    assert parse("--data.augmentation={scale: 0.3}") == {"scale": 0.3}
+    assert parse("--data.augmentation.flip=true", "--data.augmentation.rotate=5") == {"flip": True, "rotate": 5.0}
+    for argument, message in (
+        ("--data.augmentation.zoom=3", "Unexpected keys: {'zoom'}"),
+        ("--data.augmentation={flip: 3}", "Expected a <class 'bool'>. Got value: 3"),
+        ("--data.augmentation.color=red", "Expected a <class 'float'>. Got value: red"),
+        ("--data.flip=true", "flip"),
+    ):
+        with pytest.raises(jsonargparse.ArgumentError, match=re.escape(message)):
+            parse(argument)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
@@ -344,6 +365,8 @@ def test_arguments_fit_into_yaml(text, budget, share):
         ({"num_workers": -1}, InputError, "num_workers"),
         ({"cache_gib": -1.0}, InputError, "cache_gib must be a finite number >= 0"),
         ({"size": 0}, InputError, "size must be a number of pixels"),
+        ({"augmentation": {"zoom": 1.0}}, InputError, "augmentation: expected the keys scale, .* got 'zoom'"),
+        ({"augmentation": {"scale": 2.0}}, InputError, "augmentation: scale must be a number, 0 <= scale < 1, got 2.0"),
         ({"budget": 0}, BudgetError, r"label budget is empty \(0 images\)"),
         ({"budget": None}, BudgetError, "label budget is empty, but batches have labelled rows"),
         ({"budget": 1.0}, BudgetError, "budget must be a whole number of images, got 1.0; a share is a budget_share"),

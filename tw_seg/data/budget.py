@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tw_seg.arguments import is_number
 from tw_seg.errors import BudgetError
 from tw_seg.files import write_text
 
@@ -71,9 +72,9 @@ class LabelBudget:
         valid = (
             isinstance(names, list)
             and all(isinstance(name, str) for name in names)
-            and (budget is None or _is_number(budget, int))
-            and (share is None or _is_number(share, float))
-            and isinstance(content["split_seed"], int)
+            and (budget is None or _is_whole(budget))
+            and (share is None or is_number(share))
+            and _is_whole(content["split_seed"])
             and isinstance(content["fingerprint"], str)
         )
         if not valid:
@@ -193,11 +194,11 @@ def check_budget(budget: int | None, budget_share: float | None) -> None:
     if budget is not None and budget_share is not None:
         raise BudgetError(f"give a budget ({budget!r}) or a budget_share ({budget_share!r}), not both")
     if budget is not None:
-        if not _is_number(budget, int):
+        if not _is_whole(budget):
             raise BudgetError(f"budget must be a whole number of images, got {budget!r}; a share is a budget_share")
         if budget < 1:
             raise BudgetError(f"the label budget is empty ({budget} images); ask for at least 1")
-    if budget_share is not None and not (_is_number(budget_share, float) and 0 < budget_share <= 1):
+    if budget_share is not None and not (is_number(budget_share) and 0 < budget_share <= 1):
         raise BudgetError(
             f"budget_share must be a share above 0 and up to 1, got {budget_share!r}; a number of images is a budget"
         )
@@ -224,9 +225,8 @@ def _count(budget: int | None, budget_share: float | None, available: int) -> in
     return count
 
 
-def _is_number(value: object, kind: type[int] | type[float]) -> bool:
-    """Whether a value is a whole number, or any number; True is no number."""
-    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _ordering(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:

@@ -18,6 +18,7 @@ from tw_seg.data.loading.sampler import ResumableLoader, SemiSupervisedBatchSamp
 from tw_seg.data.loading.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Augmentation,
     EvalTransform,
     TrainTransform,
     init_worker,
@@ -63,12 +64,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         size: Height and width of the images the model sees, or one number for both.
         mean: Per channel, of values in [0, 1].
         std: Per channel, of values in [0, 1].
-        scale: Augmentation, as are the next five; see `TrainTransform`.
-        shift: See `TrainTransform`.
-        rotate: See `TrainTransform`.
-        color: See `TrainTransform`.
-        recolor: See `TrainTransform`.
-        flip: See `TrainTransform`.
+        augmentation: Strengths of the augmentation in training, by name; those left out have their defaults. See
+            `tw_seg.data.loading.transforms.Augmentation`.
         seed: Seed of batches and augmentations.
 
     Raises:
@@ -95,12 +92,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         size: int | tuple[int, int] = 64,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        scale: float = 0.1,
-        shift: float = 0.05,
-        rotate: float = 10.0,
-        color: float = 0.2,
-        recolor: float = 0.0,
-        flip: bool = False,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -118,19 +110,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
         self._caches: dict[str, DecodedCache] = {}
-        self._train_transform = TrainTransform(
-            size,
-            mean=mean,
-            std=std,
-            scale=scale,
-            shift=shift,
-            rotate=rotate,
-            color=color,
-            recolor=recolor,
-            flip=flip,
-            seed=seed,
-        )
         self._eval_transform = EvalTransform(size, mean=mean, std=std)
+        self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:

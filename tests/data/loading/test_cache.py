@@ -88,7 +88,7 @@ def test_reads_every_sample_once_and_no_other_mask():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_read_the_cache_not_the_files(workers, masks):
     data = Gone()
-    transform = TrainTransform(16, flip=True, recolor=0.5, seed=3)
+    transform = TrainTransform(EvalTransform(16), {"flip": True, "recolor": 0.5}, seed=3)
     sampler = SemiSupervisedBatchSampler(
         [0, 2] if len(masks) else [],
         [1, 3, 4, 5, 6],
@@ -135,8 +135,8 @@ def test_spawned_workers_share_one_copy():
 def test_an_epoch_does_not_write_to_the_cache():
     data = Shapes()
     for transform in (
-        TrainTransform(16, flip=True, recolor=0.5),
-        TrainTransform(16, scale=0, shift=0, rotate=0, color=0),
+        TrainTransform(EvalTransform(16), {"flip": True, "recolor": 0.5}),
+        TrainTransform(EvalTransform(16), {"scale": 0, "shift": 0, "rotate": 0, "color": 0}),
     ):
         cache = cached(data, 16)
         before = cache._images.clone(), cache._masks.clone()

@@ -79,7 +79,7 @@ def test_batch_without_masks():
 
 @pytest.mark.parametrize("data", [Shapes(), LoadOnDemand()], ids=["plain", "on demand"])
 def test_training_shows_masks_of_labelled_rows_only(data):
-    items = TrainItems(data, TrainTransform(16))
+    items = TrainItems(data, TrainTransform(EvalTransform(16)))
     draws = [Draw(2, True, (0, 0, 0)), Draw(4, False, (0, 0, 1)), Draw(2, False, (0, 0, 2))]
     batch = collate([items[draw] for draw in draws])
     assert batch.labelled.tolist() == [0] and batch.masks.shape == (1, 16, 16)
@@ -89,7 +89,7 @@ def test_training_shows_masks_of_labelled_rows_only(data):
 
 
 def test_every_row_epoch_and_step_has_its_own_augmentation():
-    items = TrainItems(Shapes(), TrainTransform(16))
+    items = TrainItems(Shapes(), TrainTransform(EvalTransform(16)))
     keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
     images = [items[Draw(2, False, key)].image for key in keys]
     assert len({float(image.sum()) for image in images}) == 4
@@ -99,7 +99,7 @@ def test_every_row_epoch_and_step_has_its_own_augmentation():
 def test_workers_give_the_batches_of_the_main_process(epoch):
     sampler = SemiSupervisedBatchSampler([0, 2], [1, 3, 4, 5, 6], batch_size=3, labelled_per_batch=1, seed=4)
     sampler.set_epoch(epoch)
-    items = TrainItems(Shapes(), TrainTransform(16))
+    items = TrainItems(Shapes(), TrainTransform(EvalTransform(16)))
     loads = [
         list(DataLoader(items, batch_sampler=sampler, num_workers=n, collate_fn=collate, worker_init_fn=init_worker))
         for n in (0, 2)

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tw_seg.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
+from tw_seg.data.loading.transforms import (
+    DEFAULT_AUGMENTATION,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    TrainTransform,
+)
 from tw_seg.errors import InputError
 
 MEAN = np.array(IMAGENET_MEAN).reshape(3, 1, 1)
@@ -58,10 +64,9 @@ def test_ignored_pixels_survive_resizing(sample):
     assert set(np.unique(EvalTransform(50)(image, mask)[1])) == {0, 1, 255}
 
 
-@pytest.mark.parametrize("kind", [EvalTransform, TrainTransform])
-def test_the_two_parts_make_the_whole(sample, kind):
+@pytest.mark.parametrize("transform", [EvalTransform((40, 70)), TrainTransform(EvalTransform((40, 70)))])
+def test_the_two_parts_make_the_whole(sample, transform):
     image, mask = sample
-    transform = kind((40, 70))
     small, small_mask = transform.resize(image), transform.resize_mask(mask)
     assert small.shape == (*transform.size, 3) and small.dtype == np.uint8
     for array in (small, small_mask):
@@ -86,7 +91,7 @@ def test_normalisation_of_all_values():
 
 def test_no_strength_no_change(sample):
     image, mask = sample
-    plain = TrainTransform(64, scale=0, shift=0, rotate=0, color=0)
+    plain = TrainTransform(EvalTransform(64), {"scale": 0, "shift": 0, "rotate": 0, "color": 0})
     result, result_mask = plain(image, mask, key=(1, 2, 3))
     expected, _ = EvalTransform(64)(image, mask)
     assert torch.equal(result, expected) and torch.equal(result_mask, torch.from_numpy(mask).long())
@@ -94,7 +99,7 @@ def test_no_strength_no_change(sample):
 
 def test_flip_mirrors_image_and_mask_together(sample):
     image, mask = sample
-    flip = TrainTransform(64, scale=0, shift=0, rotate=0, color=0, flip=True)
+    flip = TrainTransform(EvalTransform(64), {"scale": 0, "shift": 0, "rotate": 0, "color": 0, "flip": True})
     expected, expected_mask = EvalTransform(64)(image, mask)
     flipped = 0
     for row in range(40):
@@ -109,7 +114,7 @@ def test_flip_mirrors_image_and_mask_together(sample):
 
 def test_what_comes_from_outside_is_ignored_and_neutral(sample):
     image, mask = sample
-    move = TrainTransform(64, scale=0.3, shift=0.3, rotate=40, color=0)
+    move = TrainTransform(EvalTransform(64), {"scale": 0.3, "shift": 0.3, "rotate": 40, "color": 0})
     shares = []
     for row in range(20):
         result, result_mask = move(np.full_like(image, 255), np.ones_like(mask), key=(0, 0, row))
@@ -124,7 +129,7 @@ def test_what_comes_from_outside_is_ignored_and_neutral(sample):
 
 def test_image_and_mask_move_together(sample):
     image, mask = sample
-    move = TrainTransform(64, scale=0.2, shift=0.1, rotate=30, color=0)
+    move = TrainTransform(EvalTransform(64), {"scale": 0.2, "shift": 0.1, "rotate": 30, "color": 0})
     colors = np.array([[40, 60, 80], [200, 30, 30], [30, 200, 220]])
     moved = 0
     for row in range(20):
@@ -146,7 +151,7 @@ def erode(region: np.ndarray) -> np.ndarray:
 
 def test_colors_change_but_masks_do_not(sample):
     image, mask = sample
-    recolor = TrainTransform(64, scale=0, shift=0, rotate=0, color=0.3)
+    recolor = TrainTransform(EvalTransform(64), {"scale": 0, "shift": 0, "rotate": 0, "color": 0.3})
     results = [recolor(image, mask, key=(0, 0, row)) for row in range(10)]
     assert all(torch.equal(ids, torch.from_numpy(mask).long()) for _, ids in results)
     assert len({float(result.sum()) for result, _ in results}) == 10
@@ -155,7 +160,7 @@ def test_colors_change_but_masks_do_not(sample):
 def test_key_and_seed_decide_alone(sample):
     image, mask = sample
     original = image.copy(), mask.copy()
-    one, other = TrainTransform(64, seed=1), TrainTransform(64, seed=1)
+    one, other = TrainTransform(EvalTransform(64), seed=1), TrainTransform(EvalTransform(64), seed=1)
     keys = [(epoch, step, row) for epoch in range(2) for step in range(3) for row in range(3)]
     wanted = {key: one(image, mask, key=key) for key in keys}
     np.random.seed(0)
@@ -167,7 +172,7 @@ def test_key_and_seed_decide_alone(sample):
         assert torch.equal(result, wanted[key][0]) and torch.equal(result_mask, wanted[key][1])
         assert torch.equal(other(image, None, key=key)[0], result)  # whether it has a mask does not matter
     assert len({float(result.sum()) for result, _ in wanted.values()}) == len(keys)
-    assert not torch.equal(TrainTransform(64, seed=2)(image, mask, key=keys[0])[0], wanted[keys[0]][0])
+    assert not torch.equal(TrainTransform(EvalTransform(64), seed=2)(image, mask, key=keys[0])[0], wanted[keys[0]][0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[0])
     assert random.getstate() == states[1] and torch.equal(torch.get_rng_state(), states[2])
     np.testing.assert_array_equal(image, original[0])
@@ -177,7 +182,7 @@ def test_key_and_seed_decide_alone(sample):
 def test_shapes_are_not_distorted():
     y, x = np.mgrid[:64, :64]
     mask = ((x - 31.5) ** 2 + (y - 31.5) ** 2 < 15**2).astype(np.uint8)
-    zoom = TrainTransform(64, scale=0.4, shift=0, rotate=0, color=0)
+    zoom = TrainTransform(EvalTransform(64), {"scale": 0.4, "shift": 0, "rotate": 0, "color": 0})
     heights = []
     for row in range(20):
         ids = zoom(np.zeros((64, 64, 3), dtype=np.uint8), mask, key=(0, 0, row))[1] == 1
@@ -193,10 +198,42 @@ def test_shapes_are_not_distorted():
         ({"size": (3, 4, 5)}, "size must be a number of pixels"),
         ({"size": 8, "mean": (0.5,)}, "mean, std: expected three numbers"),
         ({"size": 8, "std": (1, 1, 0)}, "mean, std: expected three numbers"),
-        ({"size": 8, "rotate": -1}, "rotate: expected 0 <= rotate"),
-        ({"size": 8, "scale": 1}, "scale: expected 0 <= scale < 1, got 1"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(InputError, match=message):
-        TrainTransform(**kwargs)
+        EvalTransform(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        ({"rotate": -1}, "rotate must be a number, 0 <= rotate <= 180, got -1"),
+        ({"rotate": 181}, "rotate must .* got 181"),
+        ({"scale": 1}, "scale must be a number, 0 <= scale < 1, got 1"),
+        ({"shift": float("nan")}, "shift must .* got nan"),
+        ({"color": "0.2"}, "color must .* got '0.2'"),
+        ({"recolor": 1.1}, "recolor must be a number, 0 <= recolor <= 1, got 1.1"),
+        ({"recolor": True}, "recolor must .* got True"),
+        ({"flip": 1}, "flip must be true or false, got 1"),
+        ({"zoom": 0.1, "scale": 0.1}, "expected the keys scale, shift, rotate, color, recolor, flip, got 'zoom'"),
+    ],
+)
+def test_bad_strengths(augmentation, message):
+    with pytest.raises(InputError, match=f"augmentation: {message}"):
+        TrainTransform(EvalTransform(8), augmentation)
+
+
+def test_the_largest_strengths_pass(sample):
+    image, mask = sample
+    strongest = {"scale": 0.999, "shift": 0.999, "rotate": 180, "color": 0.999, "recolor": 1, "flip": True}
+    result, _ = TrainTransform(EvalTransform(16), strongest)(image, mask, key=(0, 0, 0))
+    assert result.isfinite().all()
+
+
+def test_strengths_left_out_have_their_defaults(sample):
+    image, mask = sample
+    spelled_out = TrainTransform(EvalTransform(64), {**DEFAULT_AUGMENTATION, "flip": True})
+    for row in range(5):
+        found = TrainTransform(EvalTransform(64), {"flip": True})(image, mask, key=(0, 0, row))
+        assert all(map(torch.equal, found, spelled_out(image, mask, key=(0, 0, row))))

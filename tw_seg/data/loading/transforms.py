@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
+from typing import Any, TypedDict
 
 # Without this, importing albumentations asks a server for its newest version.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tw_seg.arguments import image_size
+from tw_seg.arguments import image_size, is_number
 from tw_seg.errors import InputError
 from tw_seg.types import IGNORE_INDEX
 
@@ -35,6 +36,7 @@ class EvalTransform:
 
     Attributes:
         size: Height and width of the result.
+        mean: The mean of each channel.
 
     Raises:
         InputError: For a size below 1 or a mean or std that does not fit RGB.
@@ -50,10 +52,10 @@ class EvalTransform:
         self.size = image_size(size)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean, std: expected three numbers each, std above 0, got {mean!r} and {std!r}")
-        self._mean = tuple(mean)
+        self.mean = tuple(mean)
         # Normalised values of the 256 values of each channel: looking them up costs half of computing them.
         levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
-        normalize = A.Normalize(self._mean, tuple(std), max_pixel_value=255.0)
+        normalize = A.Normalize(self.mean, tuple(std), max_pixel_value=255.0)
         self._levels = tuple(normalize(image=levels)["image"].transpose(2, 0, 1).copy())
 
     def resize(self, image: np.ndarray) -> np.ndarray:
@@ -91,17 +93,10 @@ class EvalTransform:
         return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
 
 
-class TrainTransform(EvalTransform):
-    """Resize, then scale, shift, turn and recolour at random, then normalise.
+class Augmentation(TypedDict, total=False):
+    """Strengths of the augmentation in training; what is left out has its value in `DEFAULT_AUGMENTATION`.
 
-    Pixels that come from outside have the mean colour in the image and 255 (ignore) in the mask. Every number
-    drawn is a function of ``seed`` and the ``key`` of the call, so it does not matter which worker does the
-    work, or when.
-
-    Args:
-        size: As in `EvalTransform`.
-        mean: As in `EvalTransform`.
-        std: As in `EvalTransform`.
+    Attributes:
         scale: Largest relative change of size: 0.1 draws a zoom from 0.9 to 1.1.
         shift: Largest shift, as a share of height and width.
         rotate: Largest rotation, in degrees.
@@ -109,59 +104,89 @@ class TrainTransform(EvalTransform):
         recolor: Probability to shuffle the color channels, and, drawn apart, to invert them. For classes that
             have no color of their own, such as digits.
         flip: Mirror left and right every second time.
-        seed: Seed of all that is drawn.
-
-    Raises:
-        InputError: For a strength that is negative or too large.
     """
 
-    def __init__(
-        self,
-        size: int | Sequence[int],
-        *,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        scale: float = 0.1,
-        shift: float = 0.05,
-        rotate: float = 10.0,
-        color: float = 0.2,
-        recolor: float = 0.0,
-        flip: bool = False,
-        seed: int = 0,
-    ) -> None:
-        for name, value, limit in (
-            ("scale", scale, 1),
-            ("shift", shift, 1),
-            ("rotate", rotate, 181),
-            ("color", color, 1),
-            ("recolor", recolor, 1.0001),
-        ):
-            if not 0 <= value < limit:
-                raise InputError(f"{name}: expected 0 <= {name} < {limit}, got {value}")
-        super().__init__(size, mean=mean, std=std)
+    scale: float
+    shift: float
+    rotate: float
+    color: float
+    recolor: float
+    flip: bool
+
+
+DEFAULT_AUGMENTATION: Augmentation = {
+    "scale": 0.1,
+    "shift": 0.05,
+    "rotate": 10.0,
+    "color": 0.2,
+    "recolor": 0.0,
+    "flip": False,
+}
+
+# Largest strengths, and whether they are strengths themselves.
+_LIMITS = {"scale": (1, "<"), "shift": (1, "<"), "rotate": (180, "<="), "color": (1, "<"), "recolor": (1, "<=")}
+
+
+def complete_augmentation(augmentation: Augmentation | None) -> Augmentation:
+    """Check the given strengths and add the default ones.
+
+    Raises:
+        InputError: For an unknown name or a value that is too large, negative or no number.
+
+    Example:
+        >>> complete_augmentation({"flip": True})["flip"], complete_augmentation(None)["rotate"]
+        (True, 10.0)
+    """
+    given: dict[str, Any] = dict(augmentation or {})
+    unknown = sorted(given.keys() - DEFAULT_AUGMENTATION.keys())
+    if unknown:
+        raise InputError(
+            f"augmentation: expected the keys {', '.join(DEFAULT_AUGMENTATION)}, got {', '.join(map(repr, unknown))}"
+        )
+    for name, value in given.items():
+        if name == "flip":
+            fits, expected = isinstance(value, bool), "true or false"
+        else:
+            limit, sign = _LIMITS[name]
+            fits = is_number(value) and 0 <= value and (value < limit or (sign == "<=" and value == limit))
+            expected = f"a number, 0 <= {name} {sign} {limit}"
+        if not fits:
+            raise InputError(f"augmentation: {name} must be {expected}, got {value!r}")
+    return {**DEFAULT_AUGMENTATION, **(augmentation or {})}
+
+
+class TrainTransform:
+    """Resize, then scale, shift, turn and recolor at random, then normalise.
+
+    Pixels that come from outside have the mean color in the image and 255 (ignore) in the mask. Every number
+    drawn is a function of ``seed`` and the ``key`` of the call, so it does not matter which worker does the
+    work, or when.
+
+    Args:
+        plain: What is done without augmentation: gives size and normalisation.
+        augmentation: Strengths; see `Augmentation`.
+        seed: Seed of all that is drawn.
+
+    Attributes:
+        size: Height and width of the result.
+
+    Raises:
+        InputError: For an unknown or unfit strength.
+    """
+
+    def __init__(self, plain: EvalTransform, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
+        self.size = plain.size
+        self._plain = plain
         self._seed = seed
-        steps: list[A.BasicTransform] = []
-        if scale or shift or rotate:
-            steps.append(
-                A.Affine(
-                    scale=(1 - scale, 1 + scale),
-                    translate_percent=(-shift, shift),
-                    rotate=(-rotate, rotate),
-                    keep_ratio=True,
-                    border_mode=cv2.BORDER_CONSTANT,
-                    fill=tuple(round(255 * value) for value in self._mean),
-                    fill_mask=IGNORE_INDEX,
-                    p=1.0,
-                )
-            )
-        if flip:
-            steps.append(A.HorizontalFlip(p=0.5))
-        if recolor:
-            steps += [A.ChannelShuffle(p=recolor), A.InvertImg(p=recolor)]
-        if color:
-            around_one = (1 - color, 1 + color)
-            steps.append(A.ColorJitter(around_one, around_one, around_one, (-color / 10, color / 10), p=1.0))
-        self._augment = A.Compose(steps)
+        self._augment = A.Compose(_steps(complete_augmentation(augmentation), plain.mean))
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """The image, RGB, uint8, at ``size``."""
+        return self._plain.resize(image)
+
+    def resize_mask(self, mask: np.ndarray) -> np.ndarray:
+        """The mask, uint8, at ``size``."""
+        return self._plain.resize_mask(mask)
 
     def finish(
         self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
@@ -172,7 +197,39 @@ class TrainTransform(EvalTransform):
         self._augment.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         data = {"image": image} if mask is None else {"image": image, "mask": mask}
         result = self._augment(**data)
-        return super().finish(result["image"], result.get("mask"))
+        return self._plain.finish(result["image"], result.get("mask"))
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform one sample, as `EvalTransform` does; what is drawn depends on the seed and ``key``."""
+        return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
+
+
+def _steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.BasicTransform]:
+    scale, shift, rotate, color = (strengths[name] for name in ("scale", "shift", "rotate", "color"))
+    steps: list[A.BasicTransform] = []
+    if scale or shift or rotate:
+        steps.append(
+            A.Affine(
+                scale=(1 - scale, 1 + scale),
+                translate_percent=(-shift, shift),
+                rotate=(-rotate, rotate),
+                keep_ratio=True,
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=tuple(round(255 * value) for value in mean),
+                fill_mask=IGNORE_INDEX,
+                p=1.0,
+            )
+        )
+    if strengths["flip"]:
+        steps.append(A.HorizontalFlip(p=0.5))
+    if strengths["recolor"]:
+        steps += [A.ChannelShuffle(p=strengths["recolor"]), A.InvertImg(p=strengths["recolor"])]
+    if color:
+        around_one = (1 - color, 1 + color)
+        steps.append(A.ColorJitter(around_one, around_one, around_one, (-color / 10, color / 10), p=1.0))
+    return steps
 
 
 def init_worker(worker_id: int) -> None:
