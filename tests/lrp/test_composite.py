@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
+from tests.oracles import nets
 from tw_seg.errors import InputError
-from tw_seg.lrp.composite import COMPOSITES, KIND_GROUPS, Assign, Composite, create_composite
+from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp.composite import COMPOSITES, Assign, Composite, create_composite
 from tw_seg.lrp.core.graph import Call
-from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.core.rule import Rule
+from tw_seg.lrp.ops import KIND_GROUPS, OPS
 from tw_seg.lrp.rules import (
     RULES,
     AlphaBeta,
@@ -20,7 +22,6 @@ from tw_seg.lrp.rules import (
     Gamma,
     Guided,
     Pass,
-    Rule,
     WSquare,
     ZBox,
     ZPlus,
@@ -30,7 +31,7 @@ NORM = Epsilon(1e-6)  # zennit's name for what it gives sums and pools
 
 
 def call(kind: str, path: str = "layer4.0.conv1", depth: float = 0.5) -> Call:
-    return Call("call", path, kind, "call_module", path, (), {}, (), depth=depth)
+    return Call("call", path, OPS[kind], "call_module", path, (), {}, (), depth=depth)
 
 
 def rules(composite: Composite, *kinds: str) -> list[Rule]:
@@ -205,21 +206,16 @@ def test_unmatched_overrides_are_named() -> None:
     assert create_composite("epsilon_plus").unmatched([]) == []
 
 
-def test_rules_are_chosen_while_compiling() -> None:
-    """The decode asks for rules inside the code that is compiled whole."""
-    composite = create_composite("epsilon", {"overrides": [{"rule": "epsilon", "epsilon": 0.5, "name": "layer4.*"}]})
-    calls = [call("conv", "layer4.1"), call("conv", "layer3.1"), call("relu")]
-
-    def function(x: Tensor) -> Tensor:
-        for one in calls:
-            rule = composite.rule(one)
-            x = x * (rule.epsilon + 1) if isinstance(rule, Epsilon) else x + 1
-        return x
-
+def test_rules_by_path_hold_in_a_decoder_that_is_compiled_whole() -> None:
+    """Rules are chosen when the decoder is made: compiled code looks at no pattern."""
+    override = {"rule": "epsilon", "epsilon": 0.5, "name": "conv3"}
+    decoder = HeatmapDecoder(nets.tiny(), composite_kwargs={"overrides": [override]}).eval()
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = decoder(images).heatmaps
     torch.compiler.reset()
-    x = torch.ones(2)
-    assert torch.equal(torch.compile(function, fullgraph=True, backend="eager")(x), function(x))
-    assert function(x).tolist() == [2.5, 2.5]
+    found = torch.compile(decoder, fullgraph=True, backend="eager")(images).heatmaps
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert (expected - HeatmapDecoder(decoder.classifier).eval()(images).heatmaps).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch.autograd.functional import jacobian
 from tw_seg.errors import InputError
 from tw_seg.lrp.core import linear_map
 from tw_seg.lrp.core.linear_map import LinearMap, expand, times
+from tw_seg.lrp.core.rule import InputRule, LinearRule
 from tw_seg.lrp.rules import (
     RULES,
     AlphaBeta,
@@ -29,8 +30,6 @@ from tw_seg.lrp.rules import (
     Flat,
     Gamma,
     Guided,
-    InputRule,
-    LinearRule,
     WSquare,
     ZBox,
     ZPlus,
@@ -396,8 +395,8 @@ def test_rules_of_relus_are_zennits(hook: type) -> None:
     y = module(u)
     expected = [torch.autograd.grad(y, u, part, retain_graph=True)[0] for part in c.split(SAMPLES)]
     handles.remove()
-    assert torch.equal(rule.activation(c, u.detach(), y.detach()), torch.cat(expected))
-    found = rule.activation(c.T, u.detach().T, y.detach().T, axis=1)
+    assert torch.equal(rule.coefficient(c, u.detach(), y.detach()), torch.cat(expected))
+    found = rule.coefficient(c.T, u.detach().T, y.detach().T, axis=1)
     assert torch.equal(found, torch.cat(expected).T)
 
 

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.graph import Call
-from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.ops.activation import ACTIVATIONS
-from tw_seg.lrp.rules import (
-    RULES,
-    ActivationRule,
-    AlphaBeta,
-    Deconvnet,
-    Epsilon,
-    Flat,
-    Gamma,
-    Guided,
-    InputRule,
-    LinearRule,
-    Pass,
-    Rule,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
-
-KIND_GROUPS: dict[str, tuple[str, ...]] = {
-    "convolution": ("conv", "conv_transpose"),
-    "dense": ("linear",),
-    "pool": ("avg_pool", "adaptive_avg_pool", "mean", "sum"),
-    "addition": ("add", "sub"),
-    "product": ("matmul", "einsum"),
-    "activation": ACTIVATIONS,
-}
-"""Name of a group -> the kinds of calls in it."""
+from tw_seg.lrp.core.rule import InputRule, LinearRule, Rule
+from tw_seg.lrp.ops import KIND_GROUPS, OPS
+from tw_seg.lrp.rules import RULES, AlphaBeta, Deconvnet, Epsilon, Flat, Gamma, Guided, Pass, WSquare, ZBox, ZPlus
 
 
 def _expand(kinds: Iterable[str]) -> frozenset[str]:
@@ -63,29 +36,28 @@ class Assign:
     kinds: tuple[str, ...] = ()
     name: str = "*"
     depth: tuple[float, float] = (0.0, 1.0)
-    # fnmatch's own cache of patterns cannot be traced by torch.compile.
-    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
-    _able: frozenset[str] = field(init=False, repr=False, compare=False)  # looked up for each call of each decode
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, (LinearRule, ActivationRule)):
+        if not isinstance(self.rule, Rule):
             raise InputError(
                 f"{self.rule!r} cannot be assigned to calls; the rule of the images goes to the composite's `input`, "
                 f"here one of {_names(Rule)} is needed"
             )
         if not isinstance(self.name, str):
             raise InputError(f"name must be a pattern of module paths such as 'layer4.*', got {self.name!r}")
-        object.__setattr__(self, "_pattern", re.compile(fnmatch.translate(self.name)))
-        for key, of in (("kinds", str), ("depth", (int, float))):
+        for key, of_type in (("kinds", str), ("depth", (int, float))):
             value = getattr(self, key)
-            if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, of) for v in value):
+            if (
+                isinstance(value, str)
+                or not isinstance(value, Sequence)
+                or not all(isinstance(v, of_type) for v in value)
+            ):
                 example = "['convolution']" if key == "kinds" else "[0.5, 1.0]"
                 raise InputError(f"{key} must be a list such as {example}, got {value!r}")
             object.__setattr__(self, key, tuple(value))
         if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] <= 1:
             raise InputError(f"depth must be [smallest, largest] within 0..1, got {list(self.depth)}")
         able = _expand(self.rule.acts_on)
-        object.__setattr__(self, "_able", able & _expand(self.kinds) if self.kinds else able)
         for kind in self.kinds:
             if kind not in KIND_GROUPS and kind not in OPS:
                 raise InputError(f"unknown kind {kind!r}; there are the groups {_join(KIND_GROUPS)} and {_join(OPS)}")
@@ -95,8 +67,9 @@ class Assign:
     def matches(self, call: Call) -> bool:
         """Whether the rule is for this call."""
         return (
-            call.kind in self._able
-            and self._pattern.match(call.path) is not None
+            call.kind in _expand(self.rule.acts_on)
+            and (not self.kinds or call.kind in _expand(self.kinds))
+            and fnmatchcase(call.path, self.name)
             and self.depth[0] <= call.depth <= self.depth[1]
         )
 
@@ -134,6 +107,10 @@ class Composite:
                 return assign.rule
         return _LINEAR if call.kind in _LINEAR_KINDS else _OTHER
 
+    def rules(self, calls: Iterable[Call]) -> dict[str, Rule]:
+        """The rule of each call by its name."""
+        return {call.name: self.rule(call) for call in calls}
+
     def unmatched(self, calls: Iterable[Call]) -> list[str]:
         """A description of each override that matches none of the calls."""
         known = tuple(calls)
@@ -142,6 +119,7 @@ class Composite:
 
 _LINEAR, _OTHER = Epsilon(0.0), Pass()
 _LINEAR_KINDS = _expand(Epsilon.acts_on)
+"""Kinds whose rule is ``_LINEAR`` where no assignment matches."""
 
 
 def epsilon(epsilon: float = 0.0) -> Composite:
@@ -332,6 +310,3 @@ def _names(base: Any) -> str:
 
 def _join(names: Iterable[str]) -> str:
     return ", ".join(names)
-
-
-__all__ = ["COMPOSITES", "KIND_GROUPS", "Assign", "Composite", "create_composite"]

@@ -203,7 +203,7 @@ class HeatmapDecoder(nn.Module):
             torch.Size([3, 1, 64, 64])
         """
         check_pairs(samples, classes, tape.logits.shape[1])
-        return self._decode(self.prepare(tape).of(samples), classes.unsqueeze(0))
+        return self._decode(self.prepare(tape).for_samples(samples), classes.unsqueeze(0))
 
     def _decode(self, backward: Backward, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
@@ -234,7 +234,17 @@ class HeatmapDecoder(nn.Module):
             InputError: For a tape of another decoder.
         """
         plan = self._plans.find_graph(tape.graph)
-        return Backward(tape, plan.calls, self.composite, samples, self._weights(), plan.wanted, plan.readouts)
+        return Backward(
+            tape,
+            plan.calls,
+            plan.rules,
+            samples,
+            self._weights(),
+            plan.wanted,
+            plan.readouts,
+            input_rule=plan.input_rule,
+            heatmap=plan.heatmap,
+        )
 
     def graph(self, images: Tensor) -> Graph:
         """The calls of the classifier in its present mode on such images."""

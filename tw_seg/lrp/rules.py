@@ -1,11 +1,8 @@
 """Relevance rules: frozen dataclasses, each with pure functions.
 
-A rule of a linear map ``z = W a + b`` (convolution, linear layer, average pool, BatchNorm) has ``coefficient``: the
-coefficient at the input, so that relevance is ``a * coefficient``. A rule of the input layer has ``relevance``
-instead, because it redistributes relevance to inputs that are zero, which no coefficient can express. Both have
-``balance``: the relevance that biases and stabilisers absorb. A rule that replaces the gate of a ReLU has
-``activation``. ``acts_on`` names the kinds of calls, or groups of them, that a rule can be used for. Names and
-values follow zennit.
+What a rule must be able to do is said in :mod:`tw_seg.lrp.core.rule`: one of a linear map ``z = W a + b``
+(convolution, linear layer, average pool, BatchNorm) and one of an activation give the ``coefficient`` at the input, so
+that relevance is the input times it; one of the images gives ``relevance`` itself. Names and values follow zennit.
 
 A stabiliser of 0 divides by the denominator as it is, where that is not 0: exact, and finite as long as its inverse
 is. Coefficients have K*S rows along the batch axis, classes outermost; activations have S rows.
@@ -14,7 +11,7 @@ is. Coefficients have K*S rows along the batch axis, classes outermost; activati
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,44 +21,15 @@ from torch import Tensor
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.linear_map import LinearMap, per_channel, stabilize, times
+from tw_seg.lrp.core.rule import ActivationRule, InputRule, LinearRule, Rule
 
 Weight = Tensor | float
 """A modified weight, or a multiple of the matrix of a map that has no weight (a pool)."""
 
 
-class LinearRule(ABC):
-    """A rule of a linear map ``z = W a + b``."""
+class TermsRule(InputRule):
+    """A rule of the images by what each input adds to a denominator, see :meth:`terms`."""
 
-    acts_on: ClassVar[tuple[str, ...]] = ("convolution", "dense", "pool", "batch_norm")
-
-    @abstractmethod
-    def coefficient(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
-        """The coefficient at the input.
-
-        Args:
-            c: Coefficient at the output, shape (K*S, *out).
-            a: Input, shape (S, *in).
-            z: Output, shape (S, *out).
-            layer: The map from ``a`` to ``z``.
-
-        Returns:
-            Shape (K*S, *in); relevance at the input is ``a`` times it.
-        """
-
-    @abstractmethod
-    def balance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> tuple[Tensor, Tensor]:
-        """Relevance absorbed by the bias, and by the stabiliser; each of shape (K*S, *out).
-
-        The second holds everything else that inputs do not get: of a neuron without contributions, or what the
-        signs of an alpha-beta rule add. ``sum(z * c) = sum(a * coefficient) + sum(bias) + sum(stabiliser)`` for
-        each sample and class.
-        """
-
-
-class InputRule(ABC):
-    """A rule of the linear map that reads the images; arguments as in :class:`LinearRule`."""
-
-    acts_on: ClassVar[tuple[str, ...]] = ("convolution", "dense")
     stabilizer: float
 
     @abstractmethod
@@ -73,14 +41,12 @@ class InputRule(ABC):
         return None
 
     def relevance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
-        """Relevance at the input, shape (K*S, *in)."""
         terms = self.terms(a, layer)
         share = times(c, _ratio(z, self._denominator(a, layer, terms), self.stabilizer), layer.out_axis)
         spread = [(x, layer.adjoint(share, weight)) for x, weight in terms]
         return _sum([part if x is None else times(part, x, layer.in_axis) for x, part in spread])
 
     def balance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> tuple[Tensor, Tensor]:
-        """As :meth:`LinearRule.balance`."""
         denominator = self._denominator(a, layer, self.terms(a, layer))
         share = times(c, _ratio(z, denominator, self.stabilizer), layer.out_axis)
         bias = self.bias(layer)
@@ -93,15 +59,6 @@ class InputRule(ABC):
         total = _sum([layer.forward(one if x is None else x, weight, None) for x, weight in terms])
         bias = self.bias(layer)
         return total if bias is None else total + bias
-
-
-class ActivationRule:
-    """A rule of an elementwise activation ``y = f(u)``."""
-
-    acts_on: ClassVar[tuple[str, ...]] = ("relu",)
-
-
-Rule = LinearRule | ActivationRule
 
 
 @dataclass(frozen=True)
@@ -196,14 +153,17 @@ class Epsilon(LinearRule):
         _check(self, "epsilon")
 
     def coefficient(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> Tensor:
-        return layer.adjoint(self.share(c, z, layer.out_axis), layer.weight)
+        return layer.adjoint(self.stabilize_terms(c, z, layer.out_axis), layer.weight)
 
-    def share(self, c: Tensor, z: Tensor, axis: int = 0) -> Tensor:
-        """The coefficient (.., K*S, ..) of inputs and bias alike; the rest goes to the stabiliser."""
+    @property
+    def is_plain(self) -> bool:
+        return self.epsilon == 0
+
+    def stabilize_terms(self, c: Tensor, z: Tensor, axis: int = 0) -> Tensor:
         return times(c, _ratio(z, z, self.epsilon), axis) if self.epsilon else c
 
     def balance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> tuple[Tensor, Tensor]:
-        share = self.share(c, z, layer.out_axis)
+        share = self.stabilize_terms(c, z, layer.out_axis)
         absorbed = torch.zeros_like(c) if layer.bias is None else share * layer.bias
         return absorbed, times(c - share, z, layer.out_axis)
 
@@ -310,7 +270,7 @@ class Contrast(PartsRule):
 
 
 @dataclass(frozen=True)
-class Flat(InputRule):
+class Flat(TermsRule):
     """Input rule: relevance is spread evenly over a neuron's inputs (Lapuschkin et al. 2019).
 
     Attributes:
@@ -327,7 +287,7 @@ class Flat(InputRule):
 
 
 @dataclass(frozen=True)
-class WSquare(InputRule):
+class WSquare(TermsRule):
     """Input rule: relevance is spread in proportion to the squared weights (Montavon et al. 2017, eq. 12).
 
     Attributes:
@@ -349,7 +309,7 @@ class WSquare(InputRule):
 
 
 @dataclass(frozen=True)
-class ZBox(InputRule):
+class ZBox(TermsRule):
     """Input rule for inputs inside ``[low, high]`` (Montavon et al. 2017, eq. 14).
 
     Inputs outside are an error where the check costs nothing: it is left out on other devices than the CPU, where
@@ -461,13 +421,21 @@ class Pass(ActivationRule):
 
     acts_on: ClassVar[tuple[str, ...]] = ("activation",)
 
+    @property
+    def is_plain(self) -> bool:
+        return True
+
+    def coefficient(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
+        raise NotImplementedError("the ratio belongs to the operation")
+
 
 @dataclass(frozen=True)
 class Deconvnet(ActivationRule):
     """A ReLU hands on positive coefficients, whatever its input (Zeiler and Fergus 2014)."""
 
-    def activation(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
-        """The coefficient (.., K*R, ..) at the input u (.., R, ..) of a ReLU from that at its output y."""
+    conserves: ClassVar[bool] = False
+
+    def coefficient(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
         return c.clamp(min=0)
 
 
@@ -475,8 +443,9 @@ class Deconvnet(ActivationRule):
 class Guided(ActivationRule):
     """A ReLU hands on positive coefficients where its input is positive (Springenberg et al. 2015)."""
 
-    def activation(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
-        """The coefficient (.., K*R, ..) at the input u (.., R, ..) of a ReLU from that at its output y."""
+    conserves: ClassVar[bool] = False
+
+    def coefficient(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
         return times(c.clamp(min=0), u > 0, axis)
 
 
@@ -580,22 +549,3 @@ def _hint(value: Any) -> str:
     """YAML 1.1 takes 1e-6 for text."""
     text = value if isinstance(value, str) else ""
     return "; in YAML write 1.0e-6, not 1e-6" if "e" in text.lower() else ""
-
-
-__all__ = [
-    "RULES",
-    "ActivationRule",
-    "AlphaBeta",
-    "Deconvnet",
-    "Epsilon",
-    "Flat",
-    "Gamma",
-    "Guided",
-    "InputRule",
-    "LinearRule",
-    "Pass",
-    "Rule",
-    "WSquare",
-    "ZBox",
-    "ZPlus",
-]

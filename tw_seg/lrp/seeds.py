@@ -28,7 +28,8 @@ from torch import Tensor
 from tw_seg.arguments import class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.linear_map import stabilize
-from tw_seg.lrp.rules import Contrast, LinearRule
+from tw_seg.lrp.core.rule import LinearRule
+from tw_seg.lrp.rules import Contrast
 
 Classes = Sequence[int] | Tensor
 Seed = Callable[[Tensor, Classes], Tensor]

@@ -187,7 +187,7 @@ def test_constants_of_an_own_operation() -> None:
     assert found.violations == ()
     assert [row.rule for row in found.rows if row.kind == "custom"] == ["ShiftedRule"]
     (text,) = report(net, images, custom_rules={Shifted: ShiftedRule().__call__}).violations
-    assert "does not conserve" in text and text.startswith("1 (own")
+    assert "does not conserve" in text and text.startswith("1 (custom")
 
 
 def test_absorbed_of_another_shape_is_refused() -> None:

@@ -11,7 +11,6 @@ from tests.oracles import nets
 from tests.oracles.gradients import gradient_x_activation, input_x_gradient
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.conservation.diagnose import conservation
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Ref
@@ -253,7 +252,7 @@ def test_own_weights_stand_for_the_classifiers() -> None:
     calls = {call.name: call for call in tape.graph.calls}
     own = {"a.weight": torch.zeros(1), "gamma": torch.ones(2)}
     for weights in ({}, own):
-        backward = Backward(tape, calls, Composite(), None, weights, frozenset())
+        backward = Backward(tape, calls, {}, None, weights, frozenset())
         assert backward.weight(calls["a"]) is weights.get("a.weight", net.a.weight)
         assert backward.weight(calls["fc"]) is net.fc.weight and backward.weight(calls["mean"]) is None
         gamma = backward.tape.resolve(backward.parameter(calls["mul"].options["other"]))

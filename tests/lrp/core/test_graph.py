@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp.core.graph import Call, Graph, Ref, map_leaves, refs
+from tw_seg.lrp.ops import OPS
 from tw_seg.lrp.trace.build import trace
 
 
@@ -72,7 +73,7 @@ def test_a_fraction_counts_convolutions(fraction: float, place: str) -> None:
 @pytest.mark.parametrize("number", range(1, 50))
 def test_every_multiple_of_one_over_n_is_a_convolution(number: int) -> None:
     """``k / n * n`` is not always k in floating point."""
-    calls = [Call(f"c{k}", "", "conv", "call_module", "c", (), {}, ("x",)) for k in range(1, number + 1)]
+    calls = [Call(f"c{k}", "", OPS["conv"], "call_module", "c", (), {}, ("x",)) for k in range(1, number + 1)]
     graph = Graph(tuple(calls), "x", calls[-1].name)
     assert [graph.readout(k / number) for k in range(1, number + 1)] == [call.name for call in calls]
 

@@ -16,7 +16,8 @@ from tests.oracles.nets import Calls, Tiny, conv, tiny
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.core.tape import Tape
-from tw_seg.lrp.trace.build import follow_modes, trace
+from tw_seg.lrp.trace.build import trace
+from tw_seg.lrp.trace.modes import follow_modes
 
 
 def tape_of(net: nn.Module, images: Tensor) -> Tape:

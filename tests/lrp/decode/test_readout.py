@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -250,8 +248,8 @@ def test_images_used_twice_and_the_input_rule() -> None:
 def test_heatmaps_of_coefficients_are_gradients() -> None:
     """With epsilon 0 the coefficient at the images is the gradient, summed over channels."""
     net, images = nets.tiny(), pictures().requires_grad_()
-    decoder = HeatmapDecoder(net, read_out=["input", "pool"])
-    decoder.composite = replace(decoder.composite, heatmap="coefficient")
+    kwargs = {"overrides": [{"rule": "pass"}]}  # what is left of the preset are heatmaps of coefficients
+    decoder = HeatmapDecoder(net, "deconvnet", composite_kwargs=kwargs, read_out=["input", "pool"])
     found = decoder(images).readouts[0]
     gradients_ = [torch.autograd.grad(net(images)[:, k].sum(), images)[0].sum(1) for k in range(3)]
     torch.testing.assert_close(found, torch.stack(gradients_, 1), rtol=1e-12, atol=1e-13)

@@ -59,7 +59,7 @@ def test_every_kind_has_a_case() -> None:
 
 
 def test_every_spelling_has_a_case() -> None:
-    seen = {call.target for call in calls() if call.op != "call_module"}
+    seen = {call.target for call in calls() if call.fx_op != "call_module"}
     assert {key if isinstance(key, str) else key.__name__ for key in FUNCTIONS if key not in seen} == set()
 
 

@@ -14,7 +14,7 @@ from tests.lrp.ops import test_attention, test_linear, test_norm, test_pool, tes
 from tests.lrp.ops.harness import SIZES, Case, Many, close
 from tests.oracles.gradients import agreement, gradients
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.ops import shape
+from tw_seg.lrp.ops import indexing, shape
 
 pytestmark = [  # torch's advice
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
@@ -66,7 +66,7 @@ def pictures(samples: int = 2) -> Tensor:
 
 def test_every_move_is_there() -> None:
     kinds = {call.kind for call in decoder("convolutions and moves").graph(pictures()).calls if call.inputs}
-    assert set(shape.OPS) - kinds == {"cast"}
+    assert {op.kind for op in (*shape.OPS, *indexing.OPS)} - kinds == {"cast", "clone", "identity"}
 
 
 @pytest.mark.parametrize("name", NETS)

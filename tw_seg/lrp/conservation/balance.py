@@ -9,24 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.core.graph import Call, refs
+from tw_seg.lrp.core.graph import Call
 from tw_seg.lrp.core.linear_map import times
-from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.ops.custom import arguments
-from tw_seg.lrp.ops.linear import (
-    before_norm,
+from tw_seg.lrp.ops.fusion import (
     fused_norm,
     input_relevance,
     linear_map,
     norm_affine,
     norm_before,
-    output,
-    source,
+    pass_fused_norm,
+    read_from,
+    read_output,
 )
-from tw_seg.lrp.ops.op import share
-from tw_seg.lrp.rules import Deconvnet, Epsilon, Guided
+from tw_seg.lrp.ops.op import stabilize_terms
 
 
 @dataclass(frozen=True)
@@ -202,33 +198,30 @@ def _norm_balance(backward: Backward, source: Call, norm: Call, c: Tensor, class
         fused=(),
         rule="pass",
         out=measure(backward, norm.name, c, classes),
-        into=measure(backward, source.name, before_norm(backward, source, c), classes),
+        into=measure(backward, source.name, pass_fused_norm(backward, source, c), classes),
         bias=_sum(backward, c * shift.reshape(-1, *[1] * (c.ndim - 2)), 0, classes),
     )
 
 
 def _balance(backward: Backward, call: Call, c: Any, wanted: frozenset[str], classes: int) -> CallBalance:
-    op, after, axis = OPS[call.kind], fused_norm(backward, call), backward.axis(call.name)
+    op, after, axis = call.op, fused_norm(backward, call), backward.axis(call.name)
     before = norm_before(backward, call) if op.linear_map is not None else None
     out = measure(backward, after or call.name, c, classes)
     bias = stabilizer = zero = torch.zeros_like(out.total)
     at_input = input_relevance(backward, call, c)
     if at_input is not None:
-        name = source(backward, call)
+        name = read_from(backward, call)
         handed = {name: _measure_relevance(backward, at_input, backward.axis(name), classes)}
     else:
         parts = op.adjoint(backward, call, c)
         handed = {name: measure(backward, name, part, classes) for name, part in parts.items()}
     if op.linear_map is not None:
-        rule: Any = backward.composite.rule(call) if at_input is None else backward.composite.input
-        absorbed = rule.balance(
-            c, backward.value(source(backward, call)), output(backward, call), linear_map(backward, call)
-        )
+        rule: Any = backward.rules[call.name] if at_input is None else backward.input_rule
+        a, z = backward.value(read_from(backward, call)), read_output(backward, call)
+        absorbed = rule.balance(c, a, z, linear_map(backward, call))
         bias, stabilizer = (_sum(backward, part, axis, classes) for part in absorbed)
-    elif call.kind == "custom":
-        bias = _custom_constants(backward, call, c, classes)
     else:
-        stabilizer = _stabilizer(backward, call, c, classes)
+        stabilizer = _measure_stabilizer(backward, call, c, classes)
         if op.absorbed is not None:
             bias = _sum(backward, op.absorbed(backward, call, c), axis, classes)
     into = sum(handed.values(), _nothing(backward, classes))
@@ -236,9 +229,9 @@ def _balance(backward: Backward, call: Call, c: Any, wanted: frozenset[str], cla
         bias = out.total - into.total - stabilizer
     return _entry(
         call,
-        kind="+".join(["batch_norm"] * bool(before) + [call.kind] + ["batch_norm"] * bool(after)),
+        kind="+".join(backward.calls[name].kind for name in (before, call.name, after) if name),
         fused=tuple(name for name in (before, after) if name),
-        rule=_rule_text(backward, call, frozenset(handed), at_input is not None),
+        rule=_describe_rule(backward, call, frozenset(handed)) if at_input is None else str(backward.input_rule),
         out=out,
         into=into,
         elsewhere=sum((m.total for name, m in handed.items() if name not in wanted), zero),
@@ -279,65 +272,19 @@ def _entry(
     )
 
 
-def _custom_constants(backward: Backward, call: Call, c: Tensor, classes: int) -> Tensor:
-    """What the constants of a user's operation absorb, if its rule says so by a method ``absorbed``."""
-    axis = backward.axis(call.name)
-    absorbed = getattr(call.options["rule"], "absorbed", None)
-    if absorbed is None:
-        return _nothing(backward, classes).total
-    found: Tensor = absorbed(*arguments(backward, call, c))
-    if found.shape != c.shape:
-        raise InputError(
-            f"`absorbed` of the rule for {call.path or call.name!r} returned relevance of shape {tuple(found.shape)}; "
-            f"it must have the shape of the output's coefficient, {tuple(c.shape)}"
-        )
-    return _sum(backward, found, axis, classes)
-
-
-def _stabilizer(backward: Backward, call: Call, c: Any, classes: int) -> Tensor:
+def _measure_stabilizer(backward: Backward, call: Call, c: Any, classes: int) -> Tensor:
     """What the epsilon of a sum's or a product's rule absorbs."""
-    if call.kind not in _STABILISED:
+    if call.op.stabilised is None:
         return _nothing(backward, classes).total
-    factors = 1 if call.kind in ("add", "sub") else len(call.inputs)
-    return measure(backward, call.name, c - factors * share(backward, call, c, factors), classes).total
+    factors = call.op.stabilised(call)
+    handed = factors * stabilize_terms(backward, call, c, factors)
+    return measure(backward, call.name, c - handed, classes).total
 
 
-_STABILISED = ("add", "sub", "matmul", "einsum")
-_WINNERS = ("max_pool", "adaptive_max_pool", "amax", "maximum", "minimum")
-_FIRST_ORDER = ("softmax", "sigmoid", "hardsigmoid", "softplus", "exp")
-_TEXTS = {
-    **dict.fromkeys(_WINNERS, "winner"),
-    **dict.fromkeys(_FIRST_ORDER, "first order"),
-    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm", "instance_norm"), "std constant"),
-    "div": "divisor constant",
-}
-"""Kind -> how relevance passes it, where neither a composite decides nor everything just passes."""
-
-
-def _rule_text(backward: Backward, call: Call, handed: frozenset[str], at_input: bool) -> str:
+def _describe_rule(backward: Backward, call: Call, handed: frozenset[str]) -> str:
     """The rule of a call in words; ``handed`` names the inputs that get relevance."""
-    rule = backward.composite.rule(call)
-    if at_input:
-        return str(backward.composite.input)
-    if call.kind == "custom":
-        own = call.options["rule"]
-        return str(getattr(own, "__name__", type(own).__name__))
-    several = len(call.inputs) > 1
-    if call.kind in ("matmul", "einsum"):
-        epsilon = isinstance(rule, Epsilon) and rule.epsilon
-        return f"half each, {rule}" if several and epsilon else "half each" if several else str(rule)
-    if call.kind == "mul":
-        gated = len(handed) < len(set(call.inputs)) or _other_factor_depends(backward, call)
-        return "to the signal" if gated else "half each" if several else "pass"
-    if OPS[call.kind].linear_map is not None or call.kind in _STABILISED or isinstance(rule, (Deconvnet, Guided)):
-        return str(rule)
-    return _TEXTS.get(call.kind, "pass")
-
-
-def _other_factor_depends(backward: Backward, call: Call) -> bool:
-    """Whether a factor that gets no relevance depends on the images: a gate."""
-    factors = [name for name in refs((call.args, call.kwargs)) if name not in call.inputs]
-    return any(name in backward.tape.axes for name in factors)
+    text = call.op.text
+    return text if isinstance(text, str) else text(backward, call, handed)
 
 
 def complete(backward: Backward, kept: Mapping[str, Any], balances: Sequence[CallBalance], place: str) -> Completeness:
@@ -367,7 +314,7 @@ def at_readout(backward: Backward, kept: Mapping[str, Any], place: str) -> Measu
             if by_rule
             else _nothing(backward, classes)
         )
-    c = kept[place] if place not in backward.calls else before_norm(backward, backward.calls[place], kept[place])
+    c = kept[place] if place not in backward.calls else pass_fused_norm(backward, backward.calls[place], kept[place])
     if by_rule:
         total = times(c, backward.value(place), axis) + torch.stack(by_rule).sum(0)
         return _measure_relevance(backward, total, axis, classes)

@@ -31,8 +31,6 @@ from tw_seg.lrp.core.graph import Call, refs
 from tw_seg.lrp.core.tape import attribute
 from tw_seg.lrp.decode.two_phase import select_pairs
 from tw_seg.lrp.decoder import HeatmapDecoder
-from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.rules import Deconvnet, Guided
 
 
 @torch.no_grad()
@@ -386,9 +384,9 @@ def _notes(decoder: HeatmapDecoder, case: _Case) -> list[str]:
             f"{len(moved)} of the decoder's {len(own)} untied weights differ from the classifier's (the first is "
             f"{moved[0]!r}), so its relevance is not that of the classifier: conservation is not checked."
         )
-    if case.backward.composite.heatmap == "coefficient":
+    if case.backward.heatmap == "coefficient":
         notes.append("the composite makes a modified gradient, not relevance: conservation is not checked.")
-    elif changed := [b for b in case.balances if b.rule in (str(Deconvnet()), str(Guided()))]:
+    elif changed := [b for b in case.balances if not case.backward.rules[b.name].conserves]:
         notes.append(f"{changed[0].rule} in {len(changed)} calls does not conserve: conservation is not checked.")
     return notes
 
@@ -444,7 +442,7 @@ def _dead(case: _Case, place: str, at_place: Measure) -> list[str]:
 def _zero_weight(case: _Case, b: CallBalance) -> bool:
     """Whether a call, or a BatchNorm in it, multiplies by nothing but zeros, as some networks do at first."""
     calls = [case.backward.calls[name] for name in (b.name, *b.fused)]
-    weights = [case.backward.weight(call) for call in calls if OPS[call.kind].linear_map is not None]
+    weights = [case.backward.weight(call) for call in calls if call.op.linear_map is not None]
     return any(weight is not None and not weight.any() for weight in weights)
 
 
@@ -497,7 +495,7 @@ def _origins(case: _Case) -> list[str]:
 
 def _bad_parameters(backward: Backward, call: Call) -> list[str]:
     """Names of the parameters, buffers and constants of a call that are not finite, with counts."""
-    if call.op == "call_module":
+    if call.fx_op == "call_module":
         module = backward.tape.modules[call.target]
         named = {f"{call.target}.{n}": t for n, t in (*module.named_parameters(), *module.named_buffers())}
     else:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.core.graph import Call, Ref
 from tw_seg.lrp.core.linear_map import channels_last, times
+from tw_seg.lrp.core.rule import InputRule, Rule
 from tw_seg.lrp.core.tape import Tape
-from tw_seg.lrp.ops import FUNCTIONS
 
 
 @dataclass(eq=False)
@@ -23,7 +22,7 @@ class Backward:
     Attributes:
         tape: The recorded forward run, of N images.
         calls: The calls of its graph by name.
-        composite: Which rule for which call.
+        rules: The rule of each call by its name.
         samples: Rows of the images that are decoded, int64 (S,); ``None`` for all.
         weights: The decoder's own weights by dotted name (untied); a weight that is not there is the
             classifier's.
@@ -33,22 +32,26 @@ class Backward:
             computed where it is needed.
         segments: Where ``samples`` names the pairs of each image one after the other: the image, its first row and
             the one after its last.
+        input_rule: Rule of the linear calls that read the images; ``None``: as every other call.
+        heatmap: What is summed over channels: relevance, or the coefficient as it is.
     """
 
     tape: Tape
     calls: Mapping[str, Call]
-    composite: Composite
+    rules: Mapping[str, Rule]
     samples: Tensor | None
     weights: Mapping[str, Tensor]
     wanted: frozenset[str]
     readouts: tuple[str, ...] = ()
     fused: Mapping[str, Tensor] = field(default_factory=dict)
     segments: tuple[tuple[int, int, int], ...] = ()
+    input_rule: InputRule | None = None
+    heatmap: Literal["relevance", "coefficient"] = "relevance"
     _selected: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # `replace` starts it anew
 
-    def of(self, samples: Tensor) -> Backward:
+    def for_samples(self, samples: Tensor) -> Backward:
         """The same pass for other rows of the images, one pair for each."""
-        return replace(self, samples=samples, segments=_segments(samples))
+        return replace(self, samples=samples, segments=_find_segments(samples))
 
     def renew(self) -> Backward:
         """The same pass with nothing selected yet: what was selected may belong to another graph of autograd."""
@@ -128,14 +131,12 @@ class Backward:
 
     def parameter(self, value: Any) -> Any:
         """An argument of a call; the decoder's own where it is a parameter of the classifier, or a view of one."""
-        path = parameter_of(self.calls, value) if self.weights else None
-        return value if path is None or path not in self.weights else self._own(value)
-
-    def _own(self, value: Ref) -> Any:
-        call = self.calls[value.name]
-        if call.op == "get_attr":
-            return self.weights[call.target]
-        return self.tape.execute(replace(call, args=(self._own(call.args[0]), *call.args[1:])))
+        call = self.calls.get(value.name) if isinstance(value, Ref) else None
+        if call is None or call.parameter is None or call.parameter not in self.weights:
+            return value
+        if call.fx_op == "get_attr":
+            return self.weights[call.parameter]
+        return self.tape.execute(replace(call, args=(self.parameter(call.args[0]), *call.args[1:])))
 
     def weight(self, call: Call) -> Tensor | None:
         """The weight that the decoder uses for a call."""
@@ -143,24 +144,10 @@ class Backward:
         return self.tape.parameter(call, "weight") if own is None else own
 
 
-def _segments(samples: Tensor) -> tuple[tuple[int, int, int], ...]:
+def _find_segments(samples: Tensor) -> tuple[tuple[int, int, int], ...]:
     """Of use where coefficients are written in place, and known where nothing has to wait for a device."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not samples.is_cpu or not len(samples):
         return ()
     images, counts = samples.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0)
     return tuple(zip(images.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True))
-
-
-_SHAPED = frozenset("reshape squeeze unsqueeze permute transpose movedim expand getitem cast identity".split())
-
-
-def parameter_of(calls: Mapping[str, Call], value: Any) -> str | None:
-    """Dotted name of the classifier's parameter or buffer that an argument of a call is, or is a view of."""
-    while isinstance(value, Ref) and value.name in calls:
-        call = calls[value.name]
-        if call.op == "get_attr":
-            return str(call.target)
-        kind = FUNCTIONS[call.target][0] if call.target in FUNCTIONS else call.kind
-        value = call.args[0] if call.kind == "constant" and call.args and kind in _SHAPED else None
-    return None

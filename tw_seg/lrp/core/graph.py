@@ -1,11 +1,139 @@
-"""A classifier as a list of calls. A call is one execution: a ReLU module used four times is four calls."""
+"""A classifier as a list of calls, and what an operation is.
+
+A call is one execution: a ReLU module used four times is four calls, all of one operation.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+
+from torch import Tensor, nn
+
+from tw_seg.lrp.core.linear_map import LinearMap
+from tw_seg.lrp.core.rule import Rule
+
+CONVOLUTION = "convolution"
+"""The group of operations that a read-out at a fraction of the depth counts."""
+
+
+class Memory(Enum):
+    """Whether a value may lie in the memory of the first input, so that a change in place of one changes the other."""
+
+    NEW = "never"
+    SHARED = "it may, as views do"
+    SAME = "it is the input itself"
+
+
+class Channels(Enum):
+    """Which axis of a value holds its channels."""
+
+    FIRST = "axis 1, as in images"
+    LAST = "the last axis, as in tokens"
+    KEPT = "that of the first input, wherever the operation puts it"
+
+
+# Op comes before Call, Tape and Backward, which all refer to it: hence strings, and Any for a tape or a backward pass
+# (core.tape and core.backward import this file).
+Adjoint = Callable[[Any, "Call", Any], dict[str, Any]]
+Forward = Callable[[Any, "Call"], Any]
+Axis = Callable[[Any, "Call"], int]
+Sign = Callable[["Call", Container[str]], bool]
+Bind = Callable[["Call", Any], "Call | str"]
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """An operation: all that the package knows about it, declared once beside its functions in ``tw_seg.lrp.ops``.
+
+    ``memory``, ``sign`` and ``channels`` have no default: one that was forgotten would be wrong without a message.
+
+    Attributes:
+        kind: Its name, unique; in reports and in the ``kinds`` of a composite.
+        adjoint: ``adjoint(backward, call, c)``: from the coefficient at the output to those at the inputs, by name.
+        memory: Whether the value may share the memory of the first input.
+        sign: ``sign(call, nonnegative)``: whether the value is known to be >= 0, given the names of the calls before
+            it whose values are.
+        channels: The axis of the value that holds channels.
+        modules: Module classes that it stands for.
+        functions: Functions and names of methods that it stands for, with the names of their positional arguments.
+        options: Attributes of its modules that are arguments of the call.
+        bind: ``bind(call, known)``: the call with its inputs, or why it has no rule, where these do not follow from
+            the names of its arguments.
+        group: The group of kinds that it belongs to, for composites and rules.
+        forward: ``forward(tape, call)``: the value, where more is kept than what calling the target gives.
+        axis: ``axis(tape, call)``: the batch axis of the value; ``None``: that of the first input.
+        save: ``save(tape, call)``: what the adjoint needs instead of the call's values, kept in ``tape.saved``.
+        reads: ``reads(rule, call, calls)``: the recorded values that the adjoint looks at, by name; of all others
+            it may know the shape only. ``None``: all operands and the output.
+        linear_map: ``linear_map(backward, call)``: where the rules of linear maps act.
+        absorbed: ``absorbed(backward, call, c)``: relevance, in the shape of c, of the terms of the output that are
+            no inputs; ``None``: there are none.
+        stabilised: ``stabilised(call)``: how many inputs share the stabiliser of the call's rule, 1 for a sum;
+            ``None``: the adjoint adds none.
+        text: How relevance passes it, for reports, where no composite decides: words, or
+            ``text(backward, call, handed)`` with the names of the inputs that receive relevance.
+        conserves: Whether relevance is conserved but for ``absorbed``. Where an expansion of first order stands
+            for the op (softmax, sigmoid) it is not: what is missing is the expansion's constant.
+        factors: Arguments by name that a coefficient is multiplied with.
+        weighted: Whether the adjoint multiplies with the call's ``weight``.
+        fuses_norms: Whether BatchNorms beside it can be multiplied into its weight.
+        fusible: Whether it can be multiplied into the weight of such a call.
+        gate: Whether its value scales another one: in a product all relevance goes to the other factor.
+        spreads: Whether it only copies, repeats or resizes its input, so that what was a gate still is one.
+        rearranges: Whether its value holds the elements of its first argument: a parameter seen through it is still
+            that parameter.
+        moved: ``moved(tape, call, axis)``: where it puts an axis of its input; ``None``: where it was.
+        returns_tuple: Whether its value is a tuple of tensors: relevance comes back in parts.
+        fresh: Whether the coefficients it returns are new tensors that nothing else refers to.
+        overwrite: As ``adjoint``, where the coefficient at the output belongs to nobody else: it may be overwritten.
+    """
+
+    kind: str
+    adjoint: Adjoint
+    memory: Memory
+    sign: Sign
+    channels: Channels
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: Mapping[Callable[..., Any] | str, Names] = field(default_factory=dict)
+    options: Names = ()
+    bind: Bind | None = None
+    group: str | None = None
+    forward: Forward | None = None
+    axis: Axis | None = None
+    save: Forward | None = None
+    reads: Callable[[Rule, Call, Mapping[str, Call]], Names] | None = None
+    linear_map: Callable[[Any, Call], LinearMap] | None = None
+    absorbed: Callable[[Any, Call, Tensor], Tensor] | None = None
+    stabilised: Callable[[Call], int] | None = None
+    text: str | Callable[[Any, Call, frozenset[str]], str] = "pass"
+    conserves: bool = True
+    factors: Names = ()
+    weighted: bool = False
+    fuses_norms: bool = False
+    fusible: bool = False
+    gate: bool = False
+    spreads: bool = False
+    rearranges: bool = False
+    moved: Callable[[Any, Call, int], int] | None = None
+    returns_tuple: bool = False
+    fresh: bool = False
+    overwrite: Adjoint | None = None
+
+
+def _no_adjoint(backward: Any, call: Call, c: Any) -> dict[str, Any]:
+    raise AssertionError(f"{call.name} carries no relevance")
+
+
+CONSTANT = Op("constant", _no_adjoint, Memory.NEW, lambda call, nonnegative: False, Channels.KEPT)
+"""Of calls that carry no relevance: sizes, choices, parameters and what is computed from them."""
+
+UNSUPPORTED = Op("unsupported", _no_adjoint, Memory.NEW, lambda call, nonnegative: False, Channels.KEPT)
+"""Of calls without a rule that relevance does not reach."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +157,15 @@ class Call:
     Attributes:
         name: Unique name of the call (the fx node's).
         path: Path of the module it happens in, e.g. ``"layer1.0.conv1"``; for messages and for read-outs.
-        kind: Key into ``tw_seg.lrp.ops.OPS``; ``"constant"`` for values that carry no relevance.
-        op: ``"call_module"``, ``"call_function"``, ``"call_method"`` or ``"get_attr"``.
+        op: Its operation; ``CONSTANT`` for values that carry no relevance.
+        fx_op: ``"call_module"``, ``"call_function"``, ``"call_method"`` or ``"get_attr"``.
         target: Module path, function, method name or attribute path.
         args: Positional arguments; values of earlier calls are ``Ref``.
         kwargs: Keyword arguments, likewise.
         inputs: Names of the calls whose activations are this call's inputs and receive its relevance.
         options: Arguments by name (stride, padding ...), ``Ref`` where they are tensors.
         weight: Dotted name of its weight in the classifier; ``None`` if it has none or computes it.
+        parameter: Dotted name of the parameter or buffer that the value is, or is a rearrangement of, if any.
         norm: Name of the BatchNorm call after it that is fused into this linear call, if any.
         norm_before: Name of the BatchNorm call before it that is fused into this linear call, if any.
         depth: Place among the linear calls: 0 nearest the images, 1 nearest the logits.
@@ -45,18 +174,34 @@ class Call:
 
     name: str
     path: str
-    kind: str
-    op: str
+    op: Op
+    fx_op: str
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     weight: str | None = None
+    parameter: str | None = None
     norm: str | None = None
     norm_before: str | None = None
     depth: float = 0.0
     nonnegative: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The name of its operation, as composites and reports spell it."""
+        return self.op.kind
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return self.path or "(root)"
+
+    @property
+    def spelling(self) -> str:
+        """The name of the function, method, module or attribute that is called."""
+        return self.target if isinstance(self.target, str) else str(getattr(self.target, "__name__", self.target))
 
 
 @dataclass(frozen=True)
@@ -87,7 +232,7 @@ class Graph:
             KeyError: If there is no such call, module or fraction.
         """
         if not isinstance(place, str):
-            return self._at_fraction(float(place))
+            return self._read_at_fraction(float(place))
         if place == "input":
             return self.input
         relevant = [call for call in self.calls if call.inputs]
@@ -97,10 +242,10 @@ class Graph:
             raise KeyError(place)
         return inside[-1]
 
-    def _at_fraction(self, fraction: float) -> str:
+    def _read_at_fraction(self, fraction: float) -> str:
         if not 0 <= fraction <= 1:
             raise KeyError(fraction)
-        convolutions = [call.name for call in self.calls if call.kind in ("conv", "conv_transpose")]
+        convolutions = [call.name for call in self.calls if call.op.group == CONVOLUTION]
         # The smallest number of convolutions that reaches the fraction; the tolerance is for k/n in floating point.
         number = math.ceil(fraction * len(convolutions) - 1e-9)
         if number == 0 or not convolutions:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.core.graph import Call, Graph, Mode, Ref, map_leaves
-from tw_seg.lrp.ops import OPS
+from tw_seg.lrp.core.graph import UNSUPPORTED, Call, Graph, Mode, Ref, map_leaves
 
 
 class Tape:
@@ -64,9 +63,9 @@ class Tape:
         self.weights: dict[str, Tensor] = {}
         self.parameters: Mapping[Tensor, Tensor] = {}
         for call in graph.calls:
-            op = OPS.get(call.kind)
-            self.values[call.name] = op.forward(self, call) if op and op.forward else self.execute(call)
-            if call.inputs and op:
+            op = call.op
+            self.values[call.name] = op.forward(self, call) if op.forward else self.execute(call)
+            if call.inputs and op is not UNSUPPORTED:
                 self.axes[call.name] = op.axis(self, call) if op.axis else self.axes[call.inputs[0]]
                 if op.save and (wanted is None or call.name in wanted):
                     self.saved[call.name] = op.save(self, call)
@@ -100,7 +99,7 @@ class Tape:
         shapes = [tuple(v.shape) for v in (value if isinstance(value, (tuple, list)) else [value])]
         if any(axis >= len(shape) or shape[axis] % images or not shape[axis] for shape in shapes if images):
             raise UnsupportedOpError(
-                f"{call.path or '(root)'}: {call.kind} ({call.name!r}) turns {images} images into "
+                f"{call.place}: {call.kind} ({call.name!r}) turns {images} images into "
                 f"{', '.join(map(str, shapes))}; every activation must keep the same number of rows for each image"
             )
 
@@ -116,7 +115,7 @@ class Tape:
     def execute(self, call: Call) -> Any:
         """Run a call as the classifier would."""
         args, kwargs = self.resolve(call.args), self.resolve(call.kwargs)
-        if call.op == "call_module":
+        if call.fx_op == "call_module":
             module = self.modules[call.target]
             if not parametrize.is_parametrized(module, "weight"):
                 return module(*args, **kwargs)
@@ -126,22 +125,22 @@ class Tape:
                 assert isinstance(weight, Tensor)
                 self.weights[call.name] = weight
             return value
-        if call.op == "call_method":
+        if call.fx_op == "call_method":
             return getattr(args[0], call.target)(*args[1:], **kwargs)
-        if call.op == "get_attr":
+        if call.fx_op == "get_attr":
             return attribute(self.classifier, call.target)
         return call.target(*args, **kwargs)
 
     def number(self, call: Call, name: str, default: float) -> float:
         """A number that may change between runs, such as a dropout rate: the module's present one."""
-        value = getattr(self.modules[call.target], name) if call.op == "call_module" else call.options.get(name)
+        value = getattr(self.modules[call.target], name) if call.fx_op == "call_module" else call.options.get(name)
         return default if value is None else value
 
     def parameter(self, call: Call, name: str) -> Tensor | None:
         """A parameter or buffer of a call: the module's own, or the argument of a functional call."""
         if name == "weight" and call.name in self.weights:
             return self.weights[call.name]
-        if call.op == "call_module":
+        if call.fx_op == "call_module":
             value = getattr(self.modules[call.target], name, None)
         else:
             value = self.resolve(call.options.get(name))

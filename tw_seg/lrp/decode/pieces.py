@@ -110,7 +110,7 @@ def _select_samples(backward: Backward, samples: slice) -> Backward:
     images = backward.samples
     if images is None:
         images = torch.arange(backward.size, device=backward.tape.images.device)
-    return backward.of(images[samples])
+    return backward.for_samples(images[samples])
 
 
 def _select_classes(classes: Tensor, piece: Piece) -> Tensor:

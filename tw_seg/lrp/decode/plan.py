@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Composite
-from tw_seg.lrp.core.graph import Call, Graph, refs
-from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.trace.build import CustomRules, follow_modes, trace
+from tw_seg.lrp.core.graph import CONSTANT, Call, Graph, refs
+from tw_seg.lrp.core.rule import InputRule, Rule
+from tw_seg.lrp.trace.build import CustomRules, trace
+from tw_seg.lrp.trace.modes import follow_modes
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Plan:
         calls: The same by name.
         readouts: Names of the calls that are read.
         wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
+        rules: The rule of each call by its name.
+        input_rule: Rule of the linear calls that read the images; ``None``: as every other call.
+        heatmap: What is summed over channels: relevance, or the coefficient as it is.
         last_uses: For each call, the activations that neither a later call nor a decode looks at.
     """
 
@@ -31,6 +36,9 @@ class Plan:
     calls: Mapping[str, Call]
     readouts: tuple[str, ...]
     wanted: frozenset[str]
+    rules: Mapping[str, Rule]
+    input_rule: InputRule | None
+    heatmap: Literal["relevance", "coefficient"]
     last_uses: Mapping[str, tuple[str, ...]]
 
     def decoded_calls(self) -> list[Call]:
@@ -46,18 +54,19 @@ def make_plan(graph: Graph, composite: Composite, read_out: tuple[str | float, .
     """
     calls = {call.name: call for call in graph.calls}
     readouts = resolve_readouts(graph, read_out)
-    plan = Plan(graph, calls, readouts, graph.downstream(readouts), {})
-    looked_at = _find_values(plan, composite) | {graph.output, *readouts}
-    return Plan(graph, calls, readouts, plan.wanted, graph.last_uses(looked_at))
+    rules, wanted = composite.rules(graph.calls), graph.downstream(readouts)
+    plan = Plan(graph, calls, readouts, wanted, rules, composite.input, composite.heatmap, {})
+    looked_at = _find_values(plan) | {graph.output, *readouts}
+    return replace(plan, last_uses=graph.last_uses(looked_at))
 
 
-def _find_values(plan: Plan, composite: Composite) -> frozenset[str]:
+def _find_values(plan: Plan) -> frozenset[str]:
     """Names of the activations that a decode looks at, not only at their shapes."""
     found: set[str] = set()
     for call in plan.decoded_calls():
-        reads, rule = OPS[call.kind].reads, composite.rule(call)
+        reads, rule = call.op.reads, plan.rules[call.name]
         before = plan.calls[call.norm_before].inputs if call.norm_before else ()
-        reads_images = composite.input is not None and plan.graph.input in (*call.inputs, *before)
+        reads_images = plan.input_rule is not None and plan.graph.input in (*call.inputs, *before)
         if reads is None or reads_images:
             found |= {call.name, *call.inputs, *refs((call.args, call.kwargs, call.options))}
             found |= {name for name in (call.norm,) if name}
@@ -75,7 +84,7 @@ def resolve_readouts(graph: Graph, places: tuple[str | float, ...]) -> tuple[str
     try:
         found = tuple(graph.readout(place) for place in places)
     except KeyError as error:
-        paths = sorted({c.path.split(".")[0] for c in graph.calls if c.kind != "constant" and c.path})
+        paths = sorted({c.path.split(".")[0] for c in graph.calls if c.op is not CONSTANT and c.path})
         raise InputError(
             f"read_out {error.args[0]!r} is neither 'input', a module, a call nor a fraction from 0 to 1 of the "
             f"classifier; its top-level modules are {', '.join(paths)}"
@@ -87,7 +96,9 @@ def resolve_readouts(graph: Graph, places: tuple[str | float, ...]) -> tuple[str
 
 def count_image_axes(graph: Graph) -> int | None:
     """Number of axes of the images, where a layer with a kernel reads them; ``None``: it is not known."""
-    kernels = [c.options.get("kernel_size") for c in graph.calls if graph.input in c.inputs and c.op == "call_module"]
+    kernels = [
+        c.options.get("kernel_size") for c in graph.calls if graph.input in c.inputs and c.fx_op == "call_module"
+    ]
     return next((2 + len(kernel) for kernel in kernels if isinstance(kernel, tuple)), None)
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.linear_map import accumulate, times
 from tw_seg.lrp.decode.readout import heatmap
-from tw_seg.lrp.ops import OPS
-from tw_seg.lrp.ops.linear import before_norm, input_relevance
+from tw_seg.lrp.ops.fusion import input_relevance, pass_fused_norm
 
 
 def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
@@ -37,14 +36,14 @@ def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = No
         if kept is not None:
             kept[call.name] = c
         if call.name in readouts:
-            heatmaps[call.name] = _heatmap(backward, call.name, before_norm(backward, call, c))
+            heatmaps[call.name] = _heatmap(backward, call.name, pass_fused_norm(backward, call, c))
         if not any(name in backward.wanted for name in call.inputs):
             continue
         at_input = input_relevance(backward, call, c)
         if at_input is not None:
             accumulate(heatmaps, graph.input, heatmap(backward, graph.input, at_input))
             continue
-        op = OPS[call.kind]
+        op = call.op
         alone = call.name in owned and call.name not in readouts
         parts = (op.overwrite if alone and op.overwrite else op.adjoint)(backward, call, c)
         del c
@@ -83,6 +82,6 @@ def no_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
 
 
 def _heatmap(backward: Backward, name: str, c: Tensor) -> Tensor:
-    if backward.composite.heatmap == "coefficient":
+    if backward.heatmap == "coefficient":
         return heatmap(backward, name, c)
     return heatmap(backward, name, times(c, backward.value(name), backward.axis(name)))

@@ -7,10 +7,7 @@ from torch import Tensor
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.ops.shape import moved_axis
-
-_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm")
-_CHANNELS_FIRST = ("conv", "conv_transpose", "batch_norm", "group_norm", "instance_norm", "max_pool", "avg_pool")
+from tw_seg.lrp.core.graph import Channels
 
 
 def heatmap(backward: Backward, name: str, relevance: Tensor) -> Tensor:
@@ -54,14 +51,14 @@ def channel_axis(backward: Backward, name: str) -> int:
     """The axis of an activation that holds its channels, by the nearest call before it that says so."""
     call = backward.calls.get(name)
     ndim = int(backward.tape.values[name].ndim)
-    if call is None or ndim == 2 or call.kind in _CHANNELS_FIRST:
+    if call is None or ndim == 2 or call.op.channels is Channels.FIRST:
         return 1
-    if call.kind in _CHANNELS_LAST:
+    if call.op.channels is Channels.LAST:
         return ndim - 1
     source = call.inputs[0]
     before = channel_axis(backward, source) if isinstance(backward.tape.values[source], Tensor) else 1
-    if call.kind in ("permute", "transpose", "movedim"):
-        return moved_axis(backward.tape, call, before)
+    if call.op.moved is not None:
+        return call.op.moved(backward.tape, call, before)
     value = backward.tape.values[source]
     if isinstance(value, Tensor) and value.ndim != ndim:
         # Space was flattened or unfolded: the channels stay at their end.

@@ -159,7 +159,7 @@ class GraphMemory:
         key = (id(tape.graph), *tape.images.shape[1:], tape.logits.dtype, trained)
         if key not in self._known:
             first = torch.zeros(2, dtype=torch.int64, device=tape.images.device)
-            sample = backward.of(first[:1] if backward.samples is None else backward.samples[:1])
+            sample = backward.for_samples(first[:1] if backward.samples is None else backward.samples[:1])
             one, two = (_measure_graph(partial(decode, sample.renew(), first[:n])) for n in (1, 2))
             self._known[key] = max(two - one, 1)
         return self._known[key]

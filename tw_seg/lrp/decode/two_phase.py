@@ -42,7 +42,7 @@ def decode_in_two_phases(
 
     def decode_pairs(backward: Backward, samples: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         images = samples if backward.samples is None else backward.samples[samples]
-        return decode(backward.of(images), classes[columns, samples].unsqueeze(0))
+        return decode(backward.for_samples(images), classes[columns, samples].unsqueeze(0))
 
     def plan_second(grads: Sequence[Tensor]) -> Iterator[tuple[Decode, list[Tensor]]]:
         # The host waits for the device here.

@@ -7,22 +7,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.core.backward import parameter_of
-from tw_seg.lrp.core.graph import Call, Ref, refs
+from tw_seg.lrp.core.graph import Call, refs
 from tw_seg.lrp.core.tape import attribute
 from tw_seg.lrp.decode.plan import Plan
-
-_WEIGHTED = (
-    "conv", "conv_transpose", "linear", "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
-)  # fmt: skip
-_FACTORS: dict[str, tuple[str, ...]] = {
-    "mul": ("input", "other"),
-    "div": ("other",),
-    "matmul": ("input", "other"),
-    "einsum": (),
-    "addcmul": ("tensor1", "tensor2"),
-}
-"""Kind -> the arguments that a coefficient is multiplied with; none: all of them."""
 
 
 def copy_weights(classifier: nn.Module, plans: Iterable[Plan]) -> nn.ParameterDict:
@@ -56,15 +43,13 @@ def find_weights(classifier: nn.Module, plans: Iterable[Plan]) -> list[str]:
 
 def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
     """Dotted names of the parameters that a call's adjoint multiplies with."""
-    if call.kind in _FACTORS:
-        names = _FACTORS[call.kind]
-        factors = [call.options.get(name) for name in names] if names else map(Ref, refs((call.args, call.kwargs)))
-        return [path for factor in factors if (path := parameter_of(calls, factor)) is not None]
-    if call.kind not in _WEIGHTED:
-        return []
-    if call.weight is None and call.op == "call_function" and call.options.get("weight") is not None:
+    factors = [calls[name] for factor in call.op.factors for name in refs(call.options.get(factor)) if name in calls]
+    paths = [factor.parameter for factor in factors if factor.parameter is not None]
+    if not call.op.weighted:
+        return paths
+    if call.weight is None and call.fx_op == "call_function" and call.options.get("weight") is not None:
         raise InputError(
-            f"tie_weights=False needs weights that are parameters; that of {call.name!r} in {call.path or '(root)'} is "
-            "computed in its forward. Use tie_weights=True, or torch.nn.utils.parametrize"
+            f"tie_weights=False needs weights that are parameters; that of {call.name!r} in {call.place} is computed "
+            "in its forward. Use tie_weights=True, or torch.nn.utils.parametrize"
         )
-    return [] if call.weight is None else [call.weight]
+    return paths if call.weight is None else [*paths, call.weight]

@@ -1,26 +1,58 @@
-"""Every operation that has a relevance rule: which calls it stands for, how it runs, how relevance passes it."""
+"""Every operation that has a relevance rule: which calls it stands for, how it runs, how relevance passes it.
+
+An operation is declared once, as an ``Op`` of its family's file. Everything here is made of these declarations.
+"""
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
-from tw_seg.lrp.ops import activation, arithmetic, attention, custom, linear, norm, pool, shape
-from tw_seg.lrp.ops.op import Functions, Op
+from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Names, Op
+from tw_seg.lrp.ops import (
+    activation,
+    arithmetic,
+    attention,
+    batch_norm,
+    custom,
+    dropout,
+    indexing,
+    interpolate,
+    linear,
+    norm,
+    pool,
+    shape,
+)
 
-_FAMILIES = (linear, activation, arithmetic, attention, shape, norm, pool, custom)
+_FAMILIES = (
+    linear, batch_norm, pool, interpolate, activation, dropout, arithmetic, attention, norm, shape, indexing, custom
+)  # fmt: skip
 
-MODULES: dict[type[nn.Module], str] = {}
-"""Leaf module class -> kind of call."""
+OPS: dict[str, Op] = {op.kind: op for family in _FAMILIES for op in family.OPS}
+"""Kind -> operation."""
 
-FUNCTIONS: Functions = {}
-"""Function or method name -> kind of call and the names of its positional arguments."""
+MODULES: dict[type[nn.Module], Op] = {module: op for op in OPS.values() for module in op.modules}
+"""Leaf module class -> operation."""
 
-OPS: dict[str, Op] = {}
-"""Kind of call -> its operation."""
+FUNCTIONS: dict[Callable[..., Any] | str, tuple[Op, Names]] = {
+    function: (op, names) for op in OPS.values() for function, names in op.functions.items()
+}
+"""Function or method name -> operation and the names of its positional arguments."""
 
-for _family in _FAMILIES:
-    MODULES.update(getattr(_family, "MODULES", {}))
-    FUNCTIONS.update(_family.FUNCTIONS)
-    OPS.update(_family.OPS)
+KIND_GROUPS: dict[str, tuple[str, ...]] = {
+    group: tuple(op.kind for op in OPS.values() if op.group == group)
+    for group in dict.fromkeys(op.group for op in OPS.values() if op.group is not None)
+}
+"""Name of a group -> the kinds of calls in it."""
 
-__all__ = ["FUNCTIONS", "MODULES", "OPS"]
+
+def find_op(kind: str) -> Op:
+    """The operation of a kind, that of calls without a rule among them."""
+    return {CONSTANT.kind: CONSTANT, UNSUPPORTED.kind: UNSUPPORTED}.get(kind) or OPS[kind]
+
+
+# Pickled and copied by name: there is one object for each operation, and it holds functions that have no name.
+copyreg.pickle(Op, lambda op: (find_op, (op.kind,)))

@@ -2,89 +2,31 @@
 
 With ``f(0) = 0`` relevance passes: the coefficient is multiplied by ``f(u) / u``, in a form that is exact at 0.
 Where ``f(0)`` is not 0 the expansion of first order stands for the function: the coefficient is multiplied by
-``f'(u)`` and its constant absorbs the rest.
+``f'(u)`` and its constant absorbs the rest. A rule of activations that is not plain takes the place of both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Adjoint, Call, Channels, Forward, Memory, Names, Op, Sign
 from tw_seg.lrp.core.linear_map import channels_last, times
-from tw_seg.lrp.ops.op import Functions, Op
-from tw_seg.lrp.rules import Deconvnet, Guided, Rule
-
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-    from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.core.rule import ActivationRule, Rule
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.op import name_functions, name_rule, never_negative, of_any_sign, sign_of_inputs
 
 _ONE = ("input", "inplace")
-
-MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.PReLU: "prelu",
-    nn.ELU: "elu",
-    nn.CELU: "celu",
-    nn.SELU: "selu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Mish: "mish",
-    nn.Hardswish: "hardswish",
-    nn.Hardtanh: "hardtanh",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Softplus: "softplus",
-}
-
-FUNCTIONS: Functions = {
-    F.relu: ("relu", _ONE),
-    F.relu_: ("relu", _ONE),
-    torch.relu: ("relu", _ONE),
-    torch.relu_: ("relu", _ONE),
-    "relu": ("relu", _ONE),
-    "relu_": ("relu", _ONE),
-    F.relu6: ("relu6", _ONE),
-    F.leaky_relu: ("leaky_relu", ("input", "negative_slope", "inplace")),
-    F.prelu: ("prelu", ("input", "weight")),
-    F.elu: ("elu", ("input", "alpha", "inplace")),
-    F.celu: ("celu", ("input", "alpha", "inplace")),
-    F.selu: ("selu", _ONE),
-    F.gelu: ("gelu", ("input", "approximate")),
-    F.silu: ("silu", _ONE),
-    F.mish: ("mish", _ONE),
-    F.hardswish: ("hardswish", _ONE),
-    F.hardtanh: ("hardtanh", ("input", "min_val", "max_val", "inplace")),
-    torch.clamp: ("clamp", ("input", "min", "max")),
-    "clamp": ("clamp", ("input", "min", "max")),
-    "clamp_": ("clamp", ("input", "min", "max")),
-    torch.clip: ("clamp", ("input", "min", "max")),
-    "clip": ("clamp", ("input", "min", "max")),
-    torch.tanh: ("tanh", ("input",)),
-    "tanh": ("tanh", ("input",)),
-    "tanh_": ("tanh", ("input",)),
-    torch.sigmoid: ("sigmoid", ("input",)),
-    "sigmoid": ("sigmoid", ("input",)),
-    "sigmoid_": ("sigmoid", ("input",)),
-    F.hardsigmoid: ("hardsigmoid", _ONE),
-    F.softplus: ("softplus", ("input", "beta", "threshold")),
-    torch.exp: ("exp", ("input",)),
-    "exp": ("exp", ("input",)),
-    torch.square: ("square", ("input",)),
-    "square": ("square", ("input",)),
-    torch.abs: ("abs", ("input",)),
-    "abs": ("abs", ("input",)),
-}
+_BOUNDS = ("input", "min", "max")
 
 Ratio = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""From the input u, the output y and the call's options to a factor of the coefficient."""
 
 
 def _clipped(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
@@ -131,33 +73,29 @@ def _softplus(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
     return torch.sigmoid(scaled).masked_fill(scaled > o.get("threshold", 20.0), 1.0)  # torch's is linear from there
 
 
-_RATIOS: dict[str, Ratio] = {
-    "relu6": lambda u, y, o: torch.where(u > 6, 6 / u.clamp(min=6), (u > 0).to(u.dtype)),
-    "leaky_relu": lambda u, y, o: torch.ones_like(u).masked_fill(u <= 0, o.get("negative_slope", 0.01)),
-    "elu": _elu,
-    "celu": _celu,
-    "selu": _selu,
-    "gelu": _gelu,
-    "silu": lambda u, y, o: torch.sigmoid(u),
-    "mish": lambda u, y, o: torch.tanh(F.softplus(u)),
-    "hardswish": lambda u, y, o: F.hardsigmoid(u),
-    "hardtanh": _clipped,
-    "tanh": _tanh,
-    "square": lambda u, y, o: u,
-    "abs": lambda u, y, o: torch.sign(u),
-}
-"""Kind -> ``f(u) / u`` from u, y = f(u) and the options."""
-
-_SLOPES: dict[str, Ratio] = {
-    "sigmoid": lambda u, y, o: y * (1 - y),
-    "hardsigmoid": lambda u, y, o: (u.abs() < 3).to(u.dtype) / 6,
-    "softplus": _softplus,
-    "exp": lambda u, y, o: y,
-}
-"""Kind -> ``f'(u)``, likewise."""
+def _relu6(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
+    return torch.where(u > 6, 6 / u.clamp(min=6), (u > 0).to(u.dtype))
 
 
-def _pass(ratio: Ratio) -> Callable[[Backward, Call, Tensor], dict[str, Tensor]]:
+def _leaky_relu(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
+    return torch.ones_like(u).masked_fill(u <= 0, o.get("negative_slope", 0.01))
+
+
+def _by_rule(plain: Adjoint) -> Adjoint:
+    """The adjoint of an activation: ``plain``, unless a rule takes its place."""
+
+    def adjoint(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+        rule = backward.rules[call.name]
+        if rule.is_plain:
+            return plain(backward, call, c)
+        assert isinstance(rule, ActivationRule)
+        u, y = backward.value(call.inputs[0]), backward.value(call.name)
+        return {call.inputs[0]: rule.coefficient(c, u, y, backward.axis(call.name))}
+
+    return adjoint
+
+
+def _multiply(ratio: Ratio) -> Adjoint:
     def adjoint(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
         name, axis = call.inputs[0], backward.axis(call.name)
         return {name: times(c, ratio(backward.value(name), backward.value(call.name), call.options), axis)}
@@ -173,37 +111,6 @@ def _prelu(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: times(c, torch.where(u > 0, torch.ones_like(u), weight), backward.axis(call.name))}
 
 
-def _out_of_place(function: Callable[..., Tensor], *names: str) -> Callable[[Tape, Call], Tensor]:
-    def forward(tape: Tape, call: Call) -> Tensor:
-        return function(tape.values[call.inputs[0]], *(call.options[n] for n in names if n in call.options))
-
-    return forward
-
-
-def _clamp_forward(tape: Tape, call: Call) -> Tensor:
-    bounds = (tape.resolve(call.options.get(name)) for name in ("min", "max"))
-    return torch.clamp(tape.values[call.inputs[0]], *bounds)
-
-
-_FORWARDS: dict[str, Callable[[Tape, Call], Tensor]] = {
-    "relu6": _out_of_place(F.relu6),
-    "leaky_relu": _out_of_place(F.leaky_relu, "negative_slope"),
-    "elu": _out_of_place(F.elu, "alpha"),
-    "celu": _out_of_place(F.celu, "alpha"),
-    "selu": _out_of_place(F.selu),
-    "silu": _out_of_place(F.silu),
-    "mish": _out_of_place(F.mish),
-    "hardswish": _out_of_place(F.hardswish),
-    "hardtanh": _out_of_place(F.hardtanh, "min_val", "max_val"),
-    "hardsigmoid": _out_of_place(F.hardsigmoid),
-    "tanh": _out_of_place(torch.tanh),
-    "sigmoid": _out_of_place(torch.sigmoid),
-}
-
-ACTIVATIONS = ("relu", *_RATIOS, *_SLOPES, "prelu", "clamp")
-"""Kinds of this file."""
-
-
 def _save_gate(tape: Tape, call: Call) -> Tensor:
     """One byte for each element instead of its four; where autograd keeps the output anyway, that."""
     value: Tensor = tape.values[call.name]
@@ -215,15 +122,16 @@ def _gate(saved: Tensor) -> Tensor:
 
 
 def _relu(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, rule, axis = call.inputs[0], backward.composite.rule(call), backward.axis(call.name)
-    if isinstance(rule, (Deconvnet, Guided)):
-        return {name: rule.activation(c, backward.value(name), backward.value(call.name), axis)}
-    return {name: times(c, backward.saved(call.name, axis, _gate), axis)}
+    axis = backward.axis(call.name)
+    return {call.inputs[0]: times(c, backward.saved(call.name, axis, _gate), axis)}
+
+
+_relu_by_rule = _by_rule(_relu)
 
 
 def _relu_in_place(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    if c.requires_grad or isinstance(backward.composite.rule(call), (Deconvnet, Guided)):
-        return _relu(backward, call, c)  # autograd copies what is written through a view
+    if c.requires_grad or not backward.rules[call.name].is_plain:
+        return _relu_by_rule(backward, call, c)  # autograd copies what is written through a view
     axis = backward.axis(call.name)
     if axis == 0 and backward.segments and backward.segments[-1][2] == len(c):
         for image, start, stop in backward.segments:  # no copy of an image's gate for each of its pairs
@@ -234,14 +142,196 @@ def _relu_in_place(backward: Backward, call: Call, c: Tensor) -> dict[str, Tenso
     return {call.inputs[0]: c}
 
 
-def _relu_reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> tuple[str, ...]:
-    return (*call.inputs, call.name) if isinstance(rule, (Deconvnet, Guided)) else ()
+def _relu_reads(rule: Rule, call: Call, calls: Mapping[str, Call]) -> Names:
+    return () if rule.is_plain else (*call.inputs, call.name)
 
 
-OPS: dict[str, Op] = {
-    "relu": Op(_relu, _out_of_place(F.relu), save=_save_gate, reads=_relu_reads, fresh=True, overwrite=_relu_in_place),
-    **{kind: Op(_pass(ratio), _FORWARDS.get(kind)) for kind, ratio in _RATIOS.items()},
-    **{kind: Op(_pass(slope), _FORWARDS.get(kind), conserves=False) for kind, slope in _SLOPES.items()},
-    "prelu": Op(_prelu),
-    "clamp": Op(_pass(_clipped), _clamp_forward, conserves=False),
-}
+def _run(function: Callable[..., Tensor], *names: str) -> Forward:
+    """``forward`` out of place, of a function whose other arguments have these names."""
+
+    def forward(tape: Tape, call: Call) -> Tensor:
+        return function(tape.values[call.inputs[0]], *(call.options[n] for n in names if n in call.options))
+
+    return forward
+
+
+def _clamp_forward(tape: Tape, call: Call) -> Tensor:
+    bounds = (tape.resolve(call.options.get(name)) for name in ("min", "max"))
+    return torch.clamp(tape.values[call.inputs[0]], *bounds)
+
+
+def _describe_rule(words: str) -> Callable[[Backward, Call, frozenset[str]], str]:
+    def text(backward: Backward, call: Call, handed: frozenset[str]) -> str:
+        return words if backward.rules[call.name].is_plain else name_rule(backward, call, handed)
+
+    return text
+
+
+def _activation(
+    kind: str, adjoint: Adjoint, sign: Sign, functions: dict[Any, Names], module: type[nn.Module] | None, **rest: Any
+) -> Op:
+    """An elementwise function; ``rest`` are more attributes of its :class:`Op`."""
+    return Op(
+        kind,
+        _by_rule(adjoint),
+        Memory.NEW,
+        sign,
+        Channels.KEPT,
+        modules=() if module is None else (module,),
+        functions=functions,
+        group="activation",
+        **{"text": _describe_rule("pass"), **rest},
+    )
+
+
+def _expansion(kind: str, slope: Ratio, sign: Sign, functions: dict[Any, Names], module: Any, **rest: Any) -> Op:
+    """A function with ``f(0) != 0``, of which the expansion of first order is taken."""
+    text = _describe_rule("first order")
+    return _activation(kind, _multiply(slope), sign, functions, module, text=text, conserves=False, **rest)
+
+
+OPS = (
+    _activation(
+        "relu",
+        _relu,
+        never_negative,
+        name_functions(_ONE, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+        nn.ReLU,
+        forward=_run(F.relu),
+        save=_save_gate,
+        reads=_relu_reads,
+        fresh=True,
+        overwrite=_relu_in_place,
+    ),
+    _activation("relu6", _multiply(_relu6), never_negative, {F.relu6: _ONE}, nn.ReLU6, forward=_run(F.relu6)),
+    _activation(
+        "leaky_relu",
+        _multiply(_leaky_relu),
+        sign_of_inputs,
+        {F.leaky_relu: ("input", "negative_slope", "inplace")},
+        nn.LeakyReLU,
+        options=("negative_slope",),
+        forward=_run(F.leaky_relu, "negative_slope"),
+    ),
+    _activation("prelu", _prelu, of_any_sign, {F.prelu: ("input", "weight")}, nn.PReLU, weighted=True),
+    _activation(
+        "elu",
+        _multiply(_elu),
+        of_any_sign,
+        {F.elu: ("input", "alpha", "inplace")},
+        nn.ELU,
+        options=("alpha",),
+        forward=_run(F.elu, "alpha"),
+    ),
+    _activation(
+        "celu",
+        _multiply(_celu),
+        of_any_sign,
+        {F.celu: ("input", "alpha", "inplace")},
+        nn.CELU,
+        options=("alpha",),
+        forward=_run(F.celu, "alpha"),
+    ),
+    _activation("selu", _multiply(_selu), of_any_sign, {F.selu: _ONE}, nn.SELU, forward=_run(F.selu)),
+    _activation(
+        "gelu", _multiply(_gelu), sign_of_inputs, {F.gelu: ("input", "approximate")}, nn.GELU, options=("approximate",)
+    ),
+    _activation(
+        "silu",
+        _multiply(lambda u, y, o: torch.sigmoid(u)),
+        sign_of_inputs,
+        {F.silu: _ONE},
+        nn.SiLU,
+        forward=_run(F.silu),
+    ),
+    _activation(
+        "mish",
+        _multiply(lambda u, y, o: torch.tanh(F.softplus(u))),
+        of_any_sign,
+        {F.mish: _ONE},
+        nn.Mish,
+        forward=_run(F.mish),
+    ),
+    _activation(
+        "hardswish",
+        _multiply(lambda u, y, o: F.hardsigmoid(u)),
+        sign_of_inputs,
+        {F.hardswish: _ONE},
+        nn.Hardswish,
+        forward=_run(F.hardswish),
+    ),
+    _activation(
+        "hardtanh",
+        _multiply(_clipped),
+        of_any_sign,
+        {F.hardtanh: ("input", "min_val", "max_val", "inplace")},
+        nn.Hardtanh,
+        options=("min_val", "max_val"),
+        forward=_run(F.hardtanh, "min_val", "max_val"),
+    ),
+    _activation(
+        "clamp",
+        _multiply(_clipped),
+        of_any_sign,
+        name_functions(_BOUNDS, torch.clamp, "clamp", "clamp_", torch.clip, "clip"),
+        None,
+        forward=_clamp_forward,
+        conserves=False,
+    ),
+    _activation(
+        "tanh",
+        _multiply(_tanh),
+        of_any_sign,
+        name_functions(("input",), torch.tanh, "tanh", "tanh_"),
+        nn.Tanh,
+        forward=_run(torch.tanh),
+        gate=True,
+    ),
+    _activation(
+        "square",
+        _multiply(lambda u, y, o: u),
+        never_negative,
+        name_functions(("input",), torch.square, "square"),
+        None,
+    ),
+    _activation(
+        "abs",
+        _multiply(lambda u, y, o: torch.sign(u)),
+        never_negative,
+        name_functions(("input",), torch.abs, "abs"),
+        None,
+    ),
+    _expansion(
+        "sigmoid",
+        lambda u, y, o: y * (1 - y),
+        never_negative,
+        name_functions(("input",), torch.sigmoid, "sigmoid", "sigmoid_"),
+        nn.Sigmoid,
+        forward=_run(torch.sigmoid),
+        gate=True,
+    ),
+    _expansion(
+        "hardsigmoid",
+        lambda u, y, o: (u.abs() < 3).to(u.dtype) / 6,
+        never_negative,
+        {F.hardsigmoid: _ONE},
+        nn.Hardsigmoid,
+        forward=_run(F.hardsigmoid),
+        gate=True,
+    ),
+    _expansion(
+        "softplus",
+        _softplus,
+        never_negative,
+        {F.softplus: ("input", "beta", "threshold")},
+        nn.Softplus,
+        options=("beta", "threshold"),
+    ),
+    _expansion(
+        "exp",
+        lambda u, y, o: y,
+        never_negative,
+        name_functions(("input",), torch.exp, "exp"),
+        None,
+    ),
+)

@@ -3,60 +3,37 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Call, Channels, Forward, Memory, Op, refs
 from tw_seg.lrp.core.linear_map import accumulate, times, unbroadcast
-from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, no_values, only_stabilised, receives, share
-
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-    from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.op import (
+    Known,
+    aligned_axis,
+    bind,
+    bind_first,
+    is_input,
+    name_functions,
+    name_rule,
+    no_values,
+    of_any_sign,
+    only_stabilised,
+    sign_of_operands,
+    stabilize_terms,
+)
 
 _ADD = ("input", "other", "alpha")
 _TWO = ("input", "other")
 
-FUNCTIONS: Functions = {
-    operator.add: ("add", _ADD),
-    operator.iadd: ("add", _ADD),
-    torch.add: ("add", _ADD),
-    "add": ("add", _ADD),
-    "add_": ("add", _ADD),
-    operator.sub: ("sub", _ADD),
-    operator.isub: ("sub", _ADD),
-    torch.sub: ("sub", _ADD),
-    "sub": ("sub", _ADD),
-    "sub_": ("sub", _ADD),
-    operator.neg: ("neg", ("input",)),
-    torch.neg: ("neg", ("input",)),
-    "neg": ("neg", ("input",)),
-    operator.mul: ("mul", _TWO),
-    operator.imul: ("mul", _TWO),
-    torch.mul: ("mul", _TWO),
-    "mul": ("mul", _TWO),
-    "mul_": ("mul", _TWO),
-    torch.multiply: ("mul", _TWO),
-    operator.truediv: ("div", _TWO),
-    operator.itruediv: ("div", _TWO),
-    torch.div: ("div", _TWO),
-    "div": ("div", _TWO),
-    "div_": ("div", _TWO),
-    operator.pow: ("pow", ("input", "exponent")),
-    torch.pow: ("pow", ("input", "exponent")),
-    "pow": ("pow", ("input", "exponent")),
-    torch.addcmul: ("addcmul", ("input", "tensor1", "tensor2", "value")),
-    torch.maximum: ("maximum", _TWO),
-    torch.minimum: ("minimum", _TWO),
-}
 
-GATES = ("sigmoid", "hardsigmoid", "softmax", "tanh")
-"""Kinds whose value scales another one: in a product all relevance goes to the other factor."""
-
-
-def _to(backward: Backward, call: Call, name: str, c: Tensor) -> Tensor:
+def _sum_to_shape(backward: Backward, call: Call, name: str, c: Tensor) -> Tensor:
     """A coefficient at the output summed to the shape of an operand that was broadcast."""
     return unbroadcast(c, backward.tape.values[name].shape, backward.axis(name))
 
@@ -68,19 +45,19 @@ def _terms(call: Call) -> list[tuple[Any, Any]]:
 
 
 def _add(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    c = share(backward, call, c)
+    c = stabilize_terms(backward, call, c)
     result: dict[str, Tensor] = {}
     for value, factor in _terms(call):
-        if receives(call, value):
-            accumulate(result, value.name, _to(backward, call, value.name, c if factor == 1 else c * factor))
+        if is_input(call, value):
+            accumulate(result, value.name, _sum_to_shape(backward, call, value.name, c if factor == 1 else c * factor))
     return result
 
 
 def _add_absorbed(backward: Backward, call: Call, c: Tensor) -> Tensor:
-    c = share(backward, call, c)
+    c = stabilize_terms(backward, call, c)
     absorbed = torch.zeros_like(c)
     for value, factor in _terms(call):
-        if not receives(call, value):
+        if not is_input(call, value):
             absorbed = absorbed + backward.multiply(c, value, call) * factor
     return absorbed.masked_fill(c == 0, 0.0)  # minus infinity, as masks of attention add it, has no relevance
 
@@ -102,23 +79,25 @@ def _mul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
         if sizes[0] != sizes[1]:  # the smaller one scales the larger one
             gate = sizes.index(min(sizes))
             name = factors[1 - gate].name
-            return {name: _to(backward, call, name, backward.multiply(c, factors[gate], call))}
+            return {name: _sum_to_shape(backward, call, name, backward.multiply(c, factors[gate], call))}
         result: dict[str, Tensor] = {}
         for factor, other in (factors, factors[::-1]):  # half each: AttnLRP, eq. 14
-            accumulate(result, factor.name, _to(backward, call, factor.name, backward.multiply(c, other, call)) / 2)
+            accumulate(
+                result, factor.name, _sum_to_shape(backward, call, factor.name, backward.multiply(c, other, call)) / 2
+            )
         return result
     name = call.inputs[0]
-    other = factors[1] if receives(call, factors[0]) else factors[0]
-    return {name: _to(backward, call, name, backward.multiply(c, backward.parameter(other), call))}
+    other = factors[1] if is_input(call, factors[0]) else factors[0]
+    return {name: _sum_to_shape(backward, call, name, backward.multiply(c, backward.parameter(other), call))}
 
 
 def _div(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     name = call.inputs[0]
     divisor = backward.tape.resolve(backward.parameter(call.options["other"]))
-    return {name: _to(backward, call, name, backward.multiply(c, 1 / divisor, call))}
+    return {name: _sum_to_shape(backward, call, name, backward.multiply(c, 1 / divisor, call))}
 
 
-def _binary(function: Any) -> Any:
+def _run_on_two(function: Callable[[Any, Any], Any]) -> Forward:
     return lambda tape, call: function(*(tape.resolve(call.options[n]) for n in _TWO))
 
 
@@ -134,15 +113,15 @@ def _addcmul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     operands = [("input", None), ("tensor1", "tensor2"), ("tensor2", "tensor1")]
     for operand, other in operands:
         value = o[operand]
-        if receives(call, value):
+        if is_input(call, value):
             part = c if other is None else backward.multiply(c, backward.parameter(o[other]), call) * o.get("value", 1)
-            accumulate(result, value.name, _to(backward, call, value.name, part))
+            accumulate(result, value.name, _sum_to_shape(backward, call, value.name, part))
     return result
 
 
 def _addcmul_absorbed(backward: Backward, call: Call, c: Tensor) -> Tensor:
     o = call.options
-    known = {n: receives(call, o[n]) for n in ("input", "tensor1", "tensor2")}
+    known = {n: is_input(call, o[n]) for n in ("input", "tensor1", "tensor2")}
     absorbed = torch.zeros_like(c) if known["input"] else backward.multiply(c, o["input"], call)
     if known["tensor1"] or known["tensor2"]:
         return absorbed
@@ -158,19 +137,140 @@ def _extreme(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for operand, mask in zip(_TWO, (first, ~first), strict=True):
         value = call.options[operand]
-        if receives(call, value):
-            accumulate(result, value.name, _to(backward, call, value.name, backward.multiply(c, mask, call)))
+        if is_input(call, value):
+            accumulate(result, value.name, _sum_to_shape(backward, call, value.name, backward.multiply(c, mask, call)))
     return result
 
 
-OPS: dict[str, Op] = {
-    "add": Op(_add, _add_forward, aligned_axis, reads=only_stabilised, absorbed=_add_absorbed),
-    "sub": Op(_add, _add_forward, aligned_axis, reads=only_stabilised, absorbed=_add_absorbed),
-    "neg": Op(_neg, reads=no_values),
-    "mul": Op(_mul, _binary(operator.mul), aligned_axis),
-    "div": Op(_div, _binary(operator.truediv), aligned_axis),
-    "pow": Op(_pow),
-    "addcmul": Op(_addcmul, axis=aligned_axis, absorbed=_addcmul_absorbed),
-    "maximum": Op(_extreme, axis=aligned_axis, conserves=False),
-    "minimum": Op(_extreme, axis=aligned_axis, conserves=False),
-}
+def _bind_product(call: Call, known: Known) -> Call | str:
+    """Relevance goes to the factors that do not come from a gate."""
+    bound = bind(call, known)
+    if isinstance(bound, str) or len(bound.inputs) != 2:
+        return bound
+    gates = [_comes_from_gate(name, known) for name in bound.inputs]
+    return bound if gates[0] == gates[1] else replace(bound, inputs=(bound.inputs[gates.index(False)],))
+
+
+def _comes_from_gate(name: str, known: Known) -> bool:
+    call = known.calls.get(name)
+    while call is not None and len(call.inputs) == 1 and (call.op.spreads or call.op.memory is not Memory.NEW):
+        call = known.calls.get(call.inputs[0])
+    return call is not None and call.op.gate
+
+
+def _describe_product(backward: Backward, call: Call, handed: frozenset[str]) -> str:
+    others = [name for name in refs((call.args, call.kwargs)) if name not in call.inputs]
+    # A factor that gets no relevance and depends on the images is a gate.
+    if len(handed) < len(set(call.inputs)) or any(name in backward.tape.axes for name in others):
+        return "to the signal"
+    return "half each" if len(call.inputs) > 1 else "pass"
+
+
+def _bind_power(call: Call, known: Known) -> Call | str:
+    bound = bind_first(call, known)
+    if not isinstance(bound, str) and not isinstance(call.options.get("exponent"), (int, float)):
+        return f"{call.spelling} with an exponent that is no number"
+    return bound
+
+
+def _bind_addcmul(call: Call, known: Known) -> Call | str:
+    if all(known.is_relevant(call.options[name]) for name in ("tensor1", "tensor2")):
+        return f"{call.spelling} of three values that depend on the images"
+    return bind(call, known)
+
+
+_SUM = Op(
+    "add",
+    _add,
+    Memory.NEW,
+    sign_of_operands,
+    Channels.KEPT,
+    functions=name_functions(_ADD, operator.add, operator.iadd, torch.add, "add", "add_"),
+    group="addition",
+    forward=_add_forward,
+    axis=aligned_axis,
+    reads=only_stabilised,
+    absorbed=_add_absorbed,
+    stabilised=lambda call: 1,
+    text=name_rule,
+)
+
+MAXIMUM = Op(
+    "maximum",
+    _extreme,
+    Memory.NEW,
+    of_any_sign,
+    Channels.KEPT,
+    functions={torch.maximum: _TWO},
+    axis=aligned_axis,
+    text="winner",
+    conserves=False,
+)
+
+OPS = (
+    _SUM,
+    replace(
+        _SUM,
+        kind="sub",
+        sign=of_any_sign,
+        functions=name_functions(_ADD, operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+    ),
+    Op(
+        "neg",
+        _neg,
+        Memory.NEW,
+        of_any_sign,
+        Channels.KEPT,
+        functions=name_functions(("input",), operator.neg, torch.neg, "neg"),
+        reads=no_values,
+    ),
+    Op(
+        "mul",
+        _mul,
+        Memory.NEW,
+        sign_of_operands,
+        Channels.KEPT,
+        functions=name_functions(_TWO, operator.mul, operator.imul, torch.mul, "mul", "mul_", torch.multiply),
+        bind=_bind_product,
+        forward=_run_on_two(operator.mul),
+        axis=aligned_axis,
+        text=_describe_product,
+        factors=_TWO,
+    ),
+    Op(
+        "div",
+        _div,
+        Memory.NEW,
+        of_any_sign,
+        Channels.KEPT,
+        functions=name_functions(_TWO, operator.truediv, operator.itruediv, torch.div, "div", "div_"),
+        bind=bind_first,
+        forward=_run_on_two(operator.truediv),
+        axis=aligned_axis,
+        text="divisor constant",
+        factors=("other",),
+    ),
+    Op(
+        "pow",
+        _pow,
+        Memory.NEW,
+        of_any_sign,
+        Channels.KEPT,
+        functions=name_functions(("input", "exponent"), operator.pow, torch.pow, "pow"),
+        bind=_bind_power,
+    ),
+    Op(
+        "addcmul",
+        _addcmul,
+        Memory.NEW,
+        of_any_sign,
+        Channels.KEPT,
+        functions={torch.addcmul: ("input", "tensor1", "tensor2", "value")},
+        bind=_bind_addcmul,
+        axis=aligned_axis,
+        absorbed=_addcmul_absorbed,
+        factors=("tensor1", "tensor2"),
+    ),
+    MAXIMUM,
+    replace(MAXIMUM, kind="minimum", functions={torch.minimum: _TWO}),
+)

@@ -8,47 +8,37 @@ from __future__ import annotations
 
 import operator
 import string
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Call, Channels, Memory, Op
 from tw_seg.lrp.core.linear_map import accumulate, expand, times, unbroadcast
-from tw_seg.lrp.ops.op import Functions, Op, keep_batch, receives, share
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.op import (
+    Known,
+    is_input,
+    keep_batch,
+    name_functions,
+    never_negative,
+    of_any_sign,
+    stabilize_terms,
+)
 
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-    from tw_seg.lrp.core.tape import Tape
-
-_SOFTMAX = ("input", "dim")
 _TWO = ("input", "other")
-
-MODULES: dict[type[nn.Module], str] = {nn.Softmax: "softmax"}
-
-FUNCTIONS: Functions = {
-    F.softmax: ("softmax", _SOFTMAX),
-    torch.softmax: ("softmax", _SOFTMAX),
-    "softmax": ("softmax", _SOFTMAX),
-    torch.matmul: ("matmul", _TWO),
-    torch.bmm: ("matmul", _TWO),
-    operator.matmul: ("matmul", _TWO),
-    torch.mm: ("matmul", _TWO),
-    "matmul": ("matmul", _TWO),
-    "bmm": ("matmul", _TWO),
-    "mm": ("matmul", _TWO),
-    torch.einsum: ("einsum", ("equation",)),
-}
 
 
 def _softmax(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     dim = call.options["dim"] % c.ndim
     keep_batch(backward.tape, call, (dim,))
-    share, axis = backward.value(call.name), backward.axis(call.name)
-    mean = times(c, share, axis).sum(dim, keepdim=True)
-    return {call.inputs[0]: times(c - mean, share, axis).to(backward.tape.values[call.inputs[0]].dtype)}
+    weights, axis = backward.value(call.name), backward.axis(call.name)
+    mean = times(c, weights, axis).sum(dim, keepdim=True)
+    return {call.inputs[0]: times(c - mean, weights, axis).to(backward.tape.values[call.inputs[0]].dtype)}
 
 
 def _matmul_axis(tape: Tape, call: Call) -> int:
@@ -57,10 +47,10 @@ def _matmul_axis(tape: Tape, call: Call) -> int:
     axis = tape.axes[name] - value.ndim
     others = [tape.resolve(call.options[n]) for n in _TWO]
     # One image a row of the first matrix, or a column of the second one, and the other matrix a constant.
-    alone = [receives(call, call.options[n]) for n in _TWO] == [axis == -2, axis == -1]
+    alone = [is_input(call, call.options[n]) for n in _TWO] == [axis == -2, axis == -1]
     if (axis >= -2 and not alone) or min(o.ndim for o in others) < 2:
         raise UnsupportedOpError(
-            f"{call.path or '(root)'}: matmul ({call.name!r}) of {[tuple(o.shape) for o in others]} with the batch at "
+            f"{call.place}: matmul ({call.name!r}) of {[tuple(o.shape) for o in others]} with the batch at "
             f"axis {tape.axes[name]} has no relevance rule; the batch must come before the matrices"
         )
     return int(output.ndim + axis)
@@ -68,8 +58,8 @@ def _matmul_axis(tape: Tape, call: Call) -> int:
 
 def _matmul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     left, right = (call.options[n] for n in _TWO)
-    known = [receives(call, left), receives(call, right)]
-    c = share(backward, call, c, sum(known))
+    known = [is_input(call, left), is_input(call, right)]
+    c = stabilize_terms(backward, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for position, (operand, other) in enumerate(((left, right), (right, left))):
         if not known[position]:
@@ -105,10 +95,8 @@ def _matmul_forward(tape: Tape, call: Call) -> Tensor:
 
 def _equation(tape: Tape, call: Call) -> tuple[list[str], str, list[Any]]:
     """Subscripts of the operands, of the output, and the operands; an ellipsis as letters."""
-    operands = list(call.args[1:])
-    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = list(operands[0])
-    equation = str(call.args[0]).replace(" ", "")
+    operands = list(call.options["operands"])
+    equation = str(call.options["equation"]).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
@@ -126,11 +114,11 @@ def _equation(tape: Tape, call: Call) -> tuple[list[str], str, list[Any]]:
 def _einsum_axis(tape: Tape, call: Call) -> int:
     terms, output, operands = _equation(tape, call)
     for term, operand in zip(terms, operands, strict=True):
-        if receives(call, operand):
+        if is_input(call, operand):
             letter = term[tape.axes[operand.name]]
             if letter in output and len(set(term)) == len(term):
                 return output.index(letter)
-    raise UnsupportedOpError(f"{call.path or '(root)'}: einsum {call.args[0]!r} ({call.name!r}) sums over the batch")
+    raise UnsupportedOpError(f"{call.place}: einsum {call.options['equation']!r} ({call.name!r}) sums over the batch")
 
 
 def _einsum(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -143,8 +131,8 @@ def _einsum(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
             place = term.index(batch)
             value = expand(backward.rows(value, place), c, place, of=backward.axis(call.name))
         values.append(value)
-    known = [receives(call, operand) for operand in operands]
-    c = share(backward, call, c, sum(known))
+    known = [is_input(call, operand) for operand in operands]
+    c = stabilize_terms(backward, call, c, sum(known))
     result: dict[str, Tensor] = {}
     for i, operand in enumerate(operands):
         if not known[i]:
@@ -163,8 +151,64 @@ def _einsum(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return result
 
 
-OPS: dict[str, Op] = {
-    "softmax": Op(_softmax, conserves=False),
-    "matmul": Op(_matmul, _matmul_forward, _matmul_axis),
-    "einsum": Op(_einsum, axis=_einsum_axis),
-}
+def _bind_einsum(call: Call, known: Known) -> Call | str:
+    equation, *operands = call.args
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    inputs = tuple(operand.name for operand in operands if known.is_relevant(operand))
+    op = _EINSUM if len(operands) > 1 else _EINSUM_OF_ONE
+    return replace(call, op=op, inputs=inputs, options={"equation": equation, "operands": tuple(operands)})
+
+
+def _describe_product(backward: Backward, call: Call, handed: frozenset[str]) -> str:
+    rule = backward.rules[call.name]
+    if len(call.inputs) == 1:
+        return str(rule)
+    return "half each" if rule.is_plain else f"half each, {rule}"
+
+
+_PRODUCT = Op(
+    "matmul",
+    _matmul,
+    Memory.NEW,
+    of_any_sign,
+    Channels.KEPT,
+    functions=name_functions(_TWO, torch.matmul, torch.bmm, operator.matmul, torch.mm, "matmul", "bmm", "mm"),
+    group="product",
+    forward=_matmul_forward,
+    axis=_matmul_axis,
+    stabilised=lambda call: len(call.inputs),
+    text=_describe_product,
+    factors=_TWO,
+)
+
+_EINSUM = replace(
+    _PRODUCT,
+    kind="einsum",
+    adjoint=_einsum,
+    functions={torch.einsum: ("equation",)},
+    bind=_bind_einsum,
+    forward=None,
+    axis=_einsum_axis,
+    factors=("operands",),
+)
+
+_EINSUM_OF_ONE = replace(_EINSUM, memory=Memory.SHARED)  # it may be a view
+
+OPS = (
+    Op(
+        "softmax",
+        _softmax,
+        Memory.NEW,
+        never_negative,
+        Channels.KEPT,
+        modules=(nn.Softmax,),
+        functions=name_functions(("input", "dim"), F.softmax, torch.softmax, "softmax"),
+        options=("dim",),
+        text="first order",
+        conserves=False,
+        gate=True,
+    ),
+    _PRODUCT,
+    _EINSUM,
+)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError
-from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Call, Channels, Memory, Op
 from tw_seg.lrp.core.linear_map import accumulate, expand
-from tw_seg.lrp.ops.op import Functions, Op
-
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-
-FUNCTIONS: Functions = {}
+from tw_seg.lrp.ops.op import of_any_sign
 
 
-def arguments(backward: Backward, call: Call, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
+def _gather_arguments(backward: Backward, call: Call, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
     """What the user's functions are called with: coefficient, inputs, output (repeated for each class), module."""
     axis = backward.axis(call.name)
     inputs = tuple(expand(backward.value(name), c, backward.axis(name), of=axis) for name in call.inputs)
-    module = backward.tape.modules[call.target] if call.op == "call_module" else None
+    module = backward.tape.modules[call.target] if call.fx_op == "call_module" else None
     return c, inputs, expand(backward.value(call.name), c, axis), module
 
 
 def _custom(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    given = arguments(backward, call, c)
+    given = _gather_arguments(backward, call, c)
     inputs, found = given[1], call.options["rule"](*given)
     parts = found if isinstance(found, (tuple, list)) else (found,)
     if len(parts) != len(inputs):
@@ -47,4 +44,33 @@ def _custom(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return result
 
 
-OPS: dict[str, Op] = {"custom": Op(_custom)}
+def _absorb(backward: Backward, call: Call, c: Tensor) -> Tensor:
+    """What the constants of the operation absorb, if its rule says so by a method ``absorbed``."""
+    absorbed = getattr(call.options["rule"], "absorbed", None)
+    if absorbed is None:
+        return torch.zeros_like(c)
+    found: Tensor = absorbed(*_gather_arguments(backward, call, c))
+    if found.shape != c.shape:
+        raise InputError(
+            f"`absorbed` of the rule for {call.path or call.name!r} returned relevance of shape {tuple(found.shape)}; "
+            f"it must have the shape of the output's coefficient, {tuple(c.shape)}"
+        )
+    return found
+
+
+def _name_function(backward: Backward, call: Call, handed: frozenset[str]) -> str:
+    rule = call.options["rule"]
+    return str(getattr(rule, "__name__", type(rule).__name__))
+
+
+CUSTOM = Op(
+    "custom",
+    _custom,
+    Memory.NEW,  # assumed: a function that returns a view must not be followed by changes in place
+    of_any_sign,
+    Channels.KEPT,
+    absorbed=_absorb,
+    text=_name_function,
+)
+
+OPS = (CUSTOM,)

@@ -6,43 +6,25 @@ al. 2024, arXiv 2402.05602, section 3.3.3). So relevance is conserved but for th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.core.graph import Call
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Call, Channels, Memory, Op
 from tw_seg.lrp.core.linear_map import per_channel, times
-from tw_seg.lrp.ops.op import Functions, Op, keep_batch, only_input
-
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-    from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.op import keep_batch, name_functions, of_any_sign, only_input
 
 _LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
-
-MODULES: dict[type[nn.Module], str] = {
-    nn.LayerNorm: "layer_norm",
-    nn.RMSNorm: "rms_norm",
-    nn.GroupNorm: "group_norm",
-    nn.InstanceNorm1d: "instance_norm",
-    nn.InstanceNorm2d: "instance_norm",
-    nn.InstanceNorm3d: "instance_norm",
-}
-
-FUNCTIONS: Functions = {
-    F.layer_norm: ("layer_norm", _LAYER),
-    torch.layer_norm: ("layer_norm", _LAYER),
-    F.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
-    torch.rms_norm: ("rms_norm", ("input", "normalized_shape", "weight", "eps")),
-    F.group_norm: ("group_norm", ("input", "num_groups", "weight", "bias", "eps")),
-    torch.group_norm: ("group_norm", ("input", "num_groups", "weight", "bias", "eps")),
-}
+_RMS = ("input", "normalized_shape", "weight", "eps")
+_GROUP = ("input", "num_groups", "weight", "bias", "eps")
 
 
-def _dims(backward: Backward, call: Call) -> tuple[int, ...]:
+def _normalised_dims(backward: Backward, call: Call) -> tuple[int, ...]:
     ndim = backward.tape.values[call.name].ndim
     shape = backward.tape.resolve(call.options["normalized_shape"])
     dims = tuple(range(ndim - (1 if isinstance(shape, int) else len(shape)), ndim))
@@ -51,7 +33,7 @@ def _dims(backward: Backward, call: Call) -> tuple[int, ...]:
 
 
 def _layer_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, dims = call.inputs[0], _dims(backward, call)
+    name, dims = call.inputs[0], _normalised_dims(backward, call)
     value, weight = backward.value(name), backward.weight(call)
     var = value.var(dims, unbiased=False, keepdim=True)
     scaled = c if weight is None else c * weight
@@ -60,7 +42,7 @@ def _layer_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 def _rms_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, dims = call.inputs[0], _dims(backward, call)
+    name, dims = call.inputs[0], _normalised_dims(backward, call)
     value, weight = backward.value(name), backward.weight(call)
     eps = backward.tape.number(call, "eps", torch.finfo(value.dtype).eps)
     square = value.square().mean(dims, keepdim=True)
@@ -79,14 +61,14 @@ def _group_norm(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {name: (grouped - grouped.mean(2, keepdim=True)).reshape(c.shape)}
 
 
-def _bias(backward: Backward, call: Call, c: Tensor) -> Tensor:
+def _absorb_bias(backward: Backward, call: Call, c: Tensor) -> Tensor:
     bias = backward.tape.parameter(call, "bias")
     if bias is None:
         return torch.zeros_like(c)
-    return c * (per_channel(bias, c.ndim) if call.kind in ("group_norm", "instance_norm") else bias)
+    return c * (per_channel(bias, c.ndim) if call.op.channels is Channels.FIRST else bias)
 
 
-def _instance_norm(tape: Tape, call: Call) -> Tensor:
+def _run_instance_norm(tape: Tape, call: Call) -> Tensor:
     module = tape.modules[call.target]
     if getattr(module, "track_running_stats", False):
         raise UnsupportedOpError(f"{call.path}: InstanceNorm with running statistics has no relevance rule")
@@ -94,9 +76,48 @@ def _instance_norm(tape: Tape, call: Call) -> Tensor:
     return value
 
 
-OPS: dict[str, Op] = {
-    "layer_norm": Op(_layer_norm, reads=only_input, absorbed=_bias),
-    "rms_norm": Op(_rms_norm, reads=only_input),
-    "group_norm": Op(_group_norm, reads=only_input, absorbed=_bias),
-    "instance_norm": Op(_group_norm, _instance_norm, reads=only_input, absorbed=_bias),
-}
+_LAYER_NORM = Op(
+    "layer_norm",
+    _layer_norm,
+    Memory.NEW,
+    of_any_sign,
+    Channels.LAST,
+    modules=(nn.LayerNorm,),
+    functions=name_functions(_LAYER, F.layer_norm, torch.layer_norm),
+    options=("normalized_shape",),
+    reads=only_input,
+    absorbed=_absorb_bias,
+    text="std constant",
+    weighted=True,
+)
+
+_GROUP_NORM = replace(
+    _LAYER_NORM,
+    kind="group_norm",
+    adjoint=_group_norm,
+    channels=Channels.FIRST,
+    modules=(nn.GroupNorm,),
+    functions=name_functions(_GROUP, F.group_norm, torch.group_norm),
+    options=("num_groups",),
+)
+
+OPS = (
+    _LAYER_NORM,
+    replace(
+        _LAYER_NORM,
+        kind="rms_norm",
+        adjoint=_rms_norm,
+        modules=(nn.RMSNorm,),
+        functions=name_functions(_RMS, F.rms_norm, torch.rms_norm),
+        absorbed=None,
+    ),
+    _GROUP_NORM,
+    replace(
+        _GROUP_NORM,
+        kind="instance_norm",
+        modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        functions={},
+        options=(),
+        forward=_run_instance_norm,
+    ),
+)

@@ -1,134 +1,36 @@
-"""Calls that move values without computing: reshape, permute, slice, join, pad. Coefficients move back."""
+"""Calls that move values without computing: reshape, permute, repeat, pad, join, fold. Coefficients move back."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
-from tw_seg.lrp.core.graph import Call
-from tw_seg.lrp.core.linear_map import Parts, accumulate, unbroadcast
-from tw_seg.lrp.ops.op import Functions, Op, aligned_axis, dims_of, keep_batch, no_values, receives
-
-if TYPE_CHECKING:
-    from tw_seg.lrp.core.backward import Backward
-    from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.core.backward import Backward
+from tw_seg.lrp.core.graph import Adjoint, Call, Channels, Memory, Names, Op, Sign
+from tw_seg.lrp.core.linear_map import accumulate, unbroadcast
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.op import (
+    aligned_axis,
+    bind_listed,
+    keep_batch,
+    name_functions,
+    no_values,
+    of_any_sign,
+    resolve_dims,
+    sign_of_inputs,
+    sign_of_tensors,
+)
 
 _X = ("input",)
+_TRANSPOSE = ("input", "dim0", "dim1")
 _UNFOLD = ("input", "kernel_size", "dilation", "padding", "stride")
 _FOLD = ("input", "output_size", *_UNFOLD[1:])
-
-MODULES: dict[type[nn.Module], str] = {
-    nn.Flatten: "reshape",
-    nn.Unflatten: "reshape",
-    nn.Identity: "identity",
-    nn.PixelShuffle: "pixel_shuffle",
-    nn.PixelUnshuffle: "pixel_unshuffle",
-    nn.ChannelShuffle: "channel_shuffle",
-    nn.ZeroPad1d: "pad",
-    nn.ZeroPad2d: "pad",
-    nn.ZeroPad3d: "pad",
-    nn.ConstantPad1d: "pad",
-    nn.ConstantPad2d: "pad",
-    nn.ConstantPad3d: "pad",
-    nn.ReflectionPad1d: "pad",
-    nn.ReflectionPad2d: "pad",
-    nn.ReflectionPad3d: "pad",
-    nn.ReplicationPad1d: "pad",
-    nn.ReplicationPad2d: "pad",
-    nn.ReplicationPad3d: "pad",
-    nn.CircularPad1d: "pad",
-    nn.CircularPad2d: "pad",
-    nn.CircularPad3d: "pad",
-    nn.Unfold: "unfold",
-    nn.Fold: "fold",
-}
-
-FUNCTIONS: Functions = {
-    torch.flatten: ("reshape", _X),
-    torch.reshape: ("reshape", _X),
-    torch.unflatten: ("reshape", _X),
-    "flatten": ("reshape", _X),
-    "reshape": ("reshape", _X),
-    "reshape_as": ("reshape", _X),
-    "view": ("reshape", _X),
-    "view_as": ("reshape", _X),
-    "unflatten": ("reshape", _X),
-    torch.squeeze: ("squeeze", ("input", "dim")),
-    "squeeze": ("squeeze", ("input", "dim")),
-    torch.unsqueeze: ("unsqueeze", ("input", "dim")),
-    "unsqueeze": ("unsqueeze", ("input", "dim")),
-    "contiguous": ("identity", _X),
-    "clone": ("identity", _X),
-    torch.clone: ("identity", _X),
-    "to": ("cast", _X),
-    "float": ("cast", _X),
-    "double": ("cast", _X),
-    "half": ("cast", _X),
-    "bfloat16": ("cast", _X),
-    "type": ("cast", _X),
-    "type_as": ("cast", _X),
-    "permute": ("permute", _X),
-    torch.permute: ("permute", ("input", "dims")),
-    "transpose": ("transpose", ("input", "dim0", "dim1")),
-    torch.transpose: ("transpose", ("input", "dim0", "dim1")),
-    "swapaxes": ("transpose", ("input", "dim0", "dim1")),
-    "swapdims": ("transpose", ("input", "dim0", "dim1")),
-    torch.swapaxes: ("transpose", ("input", "dim0", "dim1")),
-    "t": ("transpose", ("input", "dim0", "dim1")),
-    "movedim": ("movedim", ("input", "source", "destination")),
-    torch.movedim: ("movedim", ("input", "source", "destination")),
-    "expand": ("expand", _X),
-    "expand_as": ("expand", _X),
-    "repeat": ("repeat", _X),
-    "repeat_interleave": ("repeat_interleave", ("input", "repeats", "dim")),
-    torch.repeat_interleave: ("repeat_interleave", ("input", "repeats", "dim")),
-    "roll": ("roll", ("input", "shifts", "dims")),
-    torch.roll: ("roll", ("input", "shifts", "dims")),
-    "flip": ("flip", ("input", "dims")),
-    torch.flip: ("flip", ("input", "dims")),
-    F.pad: ("pad", ("input", "pad", "mode", "value")),
-    torch.cat: ("cat", ("input", "dim")),
-    torch.concat: ("cat", ("input", "dim")),
-    torch.concatenate: ("cat", ("input", "dim")),
-    torch.stack: ("stack", ("input", "dim")),
-    torch.chunk: ("split", ("input", "chunks", "dim")),
-    "chunk": ("split", ("input", "chunks", "dim")),
-    torch.split: ("split", ("input", "sizes", "dim")),
-    "split": ("split", ("input", "sizes", "dim")),
-    "split_with_sizes": ("split", ("input", "sizes", "dim")),
-    torch.tensor_split: ("split", ("input", "sections", "dim")),
-    "tensor_split": ("split", ("input", "sections", "dim")),
-    torch.unbind: ("unbind", ("input", "dim")),
-    "unbind": ("unbind", ("input", "dim")),
-    operator.getitem: ("getitem", ("input", "index")),
-    operator.setitem: ("setitem", ("input", "index", "other")),
-    "select": ("select", ("input", "dim", "index")),
-    torch.select: ("select", ("input", "dim", "index")),
-    "narrow": ("narrow", ("input", "dim", "start", "length")),
-    torch.narrow: ("narrow", ("input", "dim", "start", "length")),
-    torch.index_select: ("index_select", ("input", "dim", "index")),
-    "index_select": ("index_select", ("input", "dim", "index")),
-    F.pixel_shuffle: ("pixel_shuffle", ("input", "upscale_factor")),
-    F.pixel_unshuffle: ("pixel_unshuffle", ("input", "downscale_factor")),
-    F.channel_shuffle: ("channel_shuffle", ("input", "groups")),
-    F.unfold: ("unfold", _UNFOLD),
-    F.fold: ("fold", _FOLD),
-    "unfold": ("windows", ("input", "dimension", "size", "step")),
-    "masked_fill": ("masked_fill", ("input", "mask", "value")),
-    "masked_fill_": ("masked_fill", ("input", "mask", "value")),
-    torch.masked_fill: ("masked_fill", ("input", "mask", "value")),
-    torch.where: ("where", ("condition", "input", "other")),
-    "where": ("where", ("input", "condition", "other")),
-}
-
-TUPLES = ("split", "unbind", "max")
-"""Kinds whose value is a tuple of tensors: relevance comes back in parts."""
 
 
 def _reshape(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -154,7 +56,7 @@ def _reshape_axis(tape: Tape, call: Call) -> int:
         size = size * n
     if found is None:
         raise UnsupportedOpError(
-            f"{call.path or '(root)'}: {call.kind} ({call.name!r}) of {tuple(shape)} joins the batch axis {axis} "
+            f"{call.place}: {call.kind} ({call.name!r}) of {tuple(shape)} joins the batch axis {axis} "
             f"with axes before it, to {tuple(tape.values[call.name].shape)}; the images must stay outermost"
         )
     return found
@@ -165,14 +67,14 @@ def _squeeze_axis(tape: Tape, call: Call) -> int:
     dim = call.options.get("dim")
     if dim is None:
         return int(axis - sum(n == 1 for n in value.shape[:axis]))
-    return int(axis - sum(d < axis and value.shape[d] == 1 for d in dims_of(dim, value.ndim)))
+    return int(axis - sum(d < axis and value.shape[d] == 1 for d in resolve_dims(dim, value.ndim)))
 
 
 def _squeeze(tape: Tape, call: Call) -> Tensor:
     """Never the batch axis, also where there is one image."""
     value: Tensor = tape.values[call.inputs[0]]
     axis = tape.axes[call.inputs[0]]
-    dims = [d for d in dims_of(call.options.get("dim"), value.ndim) if d != axis]
+    dims = [d for d in resolve_dims(call.options.get("dim"), value.ndim) if d != axis]
     return value.squeeze(dims) if dims else value
 
 
@@ -207,7 +109,7 @@ def _order(tape: Tape, call: Call) -> list[int]:
         first, second = o.get("dim0", 0) % ndim, o.get("dim1", 1) % ndim
         order[first], order[second] = order[second], order[first]
         return order
-    sources, targets = (dims_of(o[key], ndim) for key in ("source", "destination"))
+    sources, targets = (resolve_dims(o[key], ndim) for key in ("source", "destination"))
     rest = iter([d for d in order if d not in sources])
     moved = dict(zip(targets, sources, strict=True))
     return [moved[d] if d in moved else next(rest) for d in order]
@@ -218,13 +120,13 @@ def _permute(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: c.permute([order.index(d) for d in range(len(order))])}
 
 
-def moved_axis(tape: Tape, call: Call, axis: int) -> int:
+def _moved_axis(tape: Tape, call: Call, axis: int) -> int:
     """Where a permute or transpose puts an axis of its input."""
     return _order(tape, call).index(axis)
 
 
 def _permute_axis(tape: Tape, call: Call) -> int:
-    return moved_axis(tape, call, tape.axes[call.inputs[0]])
+    return _moved_axis(tape, call, tape.axes[call.inputs[0]])
 
 
 def _expand(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -246,27 +148,27 @@ def _repeat(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 def _repeat_interleave(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    (dim,) = dims_of(call.options["dim"], c.ndim)
+    (dim,) = resolve_dims(call.options["dim"], c.ndim)
     repeats = backward.tape.resolve(call.options["repeats"])
     return {call.inputs[0]: c.unflatten(dim, (-1, repeats)).sum(dim + 1)}
 
 
 def _roll(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     shifts = backward.tape.resolve(call.options["shifts"])
-    dims = dims_of(call.options.get("dims"), c.ndim)
+    dims = resolve_dims(call.options.get("dims"), c.ndim)
     keep_batch(backward.tape, call, dims)
     back = [-s for s in shifts] if isinstance(shifts, (tuple, list)) else -shifts
     return {call.inputs[0]: torch.roll(c, back, call.options["dims"])}
 
 
 def _flip(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    dims = dims_of(_dims(call), c.ndim)
+    dims = resolve_dims(_dims(call), c.ndim)
     keep_batch(backward.tape, call, dims)
     return {call.inputs[0]: c.flip(dims)}
 
 
 def _padding(tape: Tape, call: Call) -> tuple[list[int], str, float]:
-    if call.op == "call_module":
+    if call.fx_op == "call_module":
         module: Any = tape.modules[call.target]
         name = type(module).__name__
         mode = next((mode for start, mode in _PAD_MODES.items() if name.startswith(start)), "constant")
@@ -330,7 +232,7 @@ def _cat(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
 
 
 def _cat_axis(tape: Tape, call: Call) -> int:
-    keep_batch(tape, call, dims_of(call.options.get("dim", 0), tape.values[call.name].ndim))
+    keep_batch(tape, call, resolve_dims(call.options.get("dim", 0), tape.values[call.name].ndim))
     return tape.axes[call.inputs[0]]
 
 
@@ -361,126 +263,8 @@ def _stack_axis(tape: Tape, call: Call) -> int:
     return int(axis + (dim <= axis))
 
 
-def _split(backward: Backward, call: Call, c: Parts) -> dict[str, Tensor]:
-    name, values = call.inputs[0], backward.tape.values[call.name]
-    some = next(iter(c.values()))
-    rows, axis = some.shape[backward.axis(call.name)], backward.axis(call.name)
-    parts = []
-    for position, value in enumerate(values):
-        if position in c:
-            parts.append(c[position])
-        else:
-            shape = list(value.shape)
-            shape[axis] = rows
-            parts.append(some.new_zeros(shape))
-    dim = call.options.get("dim", 0)
-    return {name: torch.cat(parts, dim) if call.kind == "split" else torch.stack(parts, dim)}
-
-
-def _split_axis(tape: Tape, call: Call) -> int:
-    value, axis = tape.values[call.inputs[0]], tape.axes[call.inputs[0]]
-    dim = call.options.get("dim", 0) % value.ndim
-    keep_batch(tape, call, (dim,))
-    return int(axis - (dim < axis)) if call.kind == "unbind" else axis
-
-
-def _part(backward: Backward, call: Call, c: Tensor) -> dict[str, Parts]:
-    return {call.inputs[0]: {call.options["index"] % len(backward.tape.values[call.inputs[0]]): c}}
-
-
-def _index(tape: Tape, call: Call) -> tuple[Any, ...]:
-    """The index of a getitem, with its ellipsis and missing axes written out."""
-    o, ndim = call.options, tape.values[call.inputs[0]].ndim
-    if call.kind == "select":
-        return (*[slice(None)] * (o["dim"] % ndim), tape.resolve(o["index"]))
-    if call.kind == "narrow":
-        start = tape.resolve(o["start"])
-        return (*[slice(None)] * (o["dim"] % ndim), slice(start, start + tape.resolve(o["length"])))
-    index = tape.resolve(o["index"])
-    index = index if isinstance(index, tuple) else (index,)
-    fill = [slice(None)] * (ndim - sum(i is not None and i is not ... for i in index))
-    if any(i is ... for i in index):
-        place = next(k for k, i in enumerate(index) if i is ...)
-        return (*index[:place], *fill, *index[place + 1 :])
-    return (*index, *fill)
-
-
-def _place(tape: Tape, call: Call) -> tuple[int, int]:
-    """Position of the batch axis in the index and in the output."""
-    index, axis = _index(tape, call), tape.axes[call.inputs[0]]
-    dim = out = 0
-    for position, i in enumerate(index):
-        if i is None:
-            out += 1
-            continue
-        if dim == axis:
-            if i != slice(None):
-                keep_batch(tape, call, (axis,))
-            return position, out
-        dim += 1
-        out += isinstance(i, (slice, list, Tensor))
-    return len(index), out + axis - dim
-
-
-def _getitem_axis(tape: Tape, call: Call) -> int:
-    return _place(tape, call)[1]
-
-
-def _getitem(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    index = _index(backward.tape, call)
-    spread = c.new_zeros(backward.shape(call, c))
-    if any(isinstance(i, (Tensor, list)) for i in index):  # such an index may repeat
-        grid = torch.arange(spread.numel(), device=c.device).reshape(spread.shape)[index]
-        return {call.inputs[0]: spread.flatten().index_add(0, grid.flatten(), c.flatten()).reshape(spread.shape)}
-    spread[index] = c
-    return {call.inputs[0]: spread}
-
-
-def _setitem_forward(tape: Tape, call: Call) -> Tensor:
-    """Out of place: what reads the tensor afterwards reads this value."""
-    value: Tensor = tape.resolve(call.options["input"]).clone()
-    value[tape.resolve(call.options["index"])] = tape.resolve(call.options["other"])
-    return value
-
-
-def _setitem_axis(tape: Tape, call: Call) -> int:
-    whole = call.options["input"]
-    if receives(call, whole):
-        _place(tape, call)  # refuses an index into the batch
-        return tape.axes[call.inputs[0]]
-    index = call.options["index"]
-    first = index[0] if isinstance(index, tuple) else index
-    if tape.axes[call.inputs[0]] != 0 or not (first is ... or first == slice(None)):
-        raise UnsupportedOpError(
-            f"{call.path or '(root)'}: setitem ({call.name!r}) writes activations into a tensor whose batch axis is "
-            "not the first; write them with cat or stack"
-        )
-    return 0
-
-
-def _setitem(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    index = backward.tape.resolve(call.options["index"])
-    result: dict[str, Tensor] = {}
-    whole, part = call.options["input"], call.options["other"]
-    if receives(call, whole):
-        kept = torch.ones_like(backward.tape.values[call.name], dtype=torch.bool)
-        kept[index] = False
-        accumulate(result, whole.name, backward.multiply(c, kept, call))
-    if receives(call, part):
-        shape = backward.tape.values[part.name].shape
-        accumulate(result, part.name, unbroadcast(c[index], shape, backward.axis(part.name)))
-    return result
-
-
-def _index_select(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    dim = dims_of(call.options["dim"], c.ndim)
-    keep_batch(backward.tape, call, dim)
-    index = backward.tape.resolve(call.options["index"])
-    return {call.inputs[0]: c.new_zeros(backward.shape(call, c)).index_add(dim[0], index, c)}
-
-
 def _number(tape: Tape, call: Call, name: str) -> int:
-    return int(getattr(tape.modules[call.target], name) if call.op == "call_module" else call.options[name])
+    return int(getattr(tape.modules[call.target], name) if call.fx_op == "call_module" else call.options[name])
 
 
 def _pixel_shuffle(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -513,65 +297,180 @@ def _windows(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     """``Tensor.unfold``: windows along one axis, which may overlap; their cells become the last axis."""
     size, step = (backward.tape.resolve(call.options[n]) for n in ("size", "step"))
     target = backward.shape(call, c)
-    (dim,) = dims_of(call.options["dimension"], len(target))
+    (dim,) = resolve_dims(call.options["dimension"], len(target))
     keep_batch(backward.tape, call, (dim,))
     cells = torch.arange(c.shape[dim], device=c.device)[:, None] * step + torch.arange(size, device=c.device)
     spread = c.movedim(-1, dim + 1).flatten(dim, dim + 1)
     return {call.inputs[0]: spread.new_zeros(target).index_add(dim, cells.flatten(), spread)}
 
 
-def _masked_fill(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    return {call.inputs[0]: backward.multiply(c, ~backward.tape.resolve(call.options["mask"]), call)}
+def _move(
+    kind: str,
+    adjoint: Adjoint,
+    memory: Memory,
+    functions: dict[Any, Names],
+    sign: Sign = sign_of_inputs,
+    **rest: Any,
+) -> Op:
+    """An operation whose adjoint looks at shapes only; ``rest`` are more attributes of its :class:`Op`."""
+    return Op(kind, adjoint, memory, sign, Channels.KEPT, functions=functions, reads=no_values, **rest)
 
 
-def _masked_fill_forward(tape: Tape, call: Call) -> Tensor:
-    return torch.masked_fill(*(tape.resolve(call.options[n]) for n in ("input", "mask", "value")))
+_PERMUTE = _move(
+    "permute",
+    _permute,
+    Memory.SHARED,
+    {"permute": _X, torch.permute: ("input", "dims")},
+    axis=_permute_axis,
+    rearranges=True,
+    moved=_moved_axis,
+)
 
+_CAT = _move(
+    "cat",
+    _cat,
+    Memory.NEW,
+    name_functions(("input", "dim"), torch.cat, torch.concat, torch.concatenate),
+    sign=sign_of_tensors,
+    bind=bind_listed,
+    axis=_cat_axis,
+    absorbed=_cat_absorbed,
+)
 
-def _where(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    condition = backward.tape.resolve(call.options["condition"])
-    result: dict[str, Tensor] = {}
-    for operand, mask in (("input", condition), ("other", ~condition)):
-        value = call.options[operand]
-        if receives(call, value):
-            part = unbroadcast(
-                backward.multiply(c, mask, call), backward.tape.values[value.name].shape, backward.axis(value.name)
-            )
-            accumulate(result, value.name, part)
-    return result
-
-
-OPS: dict[str, Op] = {
-    "reshape": Op(_reshape, axis=_reshape_axis, reads=no_values),
-    "squeeze": Op(_reshape, _squeeze, _squeeze_axis, reads=no_values),
-    "unsqueeze": Op(_reshape, axis=_unsqueeze_axis, reads=no_values),
-    "identity": Op(_identity, reads=no_values),
-    "cast": Op(_cast, reads=no_values),
-    "permute": Op(_permute, axis=_permute_axis, reads=no_values),
-    "transpose": Op(_permute, axis=_permute_axis, reads=no_values),
-    "movedim": Op(_permute, axis=_permute_axis, reads=no_values),
-    "expand": Op(_expand, axis=aligned_axis, reads=no_values),
-    "repeat": Op(_repeat, axis=aligned_axis, reads=no_values),
-    "repeat_interleave": Op(_repeat_interleave, reads=no_values),
-    "roll": Op(_roll, reads=no_values),
-    "flip": Op(_flip, reads=no_values),
-    "pad": Op(_pad, absorbed=_pad_absorbed, reads=no_values),
-    "cat": Op(_cat, axis=_cat_axis, absorbed=_cat_absorbed, reads=no_values),
-    "stack": Op(_stack, axis=_stack_axis, conserves=False, reads=no_values),
-    "split": Op(_split, axis=_split_axis, reads=no_values),
-    "unbind": Op(_split, axis=_split_axis, reads=no_values),
-    "part": Op(_part, reads=no_values),
-    "getitem": Op(_getitem, axis=_getitem_axis, reads=no_values),
-    "setitem": Op(_setitem, _setitem_forward, _setitem_axis, conserves=False),
-    "select": Op(_getitem, axis=_getitem_axis, reads=no_values),
-    "narrow": Op(_getitem, axis=_getitem_axis, reads=no_values),
-    "index_select": Op(_index_select, reads=no_values),
-    "pixel_shuffle": Op(_pixel_shuffle, reads=no_values),
-    "pixel_unshuffle": Op(_pixel_unshuffle, reads=no_values),
-    "channel_shuffle": Op(_channel_shuffle, reads=no_values),
-    "unfold": Op(_unfold, reads=no_values),
-    "fold": Op(_fold, reads=no_values),
-    "windows": Op(_windows, reads=no_values),
-    "masked_fill": Op(_masked_fill, _masked_fill_forward, conserves=False),
-    "where": Op(_where, conserves=False),
-}
+OPS = (
+    _move(
+        "reshape",
+        _reshape,
+        Memory.SHARED,
+        name_functions(
+            _X,
+            torch.flatten,
+            torch.reshape,
+            torch.unflatten,
+            "flatten",
+            "reshape",
+            "reshape_as",
+            "view",
+            "view_as",
+            "unflatten",
+        ),  # fmt: skip
+        modules=(nn.Flatten, nn.Unflatten),
+        axis=_reshape_axis,
+        rearranges=True,
+    ),
+    _move(
+        "squeeze",
+        _reshape,
+        Memory.SHARED,
+        name_functions(("input", "dim"), torch.squeeze, "squeeze"),
+        forward=_squeeze,
+        axis=_squeeze_axis,
+        rearranges=True,
+    ),
+    _move(
+        "unsqueeze",
+        _reshape,
+        Memory.SHARED,
+        name_functions(("input", "dim"), torch.unsqueeze, "unsqueeze"),
+        axis=_unsqueeze_axis,
+        rearranges=True,
+    ),
+    _move("identity", _identity, Memory.SAME, {}, modules=(nn.Identity,)),
+    _move("contiguous", _identity, Memory.SHARED, {"contiguous": _X}, rearranges=True),
+    _move("clone", _identity, Memory.NEW, name_functions(_X, "clone", torch.clone), spreads=True, rearranges=True),
+    _move(
+        "cast",
+        _cast,
+        Memory.SHARED,
+        name_functions(_X, "to", "float", "double", "half", "bfloat16", "type", "type_as"),
+        rearranges=True,
+    ),
+    _PERMUTE,
+    replace(
+        _PERMUTE,
+        kind="transpose",
+        functions=name_functions(_TRANSPOSE, "transpose", torch.transpose, "swapaxes", "swapdims", torch.swapaxes, "t"),
+    ),
+    replace(
+        _PERMUTE,
+        kind="movedim",
+        functions=name_functions(("input", "source", "destination"), "movedim", torch.movedim),
+    ),
+    _move(
+        "expand",
+        _expand,
+        Memory.SHARED,
+        name_functions(_X, "expand", "expand_as"),
+        axis=aligned_axis,
+        rearranges=True,
+    ),
+    _move("repeat", _repeat, Memory.NEW, {"repeat": _X}, axis=aligned_axis, spreads=True),
+    _move(
+        "repeat_interleave",
+        _repeat_interleave,
+        Memory.NEW,
+        name_functions(("input", "repeats", "dim"), "repeat_interleave", torch.repeat_interleave),
+        spreads=True,
+    ),
+    _move("roll", _roll, Memory.NEW, name_functions(("input", "shifts", "dims"), "roll", torch.roll)),
+    _move("flip", _flip, Memory.NEW, name_functions(("input", "dims"), "flip", torch.flip)),
+    _move(
+        "pad",
+        _pad,
+        Memory.NEW,
+        {F.pad: ("input", "pad", "mode", "value")},
+        sign=of_any_sign,  # the value that it is filled up with
+        modules=(
+            nn.ZeroPad1d,
+            nn.ZeroPad2d,
+            nn.ZeroPad3d,
+            nn.ConstantPad1d,
+            nn.ConstantPad2d,
+            nn.ConstantPad3d,
+            nn.ReflectionPad1d,
+            nn.ReflectionPad2d,
+            nn.ReflectionPad3d,
+            nn.ReplicationPad1d,
+            nn.ReplicationPad2d,
+            nn.ReplicationPad3d,
+            nn.CircularPad1d,
+            nn.CircularPad2d,
+            nn.CircularPad3d,
+        ),
+        absorbed=_pad_absorbed,
+    ),
+    _CAT,
+    replace(
+        _CAT,
+        kind="stack",
+        adjoint=_stack,
+        functions={torch.stack: ("input", "dim")},
+        axis=_stack_axis,
+        absorbed=None,
+        conserves=False,
+    ),
+    _move(
+        "pixel_shuffle",
+        _pixel_shuffle,
+        Memory.NEW,
+        {F.pixel_shuffle: ("input", "upscale_factor")},
+        modules=(nn.PixelShuffle,),
+    ),
+    _move(
+        "pixel_unshuffle",
+        _pixel_unshuffle,
+        Memory.NEW,
+        {F.pixel_unshuffle: ("input", "downscale_factor")},
+        modules=(nn.PixelUnshuffle,),
+    ),
+    _move(
+        "channel_shuffle",
+        _channel_shuffle,
+        Memory.NEW,
+        {F.channel_shuffle: ("input", "groups")},
+        modules=(nn.ChannelShuffle,),
+    ),
+    _move("unfold", _unfold, Memory.NEW, {F.unfold: _UNFOLD}, modules=(nn.Unfold,), options=_UNFOLD[1:]),
+    _move("fold", _fold, Memory.NEW, {F.fold: _FOLD}, modules=(nn.Fold,), options=_FOLD[1:]),
+    _move("windows", _windows, Memory.SHARED, {"unfold": ("input", "dimension", "size", "step")}),
+)
