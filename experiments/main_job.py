@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> Path:
 def command(subcommand: str, files: Sequence[str], run_dir: Path, extra: Sequence[str]) -> dict[str, float]:
     """Run one `tw-seg` command; returns the metrics of ``test`` by name."""
     configs = [f"--config={CONFIGS / file}" for file in ("data/digits.yaml", "encoder/resnet10t.yaml", *files)]
-    done = lightning.run([subcommand, *configs, f"--run_dir={run_dir}", *extra])
+    done = lightning.run_command([subcommand, *configs, f"--run_dir={run_dir}", *extra])
     metrics = done.trainer.callback_metrics
     return {name.removeprefix("test/"): float(v) for name, v in metrics.items() if name.startswith("test/")}
 

@@ -27,7 +27,7 @@ from tests.test_readme import (
     missing_files,
     unknown_blocks,
 )
-from tw_seg.cli import lightning
+from tw_seg.cli import main as tw_seg_main
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md"]
@@ -100,7 +100,7 @@ def run_shell(code: str, capfd: pytest.CaptureFixture[str], at: str) -> str:
                 check_command([program, *arguments], capfd)
                 continue
             capfd.readouterr()
-            status = lightning.main(arguments)
+            status = tw_seg_main(arguments)
             captured = capfd.readouterr()
             output += captured.out + captured.err
             assert status == int(expected[1] if expected else 0), f"{at}: {output}"

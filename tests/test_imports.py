@@ -18,12 +18,13 @@ PACKAGE = ROOT / "tw_seg"
 
 # A part may import from lower levels and from itself; parts of one level never see each other.
 LEVELS = [
-    {"types", "errors"},
+    {"types", "errors", "version"},
     {"arguments", "files", "resize"},
     {"lrp", "losses", "metrics", "data"},
     {"models", "explain"},
     {"training"},
     {"cli"},
+    {"__main__"},
 ]
 # The same inside the numerical heart: from a graph of calls to decodes and what looks at them.
 LRP_LEVELS = [

@@ -11,8 +11,9 @@ import yaml
 from PIL import Image
 
 from tests.training.tiny import ENCODER
-from tw_seg.cli.lightning import choose_run_dir, error_message, main, run
-from tw_seg.errors import DataError, InputError, TwSegError
+from tw_seg.cli import main
+from tw_seg.cli.lightning import choose_run_dir, run_command
+from tw_seg.errors import InputError
 from tw_seg.training.callbacks import StepSeed
 from tw_seg.training.run_directory import WholeCheckpointIO
 
@@ -81,7 +82,7 @@ def test_fit_test_predict_and_resume_share_a_directory(capsys):
     with Image.open(masks[0]) as picture:
         assert (picture.mode, picture.size) == ("P", (32, 32))
 
-    cli = run(["fit", *again, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.lr=9"])
+    cli = run_command(["fit", *again, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.lr=9"])
     assert cli.trainer.global_step == 3
     assert cli.model.hparams["lr"] == 1e-3  # the checkpoint's model arguments win
     configs = {"config.yaml", "config-2.yaml", "test_config.yaml", "validate_config.yaml", "predict_config.yaml"}
@@ -92,10 +93,12 @@ def test_fit_test_predict_and_resume_share_a_directory(capsys):
 
 def test_pre_training_is_a_config_and_its_classifier_starts_the_next_run():
     extra = ["--model.model=classifier", "--model.model_kwargs=null", "--data.labelled_per_batch=0"]
-    first = run([*FIT, *extra, "--best.monitor=val/cls/map", "--run_dir=runs/pre"])
+    first = run_command([*FIT, *extra, "--best.monitor=val/cls/map", "--run_dir=runs/pre"])
     assert "label_budget.json" not in files("runs/pre")
     path = "runs/pre/classifier.safetensors"
-    second = run([*FIT, f"--model.warm_start={path}", "--run_dir=runs/main", "--model.lr=0", "--model.weight_decay=0"])
+    second = run_command(
+        [*FIT, f"--model.warm_start={path}", "--run_dir=runs/main", "--model.lr=0", "--model.weight_decay=0"]
+    )
     one, other = first.model.model.classifier.state_dict(), second.model.model.classifier.state_dict()
     weights = [name for name in one if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(one[name], other[name]) for name in weights)
@@ -119,16 +122,16 @@ def test_print_config(capsys):
 
 def test_later_configs_win_and_the_saved_one_repeats_the_run():
     Path("other.yaml").write_text("model: {lr: 0.25}\ndata: {batch_size: 6}\n")
-    first = run([*FIT, "--config", "other.yaml"])
+    first = run_command([*FIT, "--config", "other.yaml"])
     assert first.model.hparams["lr"] == 0.25
     assert first.datamodule.hparams["batch_size"] == 6
-    second = run(["fit", "--config", f"{first.run_dir}/config.yaml", "--run_dir=runs/again"])
+    second = run_command(["fit", "--config", f"{first.run_dir}/config.yaml", "--run_dir=runs/again"])
     logged = [cli.trainer.logged_metrics for cli in (first, second)]
     assert all(torch.equal(logged[0][name], logged[1][name]) for name in ("train/loss", "val/loss", "val/miou"))
 
 
 def test_one_key_of_a_dictionary_can_be_set_alone():
-    cli = run(
+    cli = run_command(
         [*FIT, "--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2", "--trainer.fast_dev_run=true"]
     )
     assert len(cli.datamodule.train_dataloader().dataset) == 14
@@ -137,12 +140,12 @@ def test_one_key_of_a_dictionary_can_be_set_alone():
 
 
 def test_one_seed_for_everything_but_the_label_budget():
-    cli = run([*FIT, "--seed_everything=11", "--trainer.fast_dev_run=true"])
+    cli = run_command([*FIT, "--seed_everything=11", "--trainer.fast_dev_run=true"])
     assert cli.datamodule.hparams["seed"] == 11
     assert cli.datamodule.hparams["split_seed"] == 0
     assert next(c.seed for c in cli.trainer.callbacks if isinstance(c, StepSeed)) == 11
     with pytest.raises((InputError, SystemExit)):
-        run([*FIT, "--seed_everything=true"])
+        run_command([*FIT, "--seed_everything=true"])
 
 
 @pytest.mark.parametrize(
@@ -155,27 +158,27 @@ def test_one_seed_for_everything_but_the_label_budget():
     ],
 )
 def test_a_budget_of_one_image_is_not_a_budget_of_all(given, count):
-    cli = run([*FIT, *given, "--trainer.fast_dev_run=true"])
+    cli = run_command([*FIT, *given, "--trainer.fast_dev_run=true"])
     assert len(cli.datamodule.budget.names) == count
 
 
 def test_a_budget_is_a_whole_number():
     with pytest.raises(SystemExit):
-        run([*FIT, "--data.budget=1.0"])
+        run_command([*FIT, "--data.budget=1.0"])
 
 
 def test_one_batch_is_not_all_batches():
-    cli = run([*FIT, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1.0"])
+    cli = run_command([*FIT, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1.0"])
     found = (cli.trainer.limit_train_batches, cli.trainer.limit_val_batches, cli.trainer.limit_test_batches)
     assert [type(value) for value in found] == [int, int, float]
     assert cli.trainer.global_step == 1
 
 
 def test_the_trainer_of_a_run():
-    cli = run([*FIT, "--trainer.fast_dev_run=true"])
+    cli = run_command([*FIT, "--trainer.fast_dev_run=true"])
     assert isinstance(cli.trainer.strategy.checkpoint_io, WholeCheckpointIO)
     assert cli.model.class_names == cli.datamodule.class_names
-    assert run([*FIT, "--trainer.logger=false"]).trainer.loggers == []
+    assert run_command([*FIT, "--trainer.logger=false"]).trainer.loggers == []
 
 
 # ---------------------------------------------------------------------------------------- run directories
@@ -260,20 +263,31 @@ def test_a_run_that_fails_at_the_start_leaves_nothing(arguments):
     assert not Path("runs/heatmap-seed3").exists()
 
 
-def test_a_mistyped_option_is_an_error_too(capsys):
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("--model.warmup_step=1", "--model.warmup_steps"),
+        ("--lr=1", "--model.lr"),
+        ("--data.max_epochs=1", "--trainer.max_epochs"),
+        ("--nothing.like.it=1", None),
+    ],
+)
+def test_a_mistyped_option_is_one_line_with_the_closest_one(mistyped, meant, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*FIT, "--model.learning_rate=1"])
+        main([*FIT, mistyped])
     assert stop.value.code == 2
-    assert "learning_rate" in capsys.readouterr().err
-
-
-def test_an_error_in_a_worker_is_one_line():
-    text = (
-        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        '  File "x.py", line 1, in f\ntw_seg.errors.DataError: masks/a.png: cannot read the mask; draw it again\n'
+    error = capsys.readouterr().err
+    hint = f"; did you mean {meant}?" if meant else ""
+    assert error == (
+        f"tw-seg: error: unrecognized arguments: {mistyped}{hint} (tw-seg fit --help-all lists every option)\n"
     )
-    assert error_message(DataError(text)) == "masks/a.png: cannot read the mask; draw it again"
-    assert error_message(TwSegError("two\nlines")) == "two\nlines"
+
+
+def test_a_config_may_come_before_the_command():
+    Path("all.yaml").write_text(yaml.safe_dump({"fit": CONFIG}))
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", "all.yaml", "fit", "--print_config"])
+    assert not stop.value.code
 
 
 def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
@@ -297,7 +311,7 @@ def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
 @pytest.mark.slow
 def test_the_command_line_itself(folder):
     root = Path(__file__).resolve().parents[2]
-    line = [sys.executable, "-m", "tw_seg.cli.lightning", *FIT, "--data.budget=99"]
+    line = [sys.executable, "-m", "tw_seg", *FIT, "--data.budget=99"]
     done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=600)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.training.tiny import ENCODER
-from tw_seg.cli.lightning import run
+from tw_seg.cli.lightning import run_command
 from tw_seg.models.classifier import ImageClassifier
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
@@ -31,7 +31,7 @@ def arguments(*files: str) -> list[str]:
 
 def execute(command: str, files: Iterable[str], run_dir: Path, *extra: str):
     cpu = ["--trainer.accelerator=cpu", "--data.num_workers=0", f"--run_dir={run_dir}"]
-    return run([command, *arguments(*files, "trainer/smoke.yaml"), *cpu, *extra])
+    return run_command([command, *arguments(*files, "trainer/smoke.yaml"), *cpu, *extra])
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.cli.test_lightning import CONFIG
 from tests.training.tiny import TinyData, make_batch, make_task, make_trainer
-from tw_seg.cli.lightning import main, run
+from tw_seg.cli import main
+from tw_seg.cli.lightning import run_command
 from tw_seg.errors import InputError
 from tw_seg.metrics import predict_masks
 from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, passing
@@ -156,7 +157,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, caplog):
     assert str(report) in caplog.text
 
     Path("run/gate.json").unlink()
-    cli = run(["predict", *again])
+    cli = run_command(["predict", *again])
     assert GateReport(**json.loads(Path("run/gate.json").read_text())) == report
     model, batch = cli.model.model.eval(), next(iter(cli.datamodule.predict_dataloader()))
     masks = predict_masks(GatedSegmenter(model, report.gate)(batch.images).mask_logits, batch.sizes)

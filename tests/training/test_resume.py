@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tw_seg.cli.lightning import run
+from tw_seg.cli.lightning import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -72,10 +72,10 @@ def folder(tmp_path_factory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = []
     for name, (die_after, extra) in KILLED.items():
-        line = [sys.executable, "-m", "tw_seg.cli.lightning"]
+        line = [sys.executable, "-m", "tw_seg"]
         line += command(folder, name, *extra, die_after=die_after)
         processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
-    run(command(folder, "whole"))
+    run_command(command(folder, "whole"))
     for process in processes:
         _, messages = process.communicate(timeout=900)
         assert process.returncode == -signal.SIGKILL, messages
@@ -98,7 +98,7 @@ def test_kill_and_resume(name, folder):
     assert len(whole) == len({line.split()[2] for line in whole}) == STEPS
     assert trace(folder, name) == whole[:die_after]
 
-    run(command(folder, name, *extra, "--ckpt_path=last"))
+    run_command(command(folder, name, *extra, "--ckpt_path=last"))
     assert trace(folder, name) == whole[:die_after] + whole[RESUMES_AFTER[name] :]
     for part in ("fit", "fit-2"):  # the metrics of before are kept
         assert (folder / name / "metrics" / part / "metrics.csv").is_file()

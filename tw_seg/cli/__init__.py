@@ -1,1 +1,142 @@
-"""The `tw-seg` command."""
+"""The ``tw-seg`` command. It imports only the module of the command that is asked for, so help needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from tw_seg.cli import short_help
+from tw_seg.errors import InputError, TwSegError
+from tw_seg.version import __version__
+
+
+class Command(NamedTuple):
+    """A command of ``tw-seg``.
+
+    Attributes:
+        function: ``"module:function"``; it takes the arguments, the command's name first, and returns the exit status.
+        summary: What the command does, in one line.
+    """
+
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "fit": Command("tw_seg.cli.lightning:run_and_report", "train a model"),
+    "validate": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the validation images"),
+    "test": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the test images"),
+    "predict": Command("tw_seg.cli.lightning:run_and_report", "write masks and image-level probabilities"),
+    "doctor": Command(
+        "tw_seg.cli.doctor:run_doctor", "follow the relevance of a classifier call by call and say what is wrong"
+    ),
+    "completion": Command(
+        "tw_seg.cli.completion:print_completion", "print a script with which a shell completes commands and options"
+    ),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point of ``tw-seg``.
+
+    Args:
+        args: The arguments; ``None``: those of the process.
+
+    Returns:
+        Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback; 1 if ``doctor``
+        found something wrong.
+
+    Raises:
+        SystemExit: After ``--help``, ``--version`` and the like, and for options that do not parse.
+    """
+    arguments = sys.argv[1:] if args is None else list(args)
+    try:
+        return _dispatch(arguments)
+    except TwSegError as error:
+        print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)
+        return 2
+
+
+def error_message(error: BaseException) -> str:
+    """An error's message; of one that a data loader's worker raised, without the worker's traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        last = text.rstrip().splitlines()[-1]
+        text = last.partition(": ")[2] or last
+    return text
+
+
+def suggest_name(mistyped: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name closest to a mistyped one, as a question to put behind a message; empty if none is close.
+
+    Args:
+        mistyped: What was given.
+        known: What there is.
+        cutoff: How close a name must be, from 0 to 1 (the same).
+    """
+    close = difflib.get_close_matches(mistyped, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def run_function(command: str, arguments: list[str]) -> int:
+    """Import the function of a command and call it; returns its exit status."""
+    module, _, name = COMMANDS[command].function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # after Lightning has set up its own
+    status: int = function(arguments)
+    return status
+
+
+def format_help(command: str) -> str:
+    """The help of a command with all its options."""
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        run_function(command, [command, "--help"])
+    return text.getvalue()
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first, rest = (arguments or ["--help"])[0], arguments[1:]
+    if first in ("-h", "--help"):
+        print(_describe_commands(), file=sys.stdout if arguments else sys.stderr)
+        sys.exit(0 if arguments else 2)
+    if first == "--version":
+        print(f"tw-seg {__version__}")
+        sys.exit(0)
+    if first == "--help-all":
+        print(_describe_commands(), *(f"\n==== tw-seg {name} ====\n\n{format_help(name)}" for name in COMMANDS))
+        sys.exit(0)
+    if first == "-c" or first.partition("=")[0] == "--config":  # a file for the command that comes after it
+        return run_function("fit", arguments)
+    if first not in COMMANDS:
+        hint = suggest_name(first, [*COMMANDS, "--help", "--help-all", "--version"])
+        raise InputError(f"unknown command {first!r}{hint} (commands: {', '.join(COMMANDS)})")
+    if first in short_help.EXAMPLES and "--help-all" in rest:
+        return run_function(first, [first, "--help"])
+    if first in short_help.EXAMPLES and ("-h" in rest or "--help" in rest):
+        print(short_help.describe_command(first, COMMANDS[first].summary))
+        sys.exit(0)
+    return run_function(first, arguments)
+
+
+def _describe_commands() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: tw-seg COMMAND [OPTIONS]",
+            "",
+            "Train and use a segmentation model made from an image classifier.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "tw-seg COMMAND --help lists the options that people use, with an example; tw-seg COMMAND --help-all lists",
+            "every option, tw-seg --help-all those of all commands, and tw-seg --version says which version this is.",
+        ]
+    )

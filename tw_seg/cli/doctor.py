@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from tw_seg.cli import COMMANDS
 from tw_seg.data.layouts.files import read_image
 from tw_seg.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 from tw_seg.errors import InputError
@@ -20,21 +21,19 @@ from tw_seg.lrp.conservation.diagnose import report
 from tw_seg.models.backbones import create_classifier
 from tw_seg.models.segmenter import load_custom_rules
 
-SUMMARY = "follow the relevance of a classifier call by call and say what is wrong"
-
-_DESCRIPTION = f"""tw-seg doctor: {SUMMARY}. It decodes a few images in evaluation mode and prints a line for each
-call from the logits to the read-out: its rule, the relevance at its output and its inputs, what biases absorb, what
-is missing, the share of coefficients that are 0 (dead) and how the absolute relevance grows. The exit status is 0 if
-all is well, 1 after a violation (relevance that a call loses or makes, that is not finite, dies or explodes), and 2
-for a wrong argument or an operation without a rule. Example: tw-seg doctor timm/resnet10t --composite epsilon_plus
---image_size 64 --json doctor.json"""
+_DESCRIPTION = f"""tw-seg doctor: {COMMANDS["doctor"].summary}. It decodes a few images in evaluation
+mode and prints a line for each call from the logits to the read-out: its rule, the relevance at its output and its
+inputs, what biases absorb, what is missing, the share of coefficients that are 0 (dead) and how the absolute relevance
+grows. The exit status is 0 if all is well, 1 after a violation (relevance that a call loses or makes, that is not
+finite, dies or explodes), and 2 for a wrong argument or an operation without a rule. Example: tw-seg doctor
+timm/resnet10t --composite epsilon_plus --image_size 64 --json doctor.json"""
 
 
-def run(args: Sequence[str]) -> int:
+def run_doctor(args: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        args: The arguments after ``doctor``.
+        args: The arguments, ``doctor`` first.
 
     Returns:
         Exit status: 0, or 1 after a violation.
@@ -43,7 +42,7 @@ def run(args: Sequence[str]) -> int:
         TwSegError: For a wrong argument, or a classifier that cannot be decoded.
         SystemExit: After ``--help``, and for arguments that do not parse.
     """
-    given = parser().parse_args(args)
+    given = create_parser().parse_args(args[1:])
     size = _size(given.image_size)
     with torch.random.fork_rng(devices=[]):  # weights that are random are the same each time
         torch.manual_seed(0)
@@ -75,7 +74,7 @@ def run(args: Sequence[str]) -> int:
     return 1 if found.violations else 0
 
 
-def parser() -> ArgumentParser:
+def create_parser() -> ArgumentParser:
     """The parser of the command's arguments."""
     result = ArgumentParser("tw-seg doctor", description=_DESCRIPTION)
     add, mapping = result.add_argument, dict[str, Any] | None

@@ -1,4 +1,4 @@
-"""The ``tw-seg`` command: ``fit``, ``validate``, ``test`` and ``predict`` on Lightning's command line, and ``doctor``.
+"""``tw-seg fit``, ``validate``, ``test`` and ``predict`` on Lightning's command line.
 
 Everything a run writes goes into its run directory, ``--run_dir``; without it that is the first of
 ``runs/<model>-seed<seed>``, ``runs/<model>-seed<seed>-2`` ... that does not exist, and with a checkpoint the
@@ -21,11 +21,12 @@ import functools
 import logging
 import operator
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
@@ -40,7 +41,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from tw_seg.cli import doctor
+from tw_seg.cli import suggest_name
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
@@ -74,10 +75,18 @@ _EXPECTED_WARNINGS = (
 _LIGHTNING_INFO = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
 
-_DESCRIPTION = (
-    "Train and use a segmentation model made from an image classifier. One command more, with a help of its own: "
-    f"tw-seg doctor MODEL, to {doctor.SUMMARY}."
-)
+class CommandParser(LightningArgumentParser):
+    """A parser whose errors are one line that names the closest option, not the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        mistyped = re.search(r"unrecognized arguments: (--[\w.]+)", message)
+        if mistyped:
+            known = re.findall(r"--[\w.]+", self.format_help())
+            end = re.split(r"[-.]", mistyped[1])[-1]
+            same_end = [option for option in known if option.endswith(f".{end}")]
+            message += suggest_name(mistyped[1], same_end, 0.0) or suggest_name(mistyped[1], known, 0.8)
+            message += f" ({self.prog.replace(' [options]', '')} --help-all lists every option)"
+        self.exit(2, f"tw-seg: error: {message}\n")
 
 
 class SegmentationCLI(LightningCLI):
@@ -99,7 +108,8 @@ class SegmentationCLI(LightningCLI):
                 trainer_defaults={"log_every_n_steps": 10, "devices": 1},
                 seed_everything_default=0,
                 auto_configure_optimizers=False,  # the task has its own
-                parser_kwargs={"description": _DESCRIPTION},
+                parser_class=CommandParser,
+                parser_kwargs={"prog": "tw-seg"},
                 args=args,
             )
         except TwSegError:
@@ -222,7 +232,7 @@ def choose_run_dir(command: str, *, run_dir: str | None, ckpt_path: str | None, 
     return path
 
 
-def run(args: ArgsType = None) -> SegmentationCLI:
+def run_command(args: ArgsType = None) -> SegmentationCLI:
     """Run a command; returns the command line object, with its trainer, model and datamodule.
 
     Args:
@@ -244,36 +254,10 @@ def run(args: ArgsType = None) -> SegmentationCLI:
             _finish_wandb()
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Entry point of ``tw-seg``.
-
-    Args:
-        args: The arguments; ``None``: those of the process.
-
-    Returns:
-        Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback; 1 if ``doctor``
-        found something wrong.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = sys.argv[1:] if args is None else list(args)
-    try:
-        if arguments[:1] == ["doctor"]:
-            return doctor.run(arguments[1:])
-        cli = run(None if args is None else list(args))
-    except TwSegError as error:
-        print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)
-        return 2
-    print(f"run directory: {cli.run_dir}")
+def run_and_report(args: list[str]) -> int:
+    """Run a command and print its run directory; returns the exit status 0."""
+    print(f"run directory: {run_command(args).run_dir}")
     return 0
-
-
-def error_message(error: BaseException) -> str:
-    """An error's message; of one that a data loader's worker raised, without the worker's traceback."""
-    text = str(error)
-    if "Original Traceback" in text:
-        last = text.rstrip().splitlines()[-1]
-        text = last.partition(": ")[2] or last
-    return text
 
 
 def _integers_first(parser: LightningArgumentParser) -> None:
@@ -346,7 +330,3 @@ def _as_list(value: Any) -> list[Any]:
 
 def _has(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

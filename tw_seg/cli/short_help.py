@@ -1,0 +1,81 @@
+"""The short ``--help`` of the commands that Lightning runs: the options that people use, by group, without torch.
+
+A test compares names and defaults with those of the parser.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Option(NamedTuple):
+    """An option: its name, what stands for its value, its default as it is typed (``""`` for none), its meaning."""
+
+    name: str
+    value: str
+    default: str
+    meaning: str
+
+
+RUN = (
+    Option("--config", "FILE", "", "options from a YAML file; may be given again, later ones win"),
+    Option("--run_dir", "FOLDER", "", "folder for all that is written; without it a new one under runs/"),
+    Option("--ckpt_path", "FILE", "", "checkpoint to go on from, or best or last of the run directory"),
+    Option("--seed_everything", "N", "0", "seed of weights, batches and augmentations"),
+    Option("--print_config", "", "", "print the whole configuration and stop"),
+)
+MODEL = (
+    Option("--model.model", "NAME", "heatmap", "also unet, multitask_unet, classifier, cam, gradcam, input_x_gradient"),
+    Option("--model.model_kwargs", "YAML", "", "the model's own arguments, such as '{read_out: layer3}'"),
+    Option("--model.encoder_name", "NAME", "resnet18", "a torchvision name, or a timm one as timm/resnet10t"),
+    Option("--model.encoder_weights", "NAME", "", "its pretrained weights, or a file; without it random ones"),
+    Option("--model.warm_start", "FILE", "", "classifier.safetensors of an earlier run to begin with"),
+)
+DATA = (
+    Option("--data.dataset", "NAME", "digits", "also folder, voc"),
+    Option("--data.dataset_kwargs", "YAML", "", "arguments of the data set, such as '{root: my_images}'"),
+    Option("--data.size", "PIXELS", "64", "height and width of the images that the model sees"),
+    Option("--data.budget", "N", "", "number of training images whose mask is used"),
+    Option("--data.budget_share", "SHARE", "", "or which share of those that have one, 1 for all"),
+    Option("--data.num_workers", "N", "0", "processes that load images"),
+)
+TRAINING = (
+    Option("--trainer.max_epochs", "N", "", "epochs to train"),
+    Option("--data.batch_size", "N", "32", "images in a training batch"),
+    Option("--data.labelled_per_batch", "N", "8", "how many of them come with their mask; 0 trains a classifier"),
+    Option("--model.lr", "RATE", "0.001", "peak learning rate of AdamW"),
+    Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
+)
+INFERENCE = (
+    Option("--data.eval_batch_size", "N", "64", "images in a batch"),
+    Option("--model.gate_tolerance", "X", "", "decode only likely classes; the mIoU may change by this, as 0.001"),
+    Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
+)
+
+EXAMPLES = {
+    "fit": "tw-seg fit --data.budget 20 --model.encoder_name timm/resnet10t --trainer.max_epochs 3 --run_dir runs/one",
+    "validate": "tw-seg validate --config runs/one/config.yaml --ckpt_path best",
+    "test": "tw-seg test --config runs/one/config.yaml --ckpt_path best",
+    "predict": "tw-seg predict --config runs/one/config.yaml --ckpt_path best",
+}
+"""The commands with a short help, and one example of each."""
+
+
+def list_options(command: str) -> dict[str, tuple[Option, ...]]:
+    """The options in a command's short help, by the title of their group."""
+    last = {"training": TRAINING} if command == "fit" else {"inference": INFERENCE}
+    return {"run": RUN, "model": MODEL, "data": DATA, **last}
+
+
+def describe_command(command: str, summary: str) -> str:
+    """The short help of a command of :data:`EXAMPLES`."""
+    groups = list_options(command)
+    width = max(len(f"{option.name} {option.value}") for group in groups.values() for option in group)
+    lines = [f"usage: tw-seg {command} [OPTIONS]", "", f"{summary[0].upper()}{summary[1:]}."]
+    for title, group in groups.items():
+        lines += ["", f"{title}:"]
+        for option in group:
+            default = f" (default: {option.default})" if option.default else ""
+            lines.append(f"  {f'{option.name} {option.value}':{width}}  {option.meaning}{default}")
+    lines += ["", "example:", f"  {EXAMPLES[command]}", "", f"tw-seg {command} --help-all lists every option."]
+    return "\n".join(lines)
