@@ -266,7 +266,7 @@ def test_a_run_that_fails_at_the_start_leaves_nothing(arguments):
 @pytest.mark.parametrize(
     ("mistyped", "meant"),
     [
-        ("--model.warmup_step=1", "--model.warmup_steps"),
+        ("--model.warmup_stpes=1", "--model.warmup_steps"),
         ("--lr=1", "--model.lr"),
         ("--data.max_epochs=1", "--trainer.max_epochs"),
         ("--nothing.like.it=1", None),
