@@ -43,7 +43,7 @@ def torchvision_names() -> list[str]:
         family = name.split("_")[0].rstrip("0123456789") + ("_bn" if name.endswith("_bn") else "")
         for variant in ("mobilenet_v2", "mobilenet_v3", "efficientnet_v2", "swin_v2", "regnet_x", "regnet_y"):
             family = variant if name.startswith(variant) else family
-        size = _size(lambda name=name: torchvision.models.get_model(name, num_classes=CLASSES))
+        size = min(weights.meta["num_params"] for weights in torchvision.models.get_model_weights(name))
         smallest[family] = min(smallest.get(family, (size, name)), (size, name))
     return sorted(name for _, name in smallest.values())
 

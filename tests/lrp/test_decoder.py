@@ -320,7 +320,7 @@ def test_export_with_a_dynamic_batch(composite: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "resnet10t"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
 def test_export_standard_nets(name: str) -> None:
     decoder = HeatmapDecoder(nets.create(name))
     images = nets.images(name, 3)
