@@ -74,8 +74,8 @@ def decode_twice(first: Decode, plan_second: PlanSecond, backward: Backward) -> 
     ]
     inputs: dict[Tensor, None] = {}  # each once
     map_leaves(held, lambda x: inputs.setdefault(x) if _is_trained(x) else None)
-    found: tuple[Tensor, ...] = _DecodeTwice.apply(_Phases(first, plan_second, backward), *inputs)
-    return found
+    decode: Callable[..., tuple[Tensor, ...]] = _DecodeTwice.apply  # torch 2.11 does not type it
+    return decode(_Phases(first, plan_second, backward), *inputs)
 
 
 def _is_trained(value: Any) -> bool:
