@@ -413,7 +413,7 @@ def test_an_override_is_the_rule_of_the_calls_that_it_names() -> None:
     net, images = nets.tiny(), pictures()
     override = {"rule": "epsilon", "epsilon": 0.3, "name": "conv*"}
     found = HeatmapDecoder(net, composite_kwargs={"overrides": [override]})
-    rules = {call.name: found.composite.rule(call) for call in found.graph(images).calls}
+    rules = found.prepare(found.record(images)).rules
     assert [name for name, rule in rules.items() if rule == Epsilon(0.3)] == ["conv1", "conv2", "conv3"]
     everywhere = HeatmapDecoder(net, composite_kwargs={"epsilon": 0.3})(images).heatmaps
     nowhere = HeatmapDecoder(net)(images).heatmaps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,12 @@ from tw_seg.lrp.core.tape import Tape, attribute
 from tw_seg.lrp.decode.pieces import decode_as_scheduled
 from tw_seg.lrp.decode.plan import Plan, Plans, count_image_axes
 from tw_seg.lrp.decode.propagate import propagate
+from tw_seg.lrp.decode.readout import Decoded
 from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
-from tw_seg.lrp.decode.weights import copy_weights, find_weights, name_weights
+from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.tracer import default_image_shape
-
-
-class Decoded(NamedTuple):
-    """What a decode returns.
-
-    Attributes:
-        logits: Image-level class scores of all images, shape (N, K).
-        heatmaps: Relevance at the first read-out, summed over its channels, signed, shape (S, K', h, w).
-        readouts: The heatmaps of every read-out, in the order asked for; ``readouts[0] is heatmaps``.
-    """
-
-    logits: Tensor
-    heatmaps: Tensor
-    readouts: tuple[Tensor, ...]
 
 
 class HeatmapDecoder(nn.Module):
@@ -98,10 +85,10 @@ class HeatmapDecoder(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.seed = create_seed(seed)
-        self.composite = create_composite(composite, composite_kwargs)
+        rules = create_composite(composite, composite_kwargs)
         if seed in HEAD_RULES:
             head = Assign(HEAD_RULES[seed], ("convolution", "dense"), depth=(1.0, 1.0))
-            self.composite = replace(self.composite, overrides=(head, *self.composite.overrides))
+            rules = replace(rules, overrides=(head, *rules.overrides))
         self.tie_weights = tie_weights
         self.schedule = create_schedule(schedule)
         self._memory = GraphMemory()
@@ -109,9 +96,10 @@ class HeatmapDecoder(nn.Module):
         shape = default_image_shape(classifier)
         if image_size is not None:
             shape = (shape[0], *image_size)
-        self._plans = Plans(places, custom_rules)
-        plans = self._plans.add(classifier, self.composite, shape)
-        if missing := self.composite.unmatched([c for plan in plans for c in plan.graph.calls]):
+        self._plans = Plans(rules, places, custom_rules)
+        plans = self._plans.make(classifier, shape)
+        self._plans.add(shape, plans)
+        if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
@@ -213,7 +201,7 @@ class HeatmapDecoder(nn.Module):
     def reset_decoder_weights(self) -> None:
         """Set an untied decoder's weights to the classifier's present ones; a tied decoder has none."""
         with torch.no_grad():
-            for name, weight in self._weights().items():
+            for name, weight in name_weights(self.decoder_weights).items():
                 weight.copy_(attribute(self.classifier, name))
 
     def coefficients(
@@ -223,9 +211,9 @@ class HeatmapDecoder(nn.Module):
         check_signals(images, self._image_axes)
         tape = Tape(self.classifier, self._plan(images).graph, images)
         backward = self.prepare(tape)
-        kept: dict[str, Any] = {}
-        propagate(backward, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), kept)
-        return tape, kept
+        coefficients: dict[str, Any] = {}
+        propagate(backward, self.seed(tape.logits, class_indices(classes, tape.logits.shape[1])), coefficients)
+        return tape, coefficients
 
     def prepare(self, tape: Tape, samples: Tensor | None = None) -> Backward:
         """What a backward pass over a tape works with.
@@ -239,7 +227,7 @@ class HeatmapDecoder(nn.Module):
             plan.calls,
             plan.rules,
             samples,
-            self._weights(),
+            name_weights(self.decoder_weights),
             plan.wanted,
             plan.readouts,
             input_rule=plan.input_rule,
@@ -251,17 +239,12 @@ class HeatmapDecoder(nn.Module):
         return self._plan(images).graph
 
     def _plan(self, images: Tensor) -> Plan:
+        """The plan for such images in the classifier's present mode, made now if it is not there yet."""
         mode, shape = self.classifier.training, tuple(images.shape[1:])
         if (known := self._plans.find(mode, shape)) is not None:
             return known
-        plans = self._plans.add(self.classifier, self.composite, shape)
-        if not self.tie_weights and (missing := set(find_weights(self.classifier, plans)) - self._weights().keys()):
-            self._plans.remove(shape)
-            raise InputError(
-                f"for images {shape} the classifier's forward uses {', '.join(sorted(missing))}, of which the untied "
-                "decoder has no copies: it used none of them at the image_size at which the decoder was made"
-            )
+        plans = self._plans.make(self.classifier, shape)
+        if not self.tie_weights:
+            check_copies(self.classifier, plans, self.decoder_weights, shape)
+        self._plans.add(shape, plans)
         return plans[int(mode)]
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return name_weights(self.decoder_weights)

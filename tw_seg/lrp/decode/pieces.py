@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.decode.propagate import no_heatmaps, propagate
+from tw_seg.lrp.decode.propagate import make_empty_heatmaps, propagate
 from tw_seg.lrp.decode.recompute import Decode, checkpoint_decode, recompute_decodes
 from tw_seg.lrp.decode.schedule import GraphMemory, Piece, Schedule, choose_pairs, cut_pieces
 from tw_seg.lrp.decode.two_phase import decode_in_two_phases
@@ -44,7 +44,7 @@ def decode_as_scheduled(
     """
     decode = partial(decode_at_once, seed)
     if len(classes) == 0 or backward.size == 0:
-        return no_heatmaps(backward, len(classes))
+        return make_empty_heatmaps(backward, len(classes))
     if torch.compiler.is_compiling() and schedule.chunk_size is None:
         # The compiler plans memory itself, and a loop over pieces would be written out.
         return checkpoint_decode(decode, backward, classes) if schedule.recompute else decode(backward, classes)

@@ -106,33 +106,34 @@ class Plans:
     """The plans of one classifier: for both modes and, where its forward branches on sizes, for each image shape.
 
     Attributes:
+        composite: Which rule for which call.
         read_out: The places that are read.
     """
 
-    def __init__(self, read_out: tuple[str | float, ...], custom_rules: CustomRules | None) -> None:
+    def __init__(
+        self, composite: Composite, read_out: tuple[str | float, ...], custom_rules: CustomRules | None
+    ) -> None:
         """Start without any plan."""
+        self.composite = composite
         self.read_out = read_out
         self._custom_rules = custom_rules
         self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
 
-    def add(self, classifier: nn.Module, composite: Composite, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
-        """Trace the classifier at an image shape (C, H, W), without and with training mode.
+    def make(self, classifier: nn.Module, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
+        """Trace a classifier at an image shape (C, H, W): in training mode it may take another path.
 
-        A classifier may take another path in training, so each mode has a plan of its own.
+        Returns:
+            The plans of evaluation mode and of training mode.
         """
         assert len(shape) == 3
-        evaluation, training = (
-            trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)
-        )
-        plans = [make_plan(graph, composite, self.read_out) for graph in follow_modes(evaluation, training)]
-        for mode, plan in enumerate(plans):
-            self._known[bool(mode), shape if plan.graph.specialised else None] = plan
-        return plans[0], plans[1]
+        graphs = [trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)]
+        evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
+        return evaluation, training
 
-    def remove(self, shape: tuple[int, ...]) -> None:
-        """Forget both plans of an image shape."""
-        for mode in (False, True):
-            del self._known[mode, shape]
+    def add(self, shape: tuple[int, ...], plans: tuple[Plan, Plan]) -> None:
+        """Use the plans that were made at an image shape, for it alone where the forward branches on sizes."""
+        for mode, plan in zip((False, True), plans, strict=True):
+            self._known[mode, shape if plan.graph.specialised else None] = plan
 
     def find(self, training: bool, shape: tuple[int, ...]) -> Plan | None:
         """The plan of a mode for images of a shape (C, H, W), if there is one.

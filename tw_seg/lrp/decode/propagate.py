@@ -9,17 +9,17 @@ from torch import Tensor
 
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.linear_map import accumulate, times
-from tw_seg.lrp.decode.readout import heatmap
+from tw_seg.lrp.decode.readout import sum_channels
 from tw_seg.lrp.ops.fusion import input_relevance, pass_fused_norm
 
 
-def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
     """Propagate coefficients from head to read-outs, each call by its rule.
 
     Args:
         backward: The pass, over S samples.
         seed: Coefficients at the logits (K'*S, K).
-        kept: Filled with the coefficient at every call's output.
+        outputs: Filled with the coefficient at every call's output.
 
     Returns:
         The heatmaps (S, K', h, w) of each read-out.
@@ -33,15 +33,15 @@ def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = No
         c = coefficients.pop(call.name, None)
         if c is None:
             continue
-        if kept is not None:
-            kept[call.name] = c
+        if outputs is not None:
+            outputs[call.name] = c
         if call.name in readouts:
-            heatmaps[call.name] = _heatmap(backward, call.name, pass_fused_norm(backward, call, c))
+            heatmaps[call.name] = _read_heatmap(backward, call.name, pass_fused_norm(backward, call, c))
         if not any(name in backward.wanted for name in call.inputs):
             continue
         at_input = input_relevance(backward, call, c)
         if at_input is not None:
-            accumulate(heatmaps, graph.input, heatmap(backward, graph.input, at_input))
+            accumulate(heatmaps, graph.input, sum_channels(backward, graph.input, at_input))
             continue
         op = call.op
         alone = call.name in owned and call.name not in readouts
@@ -50,13 +50,13 @@ def propagate(backward: Backward, seed: Tensor, kept: dict[str, Any] | None = No
         for name in list(parts):
             part = parts.pop(name)
             if name in backward.wanted:
-                _add(coefficients, owned, name, part, fresh=op.fresh and kept is None)
+                _add(coefficients, owned, name, part, fresh=op.fresh and outputs is None)
             del part
     c = coefficients.pop(graph.input, None)
     if c is not None:
-        if kept is not None:
-            kept[graph.input] = c
-        accumulate(heatmaps, graph.input, _heatmap(backward, graph.input, c))
+        if outputs is not None:
+            outputs[graph.input] = c
+        accumulate(heatmaps, graph.input, _read_heatmap(backward, graph.input, c))
     return tuple(heatmaps[name] for name in readouts)
 
 
@@ -72,16 +72,16 @@ def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *,
         owned.add(name)
 
 
-def no_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
-    """Heatmaps of no samples or of no classes."""
+def make_empty_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
+    """Heatmaps of no samples or of no classes, in their shapes."""
     found = []
     for name in backward.readouts:
-        one = heatmap(backward, name, torch.zeros_like(backward.value(name)))
+        one = sum_channels(backward, name, torch.zeros_like(backward.value(name)))
         found.append(one.new_zeros((one.shape[0], classes, *one.shape[2:])))
     return tuple(found)
 
 
-def _heatmap(backward: Backward, name: str, c: Tensor) -> Tensor:
+def _read_heatmap(backward: Backward, name: str, c: Tensor) -> Tensor:
     if backward.heatmap == "coefficient":
-        return heatmap(backward, name, c)
-    return heatmap(backward, name, times(c, backward.value(name), backward.axis(name)))
+        return sum_channels(backward, name, c)
+    return sum_channels(backward, name, times(c, backward.value(name), backward.axis(name)))

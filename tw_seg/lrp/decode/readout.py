@@ -1,6 +1,8 @@
-"""From relevance at an activation to one map for each sample and class."""
+"""What a decode returns: relevance at an activation, summed to one map for each sample and class."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +12,22 @@ from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Channels
 
 
-def heatmap(backward: Backward, name: str, relevance: Tensor) -> Tensor:
-    """Sum relevance over channels, in float32 for half precision.
+class Decoded(NamedTuple):
+    """What a decode returns.
+
+    Attributes:
+        logits: Image-level class scores of all images, shape (N, K).
+        heatmaps: Relevance at the first read-out, summed over its channels, signed, shape (S, K', h, w).
+        readouts: The heatmaps of every read-out, in the order asked for; ``readouts[0] is heatmaps``.
+    """
+
+    logits: Tensor
+    heatmaps: Tensor
+    readouts: tuple[Tensor, ...]
+
+
+def sum_channels(backward: Backward, name: str, relevance: Tensor) -> Tensor:
+    """Sum relevance over channels to a heatmap, in float32 for half precision.
 
     Args:
         backward: The pass.
@@ -34,20 +50,20 @@ def heatmap(backward: Backward, name: str, relevance: Tensor) -> Tensor:
             f"read_out: the activation of {name!r} has the shape {tuple(value.shape)}, which is no map of the image "
             "(windows, or heads of attention): read before or after it"
         )
-    dim = channel_axis(backward, name)
+    dim = find_channel_axis(backward, name)
     maps = relevance.sum(dim, dtype=dtype)
     images = backward.tape.images.ndim
     if value.ndim == 2:
         maps = maps.reshape(-1, *[1] * (images - 2))
     elif value.ndim == 3 and images == 4:
-        height, width = _grid(backward, name, maps.shape[1])
+        height, width = _find_grid(backward, name, maps.shape[1])
         maps = maps[:, maps.shape[1] - height * width :].unflatten(1, (height, width))
     elif value.ndim != images:
         raise InputError(f"read_out: {name!r} has the shape {tuple(value.shape)}, which is no map: read elsewhere")
     return maps.unflatten(0, (-1, rows)).transpose(0, 1) if rows else maps.reshape(0, 1, *maps.shape[1:])
 
 
-def channel_axis(backward: Backward, name: str) -> int:
+def find_channel_axis(backward: Backward, name: str) -> int:
     """The axis of an activation that holds its channels, by the nearest call before it that says so."""
     call = backward.calls.get(name)
     ndim = int(backward.tape.values[name].ndim)
@@ -56,7 +72,7 @@ def channel_axis(backward: Backward, name: str) -> int:
     if call.op.channels is Channels.LAST:
         return ndim - 1
     source = call.inputs[0]
-    before = channel_axis(backward, source) if isinstance(backward.tape.values[source], Tensor) else 1
+    before = find_channel_axis(backward, source) if isinstance(backward.tape.values[source], Tensor) else 1
     if call.op.moved is not None:
         return call.op.moved(backward.tape, call, before)
     value = backward.tape.values[source]
@@ -66,7 +82,7 @@ def channel_axis(backward: Backward, name: str) -> int:
     return before
 
 
-def _grid(backward: Backward, name: str, tokens: int) -> tuple[int, int]:
+def _find_grid(backward: Backward, name: str, tokens: int) -> tuple[int, int]:
     """Height and width of the patches of ``tokens`` tokens: those of the map before them that fits best.
 
     The last one with the fewest tokens left over: attention may look at a smaller map in between. A map of one row
@@ -82,7 +98,7 @@ def _grid(backward: Backward, name: str, tokens: int) -> tuple[int, int]:
             and backward.axis(earlier) == 0
             and backward.per_image(earlier) == 1
         ):
-            height, width = (int(value.shape[i]) for i in (1, 2, 3) if i != channel_axis(backward, earlier))
+            height, width = (int(value.shape[i]) for i in (1, 2, 3) if i != find_channel_axis(backward, earlier))
             if 0 <= tokens - height * width <= _PREFIX:
                 found.append((height, width))
     if not found:

@@ -30,6 +30,19 @@ def name_weights(copies: nn.ParameterDict) -> Mapping[str, Tensor]:
     return {name.replace("/", "."): weight for name, weight in copies.items()}
 
 
+def check_copies(classifier: nn.Module, plans: Iterable[Plan], copies: nn.ParameterDict, shape: object) -> None:
+    """Refuse plans, made at an image shape, that read weights of which there are no copies.
+
+    Raises:
+        InputError: Naming these weights.
+    """
+    if missing := set(find_weights(classifier, plans)) - name_weights(copies).keys():
+        raise InputError(
+            f"for images {shape} the classifier's forward uses {', '.join(sorted(missing))}, of which the untied "
+            "decoder has no copies: it used none of them at the image_size at which the decoder was made"
+        )
+
+
 def find_weights(classifier: nn.Module, plans: Iterable[Plan]) -> list[str]:
     """Dotted names of the parameters that decodes by some plans multiply with, each once.
 
