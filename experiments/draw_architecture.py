@@ -24,52 +24,52 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tw_seg"
 DRAWING = ROOT / "docs" / "architecture.png"
 
-Rooms = dict[str, set[str]]
-"""Room -> the rooms that it imports."""
+Imports = dict[str, set[str]]
+"""Part of the package (a file, or a folder as a whole) -> the parts that it imports."""
 
 Spot = str | tuple[str, str, int]
-"""A box, by its room, or a place where an arrow passes a row: from, to and row."""
+"""A box, by its part, or a place where an arrow passes a row: from, to and row."""
 
 HEIGHT = 0.44  # of a box; rows are 1 apart
 INK, PALE, OPEN = "#1f2a35", "#5b6b7b", "#fff1da"
+
+FILES = "files"
+"""The part of a folder that stands for all files directly inside it, where ``CAPTIONS`` has it."""
 
 CAPTIONS = {
     "tw_seg": {
         "cli": "the command tw-seg",
         "training": "task, data module, callbacks",
-        "models": "segmenter, baselines",
-        "lrp": "the numerical heart",
+        "models": "segmenter, baselines, training-free",
+        "lrp": "heatmap decoder",
         "losses": "of labelled pixels",
         "metrics": "confusion matrix",
         "data": "layouts, loading",
-        "arguments": "every check",
-        "files": "atomic writes",
-        "types": "Batch, SegOutput",
-        "errors": "one family",
+        FILES: "shared by all of the above",
     },
     "tw_seg/lrp": {
         "conservation": "is relevance accounted for?",
-        "decoder": "HeatmapDecoder, the public face",
-        "decode": "propagate, read out",
+        "decoder": "HeatmapDecoder",
+        "decode": "plan, propagate, read out",
         "trace": "model to graph",
         "composite": "which rule where",
         "seeds": "what is explained",
-        "ops": "one declaration each",
+        "ops": "one declaration for each operation",
         "rules": "Epsilon, Gamma, ZPlus, ...",
-        "core": "graph, linear maps, tape",
+        "core": "graph, tape, linear maps",
     },
 }
-"""Folder -> room -> what stands under its name in the drawing."""
+"""Folder -> part -> what stands under its name in the drawing."""
 
 
 def module_of(path: Path) -> tuple[str, ...]:
-    """The dotted name of a file of the package, in parts."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[:-1] if parts[-1] == "__init__" else parts
+    """The names that lead to a file of the package, such as ("tw_seg", "lrp", "rules")."""
+    names = path.relative_to(ROOT).with_suffix("").parts
+    return names[:-1] if names[-1] == "__init__" else names
 
 
 def read_imports(path: Path) -> Iterator[tuple[str, ...]]:
-    """What a file imports, as dotted names in parts; ``from a import b`` gives a.b."""
+    """What a file imports; ``from a.b import c`` gives ("a", "b", "c")."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (tuple(alias.name.split(".")) for alias in node.names)
@@ -79,65 +79,64 @@ def read_imports(path: Path) -> Iterator[tuple[str, ...]]:
             yield from ((*module, alias.name) for alias in node.names)
 
 
-def find_rooms(folder: Path) -> Rooms:
+def find_imports(folder: Path) -> Imports:
     """The files and folders inside a folder of the package, and which of them imports which.
 
-    The folder's own ``__init__.py`` is no room: it only hands on names.
+    Its own ``__init__.py`` and ``__main__.py`` are no parts: they only name what others define. Where the folder's
+    captions have ``FILES``, all its files are one part, named by all of them.
     """
     within = module_of(folder)
     depth = len(within)
-    rooms: Rooms = {
-        path.stem: set()
-        for path in sorted(folder.iterdir())
-        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
-    }
+    files = sorted(path.stem for path in folder.glob("[!_]*.py"))
+    part_of = {path.parent.name: path.parent.name for path in folder.glob("*/__init__.py")}
+    joined = FILES in CAPTIONS[str(folder.relative_to(ROOT))]
+    part_of |= {name: ", ".join(files) if joined else name for name in files}
+    parts: Imports = {part: set() for part in part_of.values()}
     for path in sorted(folder.rglob("*.py")):
-        if path == folder / "__init__.py":
-            continue
-        room = path.relative_to(folder).parts[0].removesuffix(".py")
-        for name in read_imports(path):
-            if name[:depth] == within and len(name) > depth and name[depth] in rooms:
-                rooms[room].add(name[depth])
-    return {room: others - {room} for room, others in rooms.items()}
+        inside = path.relative_to(folder).parts[0].removesuffix(".py")
+        for name in read_imports(path) if inside in part_of else ():
+            if name[:depth] == within and len(name) > depth and name[depth] in part_of:
+                parts[part_of[inside]].add(part_of[name[depth]])
+    return {part: others - {part} for part, others in parts.items()}
 
 
-def remove_implied(rooms: Rooms) -> Rooms:
+def remove_implied(parts: Imports) -> Imports:
     """Without the arrows that a longer way implies: if a imports b and b imports c, none from a to c.
 
     Raises:
-        graphlib.CycleError: Rooms import each other in a circle.
+        graphlib.CycleError: Parts import each other in a circle.
     """
-    reached: Rooms = {}
-    for room in graphlib.TopologicalSorter(rooms).static_order():
-        reached[room] = set().union(*({other} | reached[other] for other in rooms[room]))
-    return {room: others - set().union(*(reached[other] for other in others)) for room, others in rooms.items()}
+    reached: Imports = {}
+    for part in graphlib.TopologicalSorter(parts).static_order():
+        reached[part] = set().union(*({other} | reached[other] for other in parts[part]))
+    return {part: others - set().union(*(reached[other] for other in others)) for part, others in parts.items()}
 
 
-def find_levels(rooms: Rooms) -> dict[str, int]:
-    """The row of each room, 0 the lowest: one above the highest room that it imports."""
+def find_levels(parts: Imports) -> dict[str, int]:
+    """The row of each part, 0 the lowest: one above the highest part that it imports."""
     level: dict[str, int] = {}
-    for room in graphlib.TopologicalSorter(rooms).static_order():
-        level[room] = 1 + max((level[other] for other in rooms[room]), default=-1)
+    for part in graphlib.TopologicalSorter(parts).static_order():
+        level[part] = 1 + max((level[other] for other in parts[part]), default=-1)
     return level
 
 
-def place(rooms: Rooms) -> tuple[dict[Spot, tuple[float, int, float]], dict[tuple[str, str], list[Spot]]]:
+def place(parts: Imports) -> tuple[dict[Spot, tuple[float, int, float]], dict[tuple[str, str], list[Spot]]]:
     """Where boxes stand and where arrows pass rows that they skip, each in a free place between the boxes.
 
     Returns:
         Position (from 0 to 1), row and width of every box and every place that an arrow passes; and for each arrow
-        what it goes through, from the importing room to the imported one.
+        what it goes through, from the importing part to the imported one.
     """
-    level = find_levels(rooms)
+    level = find_levels(parts)
     ways: dict[tuple[str, str], list[Spot]] = {}
     rows: list[list[Spot]] = [[] for _ in range(max(level.values()) + 1)]
-    for room in sorted(rooms):
-        rows[level[room]].append(room)
-        for other in sorted(rooms[room]):
-            passed: list[Spot] = [(room, other, y) for y in range(level[room] - 1, level[other], -1)]
-            for y, spot in zip(range(level[room] - 1, level[other], -1), passed, strict=True):
+    for part in sorted(parts):
+        rows[level[part]].append(part)
+        for other in sorted(parts[part]):
+            passed: list[Spot] = [(part, other, y) for y in range(level[part] - 1, level[other], -1)]
+            for y, spot in zip(range(level[part] - 1, level[other], -1), passed, strict=True):
                 rows[y].append(spot)
-            ways[room, other] = [room, *passed, other]
+            ways[part, other] = [part, *passed, other]
     arrows = {pair for way in ways.values() for pair in pairwise(way)}
 
     def tangle(*chosen: Sequence[Spot], end: int | None = None) -> tuple[int, float]:
@@ -163,24 +162,25 @@ def place(rooms: Rooms) -> tuple[dict[Spot, tuple[float, int, float]], dict[tupl
         left = 0.0
         for spot, share in zip(row, shares, strict=True):
             width = 0.94 * share / sum(shares)
-            places[spot] = (0.03 + left + width / 2, y, min(width - 0.03, 0.5))
+            widest = 0.5 if len(str(spot)) < 30 else 0.9
+            places[spot] = (0.03 + left + width / 2, y, min(width - 0.03, widest))
             left += width
     return places, ways
 
 
-def describe(drawn: Mapping[str, Rooms]) -> str:
-    """The arrows as text, one room a line."""
+def describe(drawn: Mapping[str, Imports]) -> str:
+    """The arrows as text, one part a line."""
     lines = [
-        f"{folder}/{room} -> {', '.join(sorted(others)) or '(nothing)'}"
-        for folder, rooms in drawn.items()
-        for room, others in sorted(rooms.items())
+        f"{folder}/{part} -> {', '.join(sorted(others)) or '(nothing)'}"
+        for folder, parts in drawn.items()
+        for part, others in sorted(parts.items())
     ]
     return "\n".join(lines)
 
 
-def read_package() -> dict[str, Rooms]:
+def read_package() -> dict[str, Imports]:
     """What is drawn: the arrows of each folder of ``CAPTIONS``, without the implied ones."""
-    return {folder: remove_implied(find_rooms(ROOT / folder)) for folder in CAPTIONS}
+    return {folder: remove_implied(find_imports(ROOT / folder)) for folder in CAPTIONS}
 
 
 def read_drawing(path: Path = DRAWING) -> str:
@@ -189,25 +189,25 @@ def read_drawing(path: Path = DRAWING) -> str:
         return str(image.info["Description"])
 
 
-def draw(drawn: Mapping[str, Rooms], path: Path) -> None:
-    """Draw folders side by side, the second one as a look into a room of the first."""
+def draw(drawn: Mapping[str, Imports], path: Path) -> None:
+    """Draw folders side by side; a part whose folder is drawn as well has that drawing's colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), dpi=110)
     axes = figure.subplots(1, len(drawn), gridspec_kw={"wspace": 0.04, "width_ratios": [1.15, 1]})
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
-    for axis, (folder, rooms) in zip(axes, drawn.items(), strict=True):
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.01)
+    for axis, (folder, parts) in zip(axes, drawn.items(), strict=True):
         opened = {Path(other).name for other in drawn if str(Path(other).parent) == folder}
-        _draw_folder(axis, folder, rooms, opened)
+        _draw_folder(axis, folder, parts, opened)
     figure.savefig(path, metadata={"Description": describe(drawn), "Software": ""})
 
 
-def _draw_folder(axis: Any, folder: str, rooms: Rooms, opened: set[str]) -> None:
+def _draw_folder(axis: Any, folder: str, parts: Imports, opened: set[str]) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    places, ways = place(rooms)
+    places, ways = place(parts)
     count = 1 + max(y for _, y, _ in places.values())
-    axis.set(xlim=(0, 1), ylim=(-0.5, count - 0.15))
+    axis.set(xlim=(-0.005, 1.005), ylim=(-0.55, count - 0.45))
     axis.axis("off")
 
     def add_box(x: float, y: float, width: float, height: float, **colours: str) -> None:
@@ -215,13 +215,14 @@ def _draw_folder(axis: Any, folder: str, rooms: Rooms, opened: set[str]) -> None
         corner = (x - width / 2, y - height / 2)
         axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, mutation_aspect=count, **colours))
 
-    add_box(0.5, (count - 1) / 2, 1.0, count - 0.2, facecolor=OPEN if "/" in folder else "#f4f6f8", edgecolor="#c8ced6")
-    axis.text(0.01, count - 0.52, f"{folder}/", fontsize=13, weight="bold", color=INK, va="bottom")
-    for room in rooms:
-        x, y, width = places[room]
-        add_box(x, y, width, HEIGHT, facecolor=OPEN if room in opened else "white", edgecolor=PALE)
-        axis.text(x, y + 0.07, room, ha="center", va="center", fontsize=11, weight="bold", color=INK)
-        axis.text(x, y - 0.11, CAPTIONS[folder].get(room, ""), ha="center", va="center", fontsize=7.5, color=PALE)
+    add_box(0.5, (count - 1) / 2, 1.0, count, facecolor=OPEN if "/" in folder else "#f4f6f8", edgecolor="#c8ced6")
+    axis.set_title(f"{folder}/", loc="left", fontsize=13, weight="bold", color=INK)
+    for part in parts:
+        x, y, width = places[part]
+        add_box(x, y, width, HEIGHT, facecolor=OPEN if part in opened else "white", edgecolor=PALE)
+        caption = CAPTIONS[folder].get(FILES if ", " in part else part, "")
+        axis.text(x, y + 0.07, part, ha="center", va="center", fontsize=11, weight="bold", color=INK)
+        axis.text(x, y - 0.11, caption, ha="center", va="center", fontsize=7.5, color=PALE)
     for way in ways.values():
         _draw_arrow(axis, way, places, ways)
 
@@ -231,9 +232,9 @@ def _draw_arrow(axis: Any, way: list[Spot], places: Mapping[Spot, tuple[float, i
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
 
-    def port(room: Spot, neighbour: Spot, neighbours: list[Spot]) -> float:
+    def port(part: Spot, neighbour: Spot, neighbours: list[Spot]) -> float:
         """Where an arrow joins a box: all arrows of one side are spread over it in the order of their other ends."""
-        x, _, width = places[room]
+        x, _, width = places[part]
         ordered = sorted(neighbours, key=lambda spot: places[spot][0])
         return x + 0.8 * width * ((ordered.index(neighbour) + 0.5) / len(ordered) - 0.5)
 
