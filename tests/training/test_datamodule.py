@@ -144,7 +144,7 @@ def test_classes_before_setup():
 
 def test_workers_and_cache_do_not_change_the_run(tmp_path):
     traces = {}
-    for workers, cache_gib in ((0, 0.0), (1, 0.0), (2, 0.0), (0, 0.1), (1, 0.1), (2, 0.1)):
+    for workers, cache_gib in ((0, 0.0), (1, 0.0), (2, 0.0), (0, 0.1), (2, 0.1)):
         model = Recorder()
         data = module(num_workers=workers, cache_gib=cache_gib, augmentation={"recolor": 0.5, "flip": True})
         trainer(tmp_path, max_epochs=2).fit(model, data)
@@ -167,9 +167,11 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_resuming_from_any_checkpoint_continues_the_trace(tmp_path, schedule):
     options = SCHEDULES[schedule]
+    # All positions once; with the other schedules some in mid-epoch, all ends and all after a validation.
+    every = {"epochs": 1, "accumulation": 2}.get(schedule, 3)
     keep_all = {"save_top_k": -1, "filename": "{epoch}-{step}"}
     callbacks = [
-        ModelCheckpoint(dirpath=tmp_path / "step", every_n_train_steps=1, **keep_all),
+        ModelCheckpoint(dirpath=tmp_path / "step", every_n_train_steps=every, **keep_all),
         ModelCheckpoint(dirpath=tmp_path / "val", monitor="val/miou", **keep_all),
         ModelCheckpoint(dirpath=tmp_path / "end", every_n_epochs=1, save_on_train_epoch_end=True, **keep_all),
     ]
@@ -188,7 +190,7 @@ def test_resuming_from_any_checkpoint_continues_the_trace(tmp_path, schedule):
         per_epoch = options.get("limit_train_batches", 6)
         expected = divmod(state["epoch"] * per_epoch + state["batches"], per_epoch)
         assert first == expected or not resumed.trace
-    assert len(set(lengths)) >= 8
+    assert len(set(lengths)) >= (8 if every == 1 else 4)
 
 
 def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
@@ -196,7 +198,7 @@ def test_resuming_with_workers_drops_what_they_fetched_ahead(tmp_path):
     model, keep = Recorder(), ModelCheckpoint(dirpath=folder, every_n_train_steps=4, save_top_k=-1)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[keep], enable_checkpointing=True)
     runner.fit(model, module(num_workers=2))
-    for workers, cache_gib in ((2, 0.0), (2, 0.1), (1, 0.1), (0, 0.0)):  # whatever the first run had
+    for workers, cache_gib in ((2, 0.0), (1, 0.1), (0, 0.0)):  # whatever the first run had
         resumed, data = Recorder(), module(num_workers=workers, cache_gib=cache_gib)
         trainer(tmp_path, max_epochs=2).fit(resumed, data, ckpt_path=folder / "epoch=0-step=4.ckpt")
         assert resumed.trace == model.trace[4:]
@@ -483,8 +485,9 @@ def test_a_cached_folder_is_read_once(tmp_path, workers):
             assert torch.equal(batch.images, again.images) and torch.equal(batch.masks, again.masks)
             assert batch.sizes == again.sizes and len(batch.native_masks) == len(again.native_masks)
             assert all(torch.equal(a, b) for a, b in zip(batch.native_masks, again.native_masks, strict=True))
+    # Not by workers: the error would keep them, and joining them later takes ten seconds.
     with pytest.raises(DataError, match="cannot read"):
-        list(plain.val_dataloader())
+        list(module(**(kwargs | {"num_workers": 0})).val_dataloader())
 
 
 def test_the_cache_limit_is_for_train_and_val_together():

@@ -108,9 +108,9 @@ def test_workers_read_the_cache_not_the_files(workers, masks):
         assert one.sizes == other.sizes
 
 
-@pytest.mark.slow  # two interpreters start and import everything
-def test_spawned_workers_share_one_copy():
-    """What is written here after they have started is seen there."""
+@pytest.mark.slow  # an interpreter starts and imports everything
+def test_a_spawned_worker_shares_the_one_copy():
+    """What is written here after it has started is seen there."""
     data = Gone()
     transform = EvalTransform(16, mean=(0, 0, 0), std=(1, 1, 1))
     cache = cached(data, 16)
@@ -119,7 +119,7 @@ def test_spawned_workers_share_one_copy():
     loader = DataLoader(
         EvalItems(data, transform, cache),
         batch_size=1,
-        num_workers=2,
+        num_workers=1,
         multiprocessing_context="spawn",
         persistent_workers=True,
         collate_fn=collate,
