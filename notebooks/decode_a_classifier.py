@@ -129,7 +129,7 @@ model = HeatmapSegmenter(
     "timm/resnet10t",
     classes=len(scenes.classes),
     encoder_kwargs={"channels": [16, 32, 64, 128]},
-    read_out="layer1",
+    decoder_kwargs={"read_out": "layer1"},
 )
 loss_function = SegmentationLoss()
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -135,7 +135,7 @@ def ours(
     if within_budget:
         schedule["memory_budget"] = case.memory_budget
     options = {"composite": "epsilon", "composite_kwargs": {"epsilon": 0.0}, "schedule": schedule}
-    return segmenter(case, published, tie_weights=tie_weights, **options)
+    return segmenter(case, published, decoder_kwargs={**options, "tie_weights": tie_weights})
 
 
 def plain_classifier(case: Case) -> nn.Module:

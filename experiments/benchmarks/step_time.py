@@ -28,11 +28,12 @@ READ_OUT = ["conv1.5", "layer1", "layer2", "layer4"]
 
 def contenders(classes: int) -> dict[str, torch.nn.Module]:
     """The models, by the name that is printed."""
-    heatmap = {**ENCODER, "classes": classes, "read_out": READ_OUT, "compress": 2.0}
+    untied, tied = ({"read_out": READ_OUT, "tie_weights": tie_weights} for tie_weights in (False, True))
+    heatmap = {**ENCODER, "classes": classes, "compress": 2.0}
     return {
         "classifier": create_model("classifier", **ENCODER, classes=classes),
-        "heatmap, untied": create_model("heatmap", **heatmap, tie_weights=False),
-        "heatmap, tied": create_model("heatmap", **heatmap, tie_weights=True),
+        "heatmap, untied": create_model("heatmap", **heatmap, decoder_kwargs=untied),
+        "heatmap, tied": create_model("heatmap", **heatmap, decoder_kwargs=tied),
         "multi-task U-Net": create_model("multitask_unet", **ENCODER, classes=classes),
     }
 

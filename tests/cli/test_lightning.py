@@ -19,7 +19,7 @@ from tw_seg.training.run_directory import WholeCheckpointIO
 
 CONFIG = {
     "seed_everything": 3,
-    "model": {**ENCODER, "model": "heatmap", "model_kwargs": {"read_out": "layer3"}},
+    "model": {**ENCODER, "model": "heatmap", "model_kwargs": {"decoder_kwargs": {"read_out": "layer3"}}},
     "data": {
         "dataset_kwargs": {"size": 32},
         "split_kwargs": {split: {"length": 4} for split in ("val", "test", "predict")} | {"train": {"length": 16}},
@@ -136,7 +136,7 @@ def test_one_key_of_a_dictionary_can_be_set_alone():
     )
     assert len(cli.datamodule.train_dataloader().dataset) == 14
     assert len(cli.datamodule.val_dataloader().dataset) == 4
-    assert cli.model.hparams["model_kwargs"] == {"read_out": "layer3", "scale": 2}
+    assert cli.model.hparams["model_kwargs"] == {"decoder_kwargs": {"read_out": "layer3"}, "scale": 2}
 
 
 def test_one_seed_for_everything_but_the_label_budget():

@@ -125,7 +125,14 @@ def test_decoder_of_vgg() -> None:
     ("options", "training"),
     [
         ({}, False),
-        ({"background": "constant", "read_out": ["layer3", "layer1"], "compress": 0.5, "tie_weights": False}, True),
+        (
+            {
+                "background": "constant",
+                "compress": 0.5,
+                "decoder_kwargs": {"read_out": ["layer3", "layer1"], "tie_weights": False},
+            },
+            True,
+        ),
     ],
     ids=str,
 )

@@ -27,14 +27,14 @@ from tw_seg.types import Batch, SegOutput
 
 STEPS: list[dict[str, Any]] = [
     {},
-    {"tie_weights": False},
-    {"schedule": {"recompute": True}},
-    {"schedule": {"chunk_size": 3}},
-    {"schedule": {"chunk_size": 1, "recompute": True}, "seed": "contrastive"},
-    {"background": "constant", "composite": "epsilon_flat"},
-    {"composite": "epsilon_plus", "read_out": ["layer3", "input"], "compress": 0.5},
+    {"decoder_kwargs": {"tie_weights": False}},
+    {"decoder_kwargs": {"schedule": {"recompute": True}}},
+    {"decoder_kwargs": {"schedule": {"chunk_size": 3}}},
+    {"decoder_kwargs": {"schedule": {"chunk_size": 1, "recompute": True}, "seed": "contrastive"}},
+    {"background": "constant", "decoder_kwargs": {"composite": "epsilon_flat"}},
+    {"compress": 0.5, "decoder_kwargs": {"composite": "epsilon_plus", "read_out": ["layer3", "input"]}},
 ]
-RECOMPUTED: list[dict[str, Any]] = [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}]
+SCHEDULES: list[dict[str, Any]] = [{}, {"recompute": True}, {"gradient_threshold": 0.0}]
 CLASSES = ENCODER["classes"]
 
 
@@ -130,7 +130,7 @@ def test_copies_are_seen_here(send: Any) -> None:
     assert calls.across()
 
 
-@pytest.mark.parametrize("options", [*STEPS, {"schedule": {"gradient_threshold": 0.0}}], ids=str)
+@pytest.mark.parametrize("options", [*STEPS, {"decoder_kwargs": {"schedule": {"gradient_threshold": 0.0}}}], ids=str)
 def test_the_forward_pass_neither_waits_nor_copies(options: dict[str, Any]) -> None:
     """A model that trains in two phases looks at the gradients once, in the backward pass."""
     model = HeatmapSegmenter(**{**ENCODER, **options}).train()
@@ -144,7 +144,7 @@ def test_the_forward_pass_neither_waits_nor_copies(options: dict[str, Any]) -> N
 @pytest.mark.parametrize("classes", [torch.tensor([2, 0, 3]), [1], (1, 2, 3)], ids=str)
 def test_chosen_classes_on_the_device_are_not_waited_for(classes: Any, background: str) -> None:
     """Of classes given as numbers, a run is counted on the device."""
-    model = HeatmapSegmenter(**ENCODER, background=background, schedule={"chunk_size": 1}).train()
+    model = HeatmapSegmenter(**ENCODER, background=background, decoder_kwargs={"schedule": {"chunk_size": 1}}).train()
     with FakeTensorMode(), Calls() as calls:
         chosen = torch.empty(3, dtype=torch.int64, device="cuda") if isinstance(classes, Tensor) else classes
         batch = batch_on("cuda")
@@ -230,13 +230,12 @@ def test_bfloat16_costs_no_more_than_in_double_backpropagation(name: str) -> Non
 
 
 @pytest.mark.parametrize(("training", "bound"), [(False, 0.02), (True, 0.06)])
-@pytest.mark.parametrize(
-    "options", [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}], ids=str
-)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("tie_weights", [True, False])
-def test_bfloat16_gradients(tie_weights: bool, options: dict[str, Any], training: bool, bound: float) -> None:
+def test_bfloat16_gradients(tie_weights: bool, schedule: dict[str, Any], training: bool, bound: float) -> None:
     """Batch statistics of few random images lose more: the classifier alone as much."""
-    model, example = segmenter("small", tie_weights=tie_weights, **options).train(training), batch()
+    kwargs = {"tie_weights": tie_weights, "schedule": schedule}
+    model, example = segmenter("small", decoder_kwargs=kwargs).train(training), batch()
     twin = copy.deepcopy(model)
     found, expected = parameter_gradients(model, example, torch.bfloat16), parameter_gradients(twin, example)
     assert all(g.isfinite().all() and g.dtype == torch.float32 for g in found)
@@ -244,12 +243,10 @@ def test_bfloat16_gradients(tie_weights: bool, options: dict[str, Any], training
     assert direction < bound and length < 0.05
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"schedule": {"recompute": True}}, {"schedule": {"gradient_threshold": 0.0}}], ids=str
-)
-def test_gradient_scaler(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_gradient_scaler(schedule: dict[str, Any]) -> None:
     """A scaled step is the plain one; one whose gradients overflow is left out."""
-    model, example = segmenter("small", **options), batch()
+    model, example = segmenter("small", decoder_kwargs={"schedule": schedule}), batch()
     plain, before = copy.deepcopy(model), [p.detach().clone() for p in model.parameters()]
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     for one in (model, plain):
@@ -294,9 +291,9 @@ def convolution_weights(model: nn.Module) -> Iterator[Tensor]:
     ("name", "options"),
     [
         ("small", {}),
-        ("small", {"tie_weights": False}),
-        ("small", {"schedule": {"gradient_threshold": 0.0}}),
-        ("small", {"schedule": {"chunk_size": 1}}),
+        ("small", {"decoder_kwargs": {"tie_weights": False}}),
+        ("small", {"decoder_kwargs": {"schedule": {"gradient_threshold": 0.0}}}),
+        ("small", {"decoder_kwargs": {"schedule": {"chunk_size": 1}}}),
         pytest.param("resnet18", {}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -320,7 +317,11 @@ def _far(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("samples", [None, torch.tensor([2, 0])], ids=str)
-@pytest.mark.parametrize("options", [{}, {"composite": "epsilon_plus"}, {"schedule": {"chunk_size": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"decoder_kwargs": {"composite": "epsilon_plus"}}, {"decoder_kwargs": {"schedule": {"chunk_size": 1}}}],
+    ids=str,
+)
 def test_coefficients_reach_convolutions_channels_last(
     options: dict[str, Any], samples: Tensor | None, layout: torch.memory_format
 ) -> None:

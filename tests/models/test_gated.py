@@ -25,10 +25,10 @@ from tw_seg.types import IGNORE_INDEX, Batch
 K = 4
 KINDS: list[dict[str, Any]] = [
     {},
-    {"read_out": ["layer3", "input"], "compress": 0.5, "tie_weights": False},
-    {"read_out": "layer2", "background": "constant", "composite": "epsilon_plus"},
-    {"schedule": {"chunk_size": 2, "recompute": True}, "seed": "contrastive"},
-    {"schedule": {"memory_budget": 1e-4, "gradient_threshold": 0.0}},
+    {"compress": 0.5, "decoder_kwargs": {"read_out": ["layer3", "input"], "tie_weights": False}},
+    {"background": "constant", "decoder_kwargs": {"read_out": "layer2", "composite": "epsilon_plus"}},
+    {"decoder_kwargs": {"schedule": {"chunk_size": 2, "recompute": True}, "seed": "contrastive"}},
+    {"decoder_kwargs": {"schedule": {"memory_budget": 1e-4, "gradient_threshold": 0.0}}},
 ]
 
 
@@ -129,7 +129,7 @@ def test_an_image_where_nothing_passes_is_background(
 
 @pytest.mark.parametrize("background", ["class", "constant"])
 def test_pairs_in_any_order(images: Tensor, background: str) -> None:
-    model = create(background=background, read_out=["layer3", "layer1"])
+    model = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]})
     samples, classes = torch.tensor([4, 0, 4, 2, 0]), torch.tensor([0, 3, 1, 0, 3])
     tape, logits = model.record(images)
     expected = model(images)
@@ -142,7 +142,7 @@ def test_pairs_in_any_order(images: Tensor, background: str) -> None:
 
 
 def test_pairs_carry_the_gradient_of_the_full_decode(images: Tensor) -> None:
-    model = create(read_out="layer2")
+    model = create(decoder_kwargs={"read_out": "layer2"})
     samples, classes = torch.tensor([1, 1, 3]), torch.tensor([0, 2, 2])
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights = torch.randn(3, 33, 47, dtype=torch.float64)
@@ -157,14 +157,14 @@ def test_pairs_carry_the_gradient_of_the_full_decode(images: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_finite(images: Tensor, dtype: torch.dtype) -> None:
-    model = create(read_out="layer3").to(dtype)
+    model = create(decoder_kwargs={"read_out": "layer3"}).to(dtype)
     output = GatedSegmenter(model, 0.5)(images.to(dtype))
     assert output.mask_logits.isfinite().all()
     assert output.mask_logits.argmax(1).max() < K
 
 
 def test_autocast_and_inference_mode(images: Tensor) -> None:
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     gate = middle_gate(model, images)
     exact = GatedSegmenter(model, gate)(images)
     with torch.inference_mode():
@@ -261,7 +261,7 @@ def brute_force(model: HeatmapSegmenter, data: Sequence[Batch], gate: float) -> 
 
 
 def test_calibration_finds_what_brute_force_finds() -> None:
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     data = batches(model)
     scores = [brute_force(model, data, gate) for gate in GATES]
     changes = [abs(miou - scores[0][0]) for miou, _ in scores]
@@ -281,7 +281,7 @@ def test_calibration_finds_what_brute_force_finds() -> None:
 
 
 def test_the_gate_is_set_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    gated = GatedSegmenter(create(read_out="layer3"))
+    gated = GatedSegmenter(create(decoder_kwargs={"read_out": "layer3"}))
     data = batches(gated.model)
     with caplog.at_level(logging.INFO, logger="tw_seg"):
         report = gated.calibrate(iter(data), tolerance=0.01)
@@ -293,7 +293,7 @@ def test_the_gate_is_set_and_said(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_gate_may_not_improve_the_masks_behind_ones_back() -> None:
     """A change is a change: a wrong class removed too."""
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     data = [
         batch._replace(native_masks=tuple(torch.zeros_like(m) for m in batch.native_masks)) for batch in batches(model)
     ]
@@ -304,7 +304,7 @@ def test_a_gate_may_not_improve_the_masks_behind_ones_back() -> None:
 
 
 def test_confusions_of_an_image_are_those_of_sklearn(images: Tensor) -> None:
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     output = model(images)
     gates = output.logits[0].detach().sigmoid().sort().values
     gates = torch.cat([gates - 1e-9, gates, gates + 1e-9, torch.tensor([0.0, 1.0])])
@@ -339,14 +339,14 @@ def unlabelled(batch: Batch) -> Batch:
 
 
 def test_batches_without_masks_count_for_nothing() -> None:
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     data = batches(model)
     assert calibrate_gate(model, [unlabelled(data[1]), *data]) == calibrate_gate(model, data)
 
 
 @pytest.mark.parametrize("kind", ["empty", "unlabelled", "ignored"])
 def test_without_labelled_pixels_there_is_no_gate(kind: str) -> None:
-    gated = GatedSegmenter(create(read_out="layer3"))
+    gated = GatedSegmenter(create(decoder_kwargs={"read_out": "layer3"}))
     (batch,) = batches(gated.model, count=1)
     ignored = batch._replace(native_masks=tuple(torch.full_like(m, IGNORE_INDEX) for m in batch.native_masks))
     data = {"empty": [], "unlabelled": [unlabelled(batch)], "ignored": [ignored]}[kind]
@@ -356,7 +356,7 @@ def test_without_labelled_pixels_there_is_no_gate(kind: str) -> None:
 
 
 def test_wrong_calibration_data_is_named() -> None:
-    model = create(read_out="layer3")
+    model = create(decoder_kwargs={"read_out": "layer3"})
     (batch,) = batches(model, count=1)
     with pytest.raises(InputError, match=r"class ids 0..3.*9"):
         calibrate_gate(model, [batch._replace(native_masks=tuple(m.clamp_min(9) for m in batch.native_masks))])

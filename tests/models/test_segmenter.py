@@ -25,17 +25,25 @@ class TestTied(ModelContract):
 
 class TestUntiedAtSeveralDepths(ModelContract):
     model_class = HeatmapSegmenter
-    arguments = {**ENCODER, "tie_weights": False, "read_out": PLACES, "compress": 0.5, "schedule": {"chunk_size": 3}}
+    arguments = {
+        **ENCODER,
+        "compress": 0.5,
+        "decoder_kwargs": {"tie_weights": False, "read_out": PLACES, "schedule": {"chunk_size": 3}},
+    }
 
 
 class TestWithinAMemoryBudget(ModelContract):
     model_class = HeatmapSegmenter
-    arguments = {**ENCODER, "read_out": ["layer3", "layer1"], "schedule": {"memory_budget": 1e-4}}
+    arguments = {**ENCODER, "decoder_kwargs": {"read_out": ["layer3", "layer1"], "schedule": {"memory_budget": 1e-4}}}
 
 
 class TestConstantBackground(ModelContract):
     model_class = HeatmapSegmenter
-    arguments = {**ENCODER, "background": "constant", "composite": "epsilon_flat", "schedule": {"recompute": True}}
+    arguments = {
+        **ENCODER,
+        "background": "constant",
+        "decoder_kwargs": {"composite": "epsilon_flat", "schedule": {"recompute": True}},
+    }
     exports = True
 
     def create_classifier(self) -> nn.Module:
@@ -50,7 +58,7 @@ class TestVisionTransformer(ModelContract):
         "encoder_name": "timm/vit_tiny_patch16_224",
         "classes": 4,
         "encoder_kwargs": {"img_size": 48, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
-        "read_out": ["blocks.0", "input"],
+        "decoder_kwargs": {"read_out": ["blocks.0", "input"]},
     }
     size = (48, 48)
     any_size = False
@@ -84,7 +92,7 @@ def by_hand(model: HeatmapSegmenter, heatmap: Tensor, depth: int, compress: floa
 @pytest.mark.parametrize("compress", [None, 0.3])
 @pytest.mark.parametrize("read_out", ["input", "layer3"])
 def test_mask_logits_are_scaled_heatmaps(images: Tensor, read_out: str, compress: float | None) -> None:
-    model = create(read_out=read_out, compress=compress)
+    model = create(compress=compress, decoder_kwargs={"read_out": read_out})
     output = model(images)
     decoded = HeatmapDecoder(model.classifier, read_out=read_out)(images)
     expected = by_hand(model, decoded.heatmaps, 0, compress) + model.offset[:, None, None]
@@ -94,7 +102,7 @@ def test_mask_logits_are_scaled_heatmaps(images: Tensor, read_out: str, compress
 
 @pytest.mark.parametrize("compress", [None, 0.3])
 def test_several_read_outs_add_up(images: Tensor, compress: float | None) -> None:
-    model = create(read_out=PLACES, compress=compress)
+    model = create(compress=compress, decoder_kwargs={"read_out": PLACES})
     output, decoded = model(images), model.decoder(images)
     maps = [by_hand(model, heatmap, d, compress) for d, heatmap in enumerate(decoded.readouts)]
     offset = model.offset[:, None, None]
@@ -142,7 +150,7 @@ def test_wrong_classes_are_named_as_given(images: Tensor, background: str, class
 
 
 def test_parameters_are_the_classifiers_and_scale_and_offset() -> None:
-    tied, untied = create(), create(tie_weights=False)
+    tied, untied = create(), create(decoder_kwargs={"tie_weights": False})
     count = sum(p.numel() for p in create_classifier(**ENCODER).parameters())
     assert sum(p.numel() for p in tied.parameters()) == count + 1 + 4
     assert {n for n, _ in tied.named_parameters() if not n.startswith("decoder.classifier.")} == {
@@ -156,10 +164,10 @@ def test_parameters_are_the_classifiers_and_scale_and_offset() -> None:
 
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_a_warm_start_reaches_the_decoder(images: Tensor, tie_weights: bool) -> None:
-    model = create(tie_weights=tie_weights)
+    model = create(decoder_kwargs={"tie_weights": tie_weights})
     state = randomise(create_classifier(**ENCODER)).double().state_dict()
     model.load_classifier_state(state)
-    other = create(tie_weights=True)
+    other = create(decoder_kwargs={"tie_weights": True})
     other.load_classifier_state(state)
     close(model(images).mask_logits, other(images).mask_logits)
 
@@ -181,7 +189,7 @@ def test_tied_and_untied_learn_apart(images: Tensor) -> None:
     results = []
     for tie_weights in (True, False):
         torch.manual_seed(0)
-        model = create(tie_weights=tie_weights)
+        model = create(decoder_kwargs={"tie_weights": tie_weights})
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         model(images).mask_logits.square().mean().backward()
         optimizer.step()
@@ -200,7 +208,7 @@ def test_scale_and_offset_can_be_fixed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(images: Tensor, dtype: torch.dtype) -> None:
-    model = create(read_out=PLACES)
+    model = create(decoder_kwargs={"read_out": PLACES})
     exact = model(images).mask_logits
     output = copy.deepcopy(model).to(dtype)(images.to(dtype))
     assert output.logits.isfinite().all() and output.mask_logits.isfinite().all()
@@ -252,7 +260,10 @@ NO_RULES = [Sort]
 @pytest.mark.parametrize("custom_rules", ["tests.models.test_segmenter:OWN_RULES", OWN_RULES])
 def test_own_rules_by_name_or_as_they_are(custom_rules) -> None:
     model = HeatmapSegmenter(
-        "tests.models.test_segmenter:SortedInAModule", classes=4, custom_rules=custom_rules, learn_scale=False
+        "tests.models.test_segmenter:SortedInAModule",
+        classes=4,
+        learn_scale=False,
+        decoder_kwargs={"custom_rules": custom_rules},
     ).double()
     images = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     weight = model.classifier.head.weight
@@ -270,24 +281,27 @@ def test_own_rules_by_name_or_as_they_are(custom_rules) -> None:
 )
 def test_own_rules_that_are_not_there(place: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        HeatmapSegmenter("tests.models.test_segmenter:SortedInAModule", classes=4, custom_rules=place)
+        HeatmapSegmenter(
+            "tests.models.test_segmenter:SortedInAModule", classes=4, decoder_kwargs={"custom_rules": place}
+        )
 
 
 def test_seed_and_fractions_reach_the_decoder(images: Tensor) -> None:
-    model = create(seed="contrastive", read_out=[1.0, 0.5])
+    model = create(decoder_kwargs={"seed": "contrastive", "read_out": [1.0, 0.5]})
     decoder = HeatmapDecoder(model.classifier, seed="contrastive", read_out=[1.0, 0.5])
     for found, expected in zip(model.decoder(images).readouts, decoder(images).readouts, strict=True):
         close(found, expected)
     logit = HeatmapDecoder(model.classifier, read_out=[1.0, 0.5])
     assert not torch.allclose(model.decoder(images).heatmaps, logit(images).heatmaps)
-    assert len(model.log_scale) == 2 and create(read_out=0.5).decoder.read_out == (0.5,)
+    assert len(model.log_scale) == 2 and create(decoder_kwargs={"read_out": 0.5}).decoder.read_out == (0.5,)
 
 
 @pytest.mark.parametrize(
     "schedule", [{"memory_budget": 1e-4}, {"gradient_threshold": 0.0}, {"chunk_size": 3, "gradient_threshold": 0.0}]
 )
 def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, schedule: dict[str, Any]) -> None:
-    plain, lean = create(read_out=["layer3", "layer1"]), create(read_out=["layer3", "layer1"], schedule=schedule)
+    kwargs = {"read_out": ["layer3", "layer1"]}
+    plain, lean = create(decoder_kwargs=kwargs), create(decoder_kwargs={**kwargs, "schedule": schedule})
     lean.load_state_dict(plain.state_dict())
     assert lean.decoder.schedule == Schedule(**schedule)
     outputs = [model(images, samples=torch.tensor([0, 2])) for model in (plain, lean)]
@@ -307,9 +321,12 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
         ({"background": "none"}, InputError, "background must be 'class' or 'constant', got 'none'"),
         ({"scale": 0.0}, InputError, "scale must be positive"),
         ({"compress": -1.0}, InputError, "compress must be positive"),
-        ({"schedule": {"chunk_size": 0}}, InputError, "chunk_size"),
-        ({"read_out": "layer9"}, InputError, "read_out 'layer9'"),
-        ({"composite": "nothing"}, InputError, "unknown composite"),
+        ({"decoder_kwargs": {"schedule": {"chunk_size": 0}}}, InputError, "chunk_size"),
+        ({"decoder_kwargs": {"depth": 1, "scale": 2}}, InputError, "composite, .*schedule, not 'depth', 'scale'"),
+        ({"decoder_kwargs": {"tie_weights": "false"}}, InputError, "must be true or false, got 'false'"),
+        ({"decoder_kwargs": ["layer3"]}, InputError, "decoder_kwargs must be a mapping of composite.*got list"),
+        ({"decoder_kwargs": {"read_out": "layer9"}}, InputError, "read_out 'layer9'"),
+        ({"decoder_kwargs": {"composite": "nothing"}}, InputError, "unknown composite"),
         ({"encoder_name": "tests.models.test_segmenter:Sorted", "encoder_kwargs": None}, UnsupportedOpError, "sort"),
     ],
 )

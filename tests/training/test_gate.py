@@ -22,9 +22,11 @@ from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, pass
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
 
+READ_OUT = {"decoder_kwargs": {"read_out": "layer3"}}
+
 
 def create(gate_tolerance: float | None = None, **kwargs: Any) -> SegmentationTask:
-    task = make_task("heatmap", model_kwargs={"read_out": "layer3"}, gate_tolerance=gate_tolerance, **kwargs).eval()
+    task = make_task("heatmap", model_kwargs=READ_OUT, gate_tolerance=gate_tolerance, **kwargs).eval()
     with torch.no_grad():
         task.model.offset.copy_(torch.tensor([-1.0, 0.0, 1.0]))  # without a gate an object wins
     return task

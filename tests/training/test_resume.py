@@ -19,7 +19,7 @@ seed_everything: 5
 model:
   encoder_name: timm/resnet10t
   encoder_kwargs: {channels: [4, 4, 8, 8], stem_width: 4, drop_rate: 0.3}  # dropout draws in every step
-  model_kwargs: {read_out: layer3}
+  model_kwargs: {decoder_kwargs: {read_out: layer3}}
   warmup_steps: 2
 data:
   dataset_kwargs: {size: 32}

@@ -27,7 +27,7 @@ def fit(task, folder, data=None, **kwargs):
 
 @pytest.mark.parametrize("model", ["stub", "heatmap", "unet", "multitask_unet", "classifier"])
 def test_a_checkpoint_is_names_numbers_and_weights(model, tmp_path):
-    kwargs = {"read_out": ["layer4", "layer3"]} if model == "heatmap" else {}
+    kwargs = {"decoder_kwargs": {"read_out": ["layer4", "layer3"]}} if model == "heatmap" else {}
     task = make_task(model, model_kwargs=kwargs, lr=0.1)
     trainer = fit(task, tmp_path, data=TinyData([make_batch(2, size=32)], [make_batch(4, size=32)]))
     path = tmp_path / "task.ckpt"

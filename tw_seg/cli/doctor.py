@@ -19,7 +19,7 @@ from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.composite import COMPOSITES
 from tw_seg.lrp.conservation.diagnose import report
 from tw_seg.models.backbones import create_classifier
-from tw_seg.models.segmenter import load_custom_rules
+from tw_seg.models.segmenter import import_custom_rules
 
 _DESCRIPTION = f"""tw-seg doctor: {COMMANDS["doctor"].summary}. It decodes a few images in evaluation
 mode and prints a line for each call from the logits to the read-out: its rule, the relevance at its output and its
@@ -65,7 +65,7 @@ def run_doctor(args: Sequence[str]) -> int:
         composite_kwargs=given.composite_kwargs,
         read_out=given.read_out,
         image_size=size,
-        custom_rules=load_custom_rules(given.custom_rules) if given.custom_rules else None,
+        custom_rules=import_custom_rules(given.custom_rules) if given.custom_rules else None,
     ).eval()
     found = report(decoder, images, _classes(given.classes, classifier, images))
     print(found.table())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,30 @@ from tw_seg.models.by_name import import_object
 from tw_seg.models.weights import find_head
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
+
+
+class DecoderKwargs(TypedDict, total=False):
+    """Arguments of the decoder that hyper-parameters hold, all by names and numbers.
+
+    Attributes:
+        composite: Preset of relevance rules, see :class:`tw_seg.lrp.HeatmapDecoder`, as for all.
+        composite_kwargs: Its numbers.
+        tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
+        read_out: Where heatmaps are read, one place or several: paths of modules or fractions of the depth.
+        seed: Coefficients at the logits.
+        custom_rules: Rules for operations that the package lacks, see ``docs/custom_rule.md``, or where such a mapping
+            is: ``"package.module:NAME"``.
+        schedule: What a decode may take in memory and time, such as ``{"memory_budget": 0.5}``, see
+            :class:`tw_seg.lrp.Schedule`.
+    """
+
+    composite: str
+    composite_kwargs: dict[str, Any] | None
+    tie_weights: bool
+    read_out: str | float | Sequence[str | float]
+    seed: str
+    custom_rules: str | CustomRules | None
+    schedule: Schedule | Mapping[str, Any] | None
 
 
 class HeatmapSegmenter(SegModel):
@@ -39,21 +63,13 @@ class HeatmapSegmenter(SegModel):
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Further arguments of the classifier.
-        composite: Preset of relevance rules, see :class:`tw_seg.lrp.HeatmapDecoder`.
-        composite_kwargs: Its numbers.
-        tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
-        read_out: Where heatmaps are read, one place or several: paths of modules or fractions of the depth.
-        seed: Coefficients at the logits, see :class:`tw_seg.lrp.HeatmapDecoder`.
-        custom_rules: Rules for operations that the package lacks, see ``docs/custom_rule.md``, or where such a mapping
-            is: ``"package.module:NAME"``, which hyper-parameters can hold.
+        decoder_kwargs: Arguments of the decoder by name, see :class:`DecoderKwargs`.
         background: ``"class"``: the background is a class of the classifier, with a heatmap of its own.
             ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
             learned offset and its image-level logit is 0.
         scale: Initial scale of each read-out.
         compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
-        schedule: What a decode may take in memory and time, by names and numbers such as ``{"memory_budget": 0.5}``,
-            see :class:`tw_seg.lrp.Schedule`.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
@@ -74,18 +90,12 @@ class HeatmapSegmenter(SegModel):
         *,
         in_channels: int = 3,
         classes: int,
-        encoder_kwargs: dict[str, Any] | None = None,
-        composite: str = "epsilon",
-        composite_kwargs: dict[str, Any] | None = None,
-        tie_weights: bool = True,
-        read_out: str | float | Sequence[str | float] = "input",
-        seed: str = "logit",
-        custom_rules: str | CustomRules | None = None,
+        encoder_kwargs: Mapping[str, Any] | None = None,
+        decoder_kwargs: DecoderKwargs | Mapping[str, Any] | None = None,
         background: str = "class",
         scale: float = 1.0,
         compress: float | None = None,
         learn_scale: bool = True,
-        schedule: Schedule | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
@@ -99,16 +109,8 @@ class HeatmapSegmenter(SegModel):
         self.background = background
         self.compress = compress
         outputs = classes - (background == "constant")
-        self.decoder = HeatmapDecoder(
-            self.create_classifier(encoder_weights, classes=outputs),
-            composite,
-            tie_weights=tie_weights,
-            composite_kwargs=composite_kwargs,
-            read_out=read_out,
-            seed=seed,
-            custom_rules=load_custom_rules(custom_rules) if isinstance(custom_rules, str) else custom_rules,
-            schedule=schedule,
-        )
+        classifier = self.create_classifier(encoder_weights, classes=outputs)
+        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs))
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
         self.offset = nn.Parameter(torch.zeros(classes), requires_grad=learn_scale)
@@ -119,26 +121,26 @@ class HeatmapSegmenter(SegModel):
         return self.decoder.classifier
 
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
-        decoded = self.decoder(images, self._outputs(classes), samples)
-        maps = [self._with_background(one, classes) for one in self._maps(decoded.readouts, images.shape[2:])]
+        decoded = self.decoder(images, self._find_columns(classes), samples)
+        maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, images.shape[2:])]
         offset = self.offset if self._are_all(classes) else self.offset[class_tensor(classes, images.device)]
         offset = offset[:, None, None]
         aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
         # In place: of the sum, or of the only map, nothing else is left.
-        return SegOutput(self._all_logits(decoded.logits), _total(maps).add_(offset), aux)
+        return SegOutput(self._insert_logit(decoded.logits), _add_up(maps).add_(offset), aux)
 
     def record(self, images: Tensor) -> tuple[Tape, Tensor]:
         self.check_images(images)
         tape = self.decoder.record(images)
-        return tape, self._all_logits(tape.logits)
+        return tape, self._insert_logit(tape.logits)
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
         check_pairs(samples, classes, self.num_classes)
         offset = self.offset[classes][:, None, None]
         if self.background == "class":
-            return self._pair_maps(tape, samples, classes) + offset
+            return self._decode_maps(tape, samples, classes) + offset
         objects = (classes != BACKGROUND).nonzero().flatten()
-        maps = self._pair_maps(tape, samples[objects], classes[objects] - 1)
+        maps = self._decode_maps(tape, samples[objects], classes[objects] - 1)
         return maps.new_zeros((len(classes), *maps.shape[1:])).index_copy(0, objects, maps) + offset
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
@@ -151,25 +153,27 @@ class HeatmapSegmenter(SegModel):
             InputError: Naming the keys that are missing, left over or of another shape.
         """
         if self.background == "constant":
-            state = _without_background(state, find_head(self.classifier, self.num_classes - 1), self.num_classes)
+            state = _drop_background(state, find_head(self.classifier, self.num_classes - 1), self.num_classes)
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
-    def _maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
+    def _make_maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
         """The heatmaps of each read-out as they add up to mask logits: normalised, scaled and resized."""
         scale = self.log_scale.exp()
-        return [resize_maps(_scaled(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)]
+        return [
+            resize_maps(_scale_heatmap(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)
+        ]
 
-    def _pair_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
+    def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
         """Maps (P, H, W) of pairs of a sample and a column of the classifier."""
         readouts = self.decoder.decode_pairs(tape, samples, outputs).readouts
-        return _total(self._maps(readouts, tape.images.shape[2:]))[:, 0]
+        return _add_up(self._make_maps(readouts, tape.images.shape[2:]))[:, 0]
 
-    def _all_logits(self, logits: Tensor) -> Tensor:
+    def _insert_logit(self, logits: Tensor) -> Tensor:
         """The classifier's logits as those of the K classes."""
         return logits if self.background == "class" else F.pad(logits, (1, 0))
 
-    def _outputs(self, wanted: tuple[int, ...] | Tensor) -> tuple[int, ...] | Tensor:
+    def _find_columns(self, wanted: tuple[int, ...] | Tensor) -> tuple[int, ...] | Tensor:
         """The classifier's columns for the wanted classes."""
         if self.background == "class":
             return wanted
@@ -177,7 +181,7 @@ class HeatmapSegmenter(SegModel):
             return (wanted - 1).clamp(min=0)
         return tuple(k - 1 for k in wanted if k != BACKGROUND)
 
-    def _with_background(self, maps: Tensor, wanted: tuple[int, ...] | Tensor) -> Tensor:
+    def _insert_background(self, maps: Tensor, wanted: tuple[int, ...] | Tensor) -> Tensor:
         """Insert the background's constant map where it was asked for."""
         if self.background == "class":
             return maps
@@ -190,8 +194,30 @@ class HeatmapSegmenter(SegModel):
         return torch.stack([zero if k == BACKGROUND else next(columns) for k in wanted], 1)
 
 
-def load_custom_rules(place: str) -> CustomRules:
-    """The mapping of own rules at ``"package.module:NAME"``.
+def read_decoder_kwargs(decoder_kwargs: DecoderKwargs | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check the names in ``decoder_kwargs``, and import custom rules that are given by name.
+
+    Raises:
+        InputError: For a name that the decoder does not know, or custom rules that cannot be imported.
+
+    Example:
+        >>> read_decoder_kwargs({"read_out": "layer3"})
+        {'read_out': 'layer3'}
+    """
+    known = DecoderKwargs.__annotations__
+    if not isinstance(decoder_kwargs, Mapping | None):
+        raise InputError(f"decoder_kwargs must be a mapping of {', '.join(known)}, got {type(decoder_kwargs).__name__}")
+    kwargs = dict(decoder_kwargs or {})
+    if unknown := sorted(kwargs.keys() - known):
+        raise InputError(f"decoder_kwargs knows {', '.join(known)}, not {', '.join(map(repr, unknown))}")
+    if not isinstance(kwargs.get("tie_weights", True), bool):  # a string would count as true
+        raise InputError(f"tie_weights of decoder_kwargs must be true or false, got {kwargs['tie_weights']!r}")
+    rules = kwargs.get("custom_rules")
+    return {**kwargs, "custom_rules": import_custom_rules(rules)} if isinstance(rules, str) else kwargs
+
+
+def import_custom_rules(place: str) -> CustomRules:
+    """Import the mapping of custom rules at ``"package.module:NAME"``.
 
     Raises:
         InputError: If there is none.
@@ -206,18 +232,18 @@ def load_custom_rules(place: str) -> CustomRules:
     return rules
 
 
-def _without_background(state: Mapping[str, Tensor], head: str, classes: int) -> dict[str, Tensor]:
+def _drop_background(state: Mapping[str, Tensor], head: str, classes: int) -> dict[str, Tensor]:
     """The state of a classifier of K classes without the background's row of its head."""
     own = (f"{head}.weight", f"{head}.bias")
     return {k: v[BACKGROUND + 1 :] if k in own and len(v) == classes else v for k, v in state.items()}
 
 
-def _total(maps: Sequence[Tensor]) -> Tensor:
+def _add_up(maps: Sequence[Tensor]) -> Tensor:
     """The sum over the read-outs."""
     return torch.stack(tuple(maps)).sum(0) if len(maps) > 1 else maps[0]
 
 
-def _scaled(heatmap: Tensor, scale: Tensor, compress: float | None) -> Tensor:
+def _scale_heatmap(heatmap: Tensor, scale: Tensor, compress: float | None) -> Tensor:
     """``H*W`` times the heatmap, compressed if asked for, times the scale."""
     cells = heatmap.shape[-2] * heatmap.shape[-1]
     if compress is None:
