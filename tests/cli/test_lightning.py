@@ -131,12 +131,15 @@ def test_later_configs_win_and_the_saved_one_repeats_the_run():
 
 
 def test_one_key_of_a_dictionary_can_be_set_alone():
-    cli = run_command(
-        [*FIT, "--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2", "--trainer.fast_dev_run=true"]
-    )
+    keys = ["--data.split_kwargs.train.length=14", "--model.model_kwargs.scale=2"]
+    keys += ["--model.model_kwargs.decoder_kwargs.tie_weights", "false"]
+    cli = run_command([*FIT, *keys, "--trainer.fast_dev_run=true"])
     assert len(cli.datamodule.train_dataloader().dataset) == 14
     assert len(cli.datamodule.val_dataloader().dataset) == 4
-    assert cli.model.hparams["model_kwargs"] == {"decoder_kwargs": {"read_out": "layer3"}, "scale": 2}
+    assert cli.model.hparams["model_kwargs"] == {
+        "decoder_kwargs": {"read_out": "layer3", "tie_weights": False},
+        "scale": 2,
+    }
 
 
 def test_one_seed_for_everything_but_the_label_budget():

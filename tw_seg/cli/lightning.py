@@ -42,6 +42,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.cli import suggest_name
+from tw_seg.cli.deep_keys import merge_deep_keys
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
@@ -148,7 +149,8 @@ class SegmentationCLI(LightningCLI):
         if isinstance(args, dict | Namespace):
             self.config = parser.parse_object(args)
         else:
-            self.config = parser.parse_args(args)
+            given = sys.argv[1:] if args is None else args
+            self.config = parser.parse_args(merge_deep_keys(parser, given))
         command = self.config["subcommand"]
         config = self.config[command]
         self.run_dir = choose_run_dir(
