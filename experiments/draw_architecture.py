@@ -62,21 +62,22 @@ CAPTIONS = {
 """Folder -> part -> what stands under its name in the drawing."""
 
 
-def module_of(path: Path) -> tuple[str, ...]:
-    """The names that lead to a file of the package, such as ("tw_seg", "lrp", "rules")."""
-    names = path.relative_to(ROOT).with_suffix("").parts
-    return names[:-1] if names[-1] == "__init__" else names
+def read_imports(text: str, package: tuple[str, ...]) -> Iterator[str]:
+    """Absolute names of every import in a module's source, also of those inside functions.
 
+    ``from a import b`` gives ``a.b``, which names a module either way: as it is, or without its last part.
 
-def read_imports(path: Path) -> Iterator[tuple[str, ...]]:
-    """What a file imports; ``from a.b import c`` gives ("a", "b", "c")."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    Args:
+        text: The source.
+        package: The package that the module is in, such as ``("tw_seg", "lrp")``.
+    """
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from (tuple(alias.name.split(".")) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
-            module = (*parents, *(node.module.split(".") if node.module else ()))
-            yield from ((*module, alias.name) for alias in node.names)
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def find_imports(folder: Path) -> Imports:
@@ -85,18 +86,20 @@ def find_imports(folder: Path) -> Imports:
     Its own ``__init__.py`` and ``__main__.py`` are no parts: they only name what others define. Where the folder's
     captions have ``FILES``, all its files are one part, named by all of them.
     """
-    within = module_of(folder)
-    depth = len(within)
+    inside = folder.relative_to(ROOT).parts
     files = sorted(path.stem for path in folder.glob("[!_]*.py"))
-    part_of = {path.parent.name: path.parent.name for path in folder.glob("*/__init__.py")}
-    joined = FILES in CAPTIONS[str(folder.relative_to(ROOT))]
-    part_of |= {name: ", ".join(files) if joined else name for name in files}
+    joined = FILES in CAPTIONS["/".join(inside)]
+    part_of = {name: ", ".join(files) if joined else name for name in files}
+    part_of |= {path.parent.name: path.parent.name for path in folder.glob("*/__init__.py")}
     parts: Imports = {part: set() for part in part_of.values()}
     for path in sorted(folder.rglob("*.py")):
-        inside = path.relative_to(folder).parts[0].removesuffix(".py")
-        for name in read_imports(path) if inside in part_of else ():
-            if name[:depth] == within and len(name) > depth and name[depth] in part_of:
-                parts[part_of[inside]].add(part_of[name[depth]])
+        part = part_of.get(path.relative_to(folder).parts[0].removesuffix(".py"))
+        if part is None:
+            continue
+        for name in read_imports(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts):
+            *package, imported = name.split(".")[: len(inside) + 1]
+            if tuple(package) == inside and imported in part_of:
+                parts[part].add(part_of[imported])
     return {part: others - {part} for part, others in parts.items()}
 
 

@@ -1,17 +1,18 @@
-"""Who may import whom: arrows run one way, without a circle. Read from the source with ``ast``, so nothing is imported.
+"""Who may import whom: arrows run one way, without a circle. Read from the source, so nothing of it is imported.
 
 Imports inside functions and imports for type checkers count as imports.
 """
 
 from __future__ import annotations
 
-import ast
 import graphlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from experiments.draw_architecture import read_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tw_seg"
@@ -26,7 +27,7 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-# The same inside the numerical heart: from a graph of calls to decodes and what looks at them.
+# The same inside lrp: from a graph of calls to decodes and what looks at them.
 LRP_LEVELS = [
     {"core"},
     {"rules"},
@@ -58,18 +59,6 @@ def sources() -> list[str]:
     return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
 
-def imports(text: str, package: tuple[str, ...]) -> Iterator[str]:
-    """Absolute names of every import in a module's source, also of those inside functions."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from tw_seg import lrp` and `from tw_seg.lrp import rules` name a part either way.
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
 def parents(path: str) -> tuple[str, ...]:
     return ("tw_seg", *Path(path).parts[:-1])
 
@@ -90,7 +79,7 @@ def level_violations(part: str, others: set[str], levels: list[set[str]]) -> Ite
 
 def violations(path: str, text: str) -> Iterator[str]:
     """What a module imports and must not."""
-    names = [name.split(".") for name in imports(text, parents(path))]
+    names = [name.split(".") for name in read_imports(text, parents(path))]
     ours = [name[1:] for name in names if name[0] == "tw_seg"]
     part = place(path, 0)
     if part == "__init__":
@@ -112,7 +101,7 @@ def import_graph(texts: dict[str, str]) -> dict[str, set[str]]:
     modules = {".".join((*parents(p), Path(p).stem)).removesuffix(".__init__"): p for p in texts}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
-        named = set(imports(texts[path], parents(path)))
+        named = set(read_imports(texts[path], parents(path)))
         # `from a.b import c`: c is a module, or stands in a.b.
         found = {name if name in modules else name.rpartition(".")[0] for name in named}
         graph[module] = found & modules.keys() - {module}

@@ -289,6 +289,7 @@ json.dump(found, open("found.json", "w"))
 """
 
 
+@pytest.mark.slow
 def test_an_example_of_each_kind_works_with_these_files_alone(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tw_seg", tmp_path / "tw_seg", ignore=shutil.ignore_patterns("__pycache__"))
     for example in EXAMPLES.values():
