@@ -187,15 +187,13 @@ POOLS = {
 }  # fmt: skip
 
 REDUCTIONS = {
-    f"{name} {number}": Case(lambda s, x, f=function, b=body: b(f, s.a(x)))
+    f"{name} {key}": Case(lambda s, x, f=function, b=body: b(f, s.a(x)))
     for name, functions in {
         "mean": (torch.mean, lambda y, *args, **kwargs: y.mean(*args, **kwargs)),
-        "sum": (torch.sum, lambda y, *args, **kwargs: y.sum(*args, **kwargs)),
+        "sum": (lambda y, *args, **kwargs: y.sum(*args, **kwargs), torch.sum),
     }.items()
-    for place, function in enumerate(functions)
-    for number, body in {
-        f"{place} {key}": body
-        for key, body in {
+    for number, (key, body) in enumerate(
+        {
             "one": lambda f, y: f(y, 1),
             "negative": lambda f, y: f(y, -1),
             "several": lambda f, y: f(y, (2, 3)),
@@ -205,7 +203,8 @@ REDUCTIONS = {
             "numpy": lambda f, y: y + f(y, axis=(1, -1), keepdims=True),
             "to nothing": lambda f, y: f(y, (1, 2, 3)).unsqueeze(1),
         }.items()
-    }.items()
+    )
+    for function in (functions[number % 2],)  # what is a function for the mean is a method for the sum
 }  # fmt: skip
 
 INTERPOLATIONS = {
@@ -228,6 +227,7 @@ INTERPOLATIONS = {
                 "size": {"size": 5}, "factor": {"scale_factor": 1.7}, "smaller": {"scale_factor": 0.6},
                 "recomputed": {"scale_factor": 1.7, "recompute_scale_factor": True},
             }.items()
+            if key == "factor" or (dims, options) == (2, {}) or (key == "smaller" and "antialias" in options)
         }.items()
     },
     **spellings(

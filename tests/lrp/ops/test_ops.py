@@ -36,10 +36,10 @@ CASES = {f"{name}: {key}": case for name, cases in FAMILIES.items() for key, cas
 
 
 def grouped() -> dict[tuple[Any, ...], list[str]]:
-    """Names of the cases that fit into one classifier."""
+    """Names of the cases that fit into one classifier, by family: a case that branches runs all before it."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, case in CASES.items():
-        key = (case.size[1:], case.training, name if case.custom_rules else "")
+        key = (case.size[1:], case.training, name if case.custom_rules else name.partition(":")[0])
         groups.setdefault(key, []).append(name)
     return groups
 
