@@ -55,6 +55,10 @@ ONLY_IN = {
 NEEDS = {"lrp": {"torch"}, "losses": {"torch"}, "types": {"torch", "numpy"}, "errors": set()}
 
 
+# Of the models, only the heatmap segmenter is made of the numerical heart; the factory names all models.
+MODELS_ON_LRP = {"tw_seg.models.segmenter", "tw_seg.models.factory"}
+
+
 def sources() -> list[str]:
     return sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
@@ -124,6 +128,27 @@ def test_import_direction(path: str) -> None:
 
 def test_no_import_circle() -> None:
     assert circle({path: (PACKAGE / path).read_text() for path in sources()}) == []
+
+
+def reach(graph: dict[str, set[str]], module: str) -> set[str]:
+    """The modules that a module needs, directly or through others."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = graph[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_baselines_and_training_free_models_do_not_need_the_numerical_heart() -> None:
+    graph = import_graph({path: (PACKAGE / path).read_text() for path in sources()})
+    on_lrp = {
+        module
+        for module in graph
+        if module.startswith("tw_seg.models.") and any(name.startswith("tw_seg.lrp") for name in reach(graph, module))
+    }
+    assert on_lrp == MODELS_ON_LRP
 
 
 def test_every_part_has_a_level() -> None:

@@ -18,7 +18,15 @@ from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.metrics import predict_masks
 from tw_seg.models.factory import create_model
-from tw_seg.models.gated import GATES, GatedSegmenter, GateReport, calibrate_gate, floor, nested_confusions, passing
+from tw_seg.models.gated import (
+    GATES,
+    GatedSegmenter,
+    GateReport,
+    calibrate_gate,
+    count_confusions,
+    get_rejected_logit,
+    passing,
+)
 from tw_seg.models.segmenter import HeatmapSegmenter
 from tw_seg.types import IGNORE_INDEX, Batch
 
@@ -310,7 +318,7 @@ def test_confusions_of_an_image_are_those_of_sklearn(images: Tensor) -> None:
     gates = torch.cat([gates - 1e-9, gates, gates + 1e-9, torch.tensor([0.0, 1.0])])
     mask = torch.randint(0, K, (25, 60))
     mask[0] = IGNORE_INDEX
-    found = nested_confusions(output.mask_logits[0], mask, output.logits[0], passing(output.logits[0], gates[:, None]))
+    found = count_confusions(output.mask_logits[0], mask, output.logits[0], passing(output.logits[0], gates[:, None]))
     for gate, confusion in zip(gates.tolist(), found, strict=True):
         gated = GatedSegmenter(model, min(max(gate, 0), 1))(images[:1])
         predicted = predict_masks(gated.mask_logits, [mask])[0]
@@ -323,10 +331,10 @@ def test_of_equal_scores_the_first_class_wins() -> None:
     scores = torch.zeros(3, 2, 2)  # an image without relevance: all classes are equal
     logits = torch.tensor([0.0, 1.0, 2.0])  # class 2 comes in before class 1
     passes = torch.tensor([[True, True, True], [True, False, True]])
-    found = nested_confusions(scores, torch.ones(2, 2, dtype=torch.int64), logits, passes)
+    found = count_confusions(scores, torch.ones(2, 2, dtype=torch.int64), logits, passes)
     assert found[:, 1, 0].tolist() == [4, 4]
     scores[1:] += 1
-    found = nested_confusions(scores, torch.ones(2, 2, dtype=torch.int64), logits, passes)
+    found = count_confusions(scores, torch.ones(2, 2, dtype=torch.int64), logits, passes)
     assert found[0, 1].tolist() == [0, 4, 0] and found[1, 1].tolist() == [0, 0, 4]
 
 
@@ -378,4 +386,4 @@ def test_the_report_in_words_and_as_json() -> None:
 
 def test_candidates_begin_with_no_gate_and_rise() -> None:
     assert GATES[0] == 0 and list(GATES) == sorted(set(GATES)) and GATES[-1] < 1
-    assert all(math.isfinite(floor(dtype)) for dtype in (torch.float16, torch.bfloat16, torch.float64))
+    assert all(math.isfinite(get_rejected_logit(dtype)) for dtype in (torch.float16, torch.bfloat16, torch.float64))

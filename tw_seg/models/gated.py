@@ -38,7 +38,7 @@ class GateReport:
         gate: Image-level probability from which on a class is decoded.
         tolerance: Largest change of the mIoU that was allowed.
         miou: Data-set level mIoU with every class decoded.
-        gated_miou: The same behind the gate.
+        gated_miou: The same with those that pass the gate.
         decoded: Mean number of classes decoded for an image, the background included.
         num_classes: Number of classes K, the background included.
         images: Number of images.
@@ -110,8 +110,9 @@ class GatedSegmenter(nn.Module):
             images: Shape (N, C, H, W), normalised.
 
         Returns:
-            Logits (N, K) and mask logits (N, K, H, W). Those of a class behind the gate are :func:`floor`: no argmax
-            takes them, and their softmax is 0. Where nothing passes, the mask is background. No gradient, no aux.
+            Logits (N, K) and mask logits (N, K, H, W). Those of a class that does not pass are
+            :func:`get_rejected_logit`: no argmax takes them, and their softmax is 0. Where nothing passes, the mask is
+            background. No gradient, no aux.
 
         Raises:
             InputError: Without a gate, in training mode, or for images of the wrong type or shape.
@@ -121,11 +122,11 @@ class GatedSegmenter(nn.Module):
                 "the gate is not calibrated: call calibrate(loader) with validation images first, or choose a "
                 "probability yourself, GatedSegmenter(model, gate=0.1); gate=0 decodes every class"
             )
-        _check_mode(self.model)
+        _check_evaluation_mode(self.model)
         tape, logits = self.model.record(images)
         samples, classes = passing(logits, self.gate).nonzero().unbind(1)
         maps = self.model.decode_pairs(tape, samples, classes)
-        mask_logits = maps.new_full((*logits.shape, *maps.shape[1:]), floor(maps.dtype))
+        mask_logits = maps.new_full((*logits.shape, *maps.shape[1:]), get_rejected_logit(maps.dtype))
         return SegOutput(logits, mask_logits.index_put_((samples, classes), maps))
 
     def calibrate(self, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
@@ -143,7 +144,7 @@ class GatedSegmenter(nn.Module):
 
 
 def passing(logits: Tensor, gate: float | Tensor) -> Tensor:
-    """Which classes pass: the background, and those whose probability is not below the gate.
+    """Find the classes that pass the gate: the background, and those whose probability is not below the gate.
 
     Probabilities are compared in double precision, so that a gate means the same in a mask and in a calibration.
 
@@ -158,13 +159,13 @@ def passing(logits: Tensor, gate: float | Tensor) -> Tensor:
         >>> passing(torch.tensor([[-9.0, 0.1, -0.1]]), 0.5).tolist()
         [[True, True, False]]
     """
-    passes = ~(logits.double().sigmoid() < gate)  # what is not a number is no reason to leave a class out
+    passes = ~(logits.double().sigmoid() < gate)  # NaN leaves no class out
     passes[..., BACKGROUND] = True
     return passes
 
 
-def floor(dtype: torch.dtype) -> float:
-    """Mask logit of a class behind the gate: half the lowest number of the type.
+def get_rejected_logit(dtype: torch.dtype) -> float:
+    """Mask logit of a class that does not pass the gate: half the lowest number of the type.
 
     Not minus infinity, which becomes NaN, and wins every argmax, when mask logits are resized (0 times infinity).
     """
@@ -191,7 +192,7 @@ def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 
     """
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance must be a change of the mIoU, from 0 to 1, got {tolerance}")
-    _check_mode(model)
+    _check_evaluation_mode(model)
     like, k = next(model.parameters()), model.num_classes
     device = like.device
     gates = torch.tensor(GATES, dtype=torch.float64, device=device)
@@ -210,7 +211,7 @@ def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 
         output = model(batch.images.to(like), samples=rows)
         for row, maps, mask in zip(output.logits[rows], output.mask_logits, batch.native_masks, strict=True):
             passes = passing(row, gates[:, None])
-            confusions += nested_confusions(maps, mask.to(device), row, passes)
+            confusions += count_confusions(maps, mask.to(device), row, passes)
             decoded += passes.sum(1)
             images += 1
     if not confusions.any():
@@ -232,8 +233,8 @@ def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 
     )
 
 
-def nested_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes: Tensor) -> Tensor:
-    """Confusion matrices of one image under several gates, at the native size of its mask.
+def count_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes: Tensor) -> Tensor:
+    """Count the confusion matrices of one image under several gates, at the native size of its mask.
 
     A higher gate leaves a part of the classes of a lower one, the most probable: so classes come in by falling
     probability, and each shows up in the pixels that it takes from those before it. One pass serves all gates.
@@ -256,7 +257,7 @@ def nested_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes:
     scores = resize_logits(mask_logits[None], mask.shape)[0][:, kept]
     best, winner = scores[BACKGROUND], torch.full_like(truth, BACKGROUND)
     counts = [confusion_matrix(truth, winner, k)]
-    for label in _by_probability(logits):
+    for label in _sort_by_probability(logits):
         # Of equal scores the first class wins, as in an argmax.
         wins = (scores[label] > best) | ((scores[label] == best) & (label < winner))
         best, winner = torch.where(wins, scores[label], best), winner.masked_fill(wins, label)
@@ -264,12 +265,12 @@ def nested_confusions(mask_logits: Tensor, mask: Tensor, logits: Tensor, passes:
     return torch.stack(counts)[passes.sum(1) - 1]
 
 
-def _by_probability(logits: Tensor) -> list[int]:
+def _sort_by_probability(logits: Tensor) -> list[int]:
     """The object classes, the most probable first."""
     order = logits.double().sigmoid().argsort(descending=True, stable=True).tolist()
     return [label for label in order if label != BACKGROUND]
 
 
-def _check_mode(model: nn.Module) -> None:
+def _check_evaluation_mode(model: nn.Module) -> None:
     if model.training:
         raise InputError("a gated model is for inference, but the model is in training mode: call model.eval() first")
