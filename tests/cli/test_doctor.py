@@ -131,7 +131,7 @@ def test_two_numbers_are_height_and_width(capsys) -> None:
 
 
 @pytest.mark.parametrize(("rules", "status"), [("RIGHT", 0), ("LOSING", 1)])
-def test_own_rules(capsys, tmp_path: Path, rules: str, status: int) -> None:
+def test_custom_rules(capsys, tmp_path: Path, rules: str, status: int) -> None:
     file = tmp_path / "doctor.json"
     found = doctor(capsys, f"{HERE}:curved", *SMALL, "--custom_rules", f"{HERE}:{rules}", "--json", str(file))
     assert found[0] == status

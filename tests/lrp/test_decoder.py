@@ -442,7 +442,7 @@ def log_rule(c: Tensor, inputs: tuple[Tensor, ...], output: Tensor, module: nn.M
 
 @pytest.mark.parametrize("tie_weights", [True, False])
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_own_rules(tie_weights: bool, chunk_size: int | None) -> None:
+def test_custom_rules(tie_weights: bool, chunk_size: int | None) -> None:
     """Of a module class and of a function; here they are gradients, so the heatmap is input x gradient."""
     net = Calls(lambda s, x: s.t(torch.log1p(F.relu(s.a(x)))), a=conv(), t=Top())
     images = pictures(3, 3, 11, 9)
@@ -473,7 +473,7 @@ def test_an_own_rule_comes_before_the_packages() -> None:
         (lambda c, inputs, output, module: c[:, :1], "returned a coefficient of shape"),
     ],
 )
-def test_wrong_own_rules(rule, named: str) -> None:
+def test_wrong_custom_rules(rule, named: str) -> None:
     decoder = HeatmapDecoder(Calls(lambda s, x: torch.log1p(s.a(x).relu()), a=conv()), custom_rules={torch.log1p: rule})
     with pytest.raises(InputError, match=named):
         decoder(pictures())

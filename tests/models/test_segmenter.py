@@ -253,12 +253,12 @@ class SortedInAModule(Sorted):
         return self.head(self.sort(x.flatten(2)))
 
 
-OWN_RULES = {Sort: lambda c, inputs, output, module: (c / inputs[0].shape[2]).unsqueeze(2).expand(inputs[0].shape)}
+CUSTOM_RULES = {Sort: lambda c, inputs, output, module: (c / inputs[0].shape[2]).unsqueeze(2).expand(inputs[0].shape)}
 NO_RULES = [Sort]
 
 
-@pytest.mark.parametrize("custom_rules", ["tests.models.test_segmenter:OWN_RULES", OWN_RULES])
-def test_own_rules_by_name_or_as_they_are(custom_rules) -> None:
+@pytest.mark.parametrize("custom_rules", ["tests.models.test_segmenter:CUSTOM_RULES", CUSTOM_RULES])
+def test_custom_rules_by_name_or_as_they_are(custom_rules) -> None:
     model = HeatmapSegmenter(
         "tests.models.test_segmenter:SortedInAModule",
         classes=4,
@@ -279,7 +279,7 @@ def test_own_rules_by_name_or_as_they_are(custom_rules) -> None:
         ("RULES", "'package.module:NAME'"),
     ],
 )
-def test_own_rules_that_are_not_there(place: str, named: str) -> None:
+def test_custom_rules_that_are_not_there(place: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
         HeatmapSegmenter(
             "tests.models.test_segmenter:SortedInAModule", classes=4, decoder_kwargs={"custom_rules": place}

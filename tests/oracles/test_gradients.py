@@ -134,7 +134,7 @@ def test_batch_statistics(composite: str) -> None:
 
 
 @pytest.mark.parametrize("composite", ["epsilon", "epsilon_plus_flat", "deconvnet"])
-def test_own_weights(composite: str) -> None:
+def test_decoder_weights(composite: str) -> None:
     # Untied: the classifier's weights act through gates and denominators only, the decoder's own ones linearly.
     loss = loss_of(residual(), composite, tie_weights=False)
     assert len(loss.names) > len(list(loss.decoder.classifier.parameters()))

@@ -85,7 +85,7 @@ def create_parser() -> ArgumentParser:
     add("--num_classes", type=int, default=1000, help="logits of the model")
     add("--composite", default="epsilon", help=f"which rule where, one of {', '.join(COMPOSITES)}")
     add("--composite_kwargs", type=mapping, metavar="YAML", help="its numbers, such as '{epsilon: 0.1}'")
-    add("--custom_rules", metavar="PLACE", help="'package.module:NAME' of rules of your own, see docs/custom_rule.md")
+    add("--custom_rules", metavar="PLACE", help="'package.module:NAME' of custom rules, see docs/custom_rule.md")
     add("--read_out", type=float | str, nargs="+", default=["input"], help="modules, or depths from 0 to 1")
     add("--image_size", type=int, nargs="+", default=[224], metavar="PIXELS", help="height and width")
     add(

@@ -1,4 +1,4 @@
-"""The numerical heart: layer-wise relevance propagation in coefficient form, torch only."""
+"""Layer-wise relevance propagation in coefficient form, as differentiable operations of torch."""
 
 from tw_seg.lrp.decode.readout import Decoded
 from tw_seg.lrp.decode.schedule import Schedule

@@ -48,7 +48,7 @@ class HeatmapDecoder(nn.Module):
             names and numbers, for example ``{"memory_budget": 0.5}``.
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
-        custom_rules: Rules of your own for module classes, functions or methods, see ``docs/custom_rule.md``.
+        custom_rules: Rules for module classes, functions or methods, see ``docs/custom_rule.md``; they come first.
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to

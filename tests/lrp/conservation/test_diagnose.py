@@ -112,7 +112,7 @@ def test_overlapping_max_pool_conserves() -> None:
     torch.testing.assert_close(pool.relevance_in, pool.relevance_out, rtol=1e-13, atol=0)
 
 
-def test_own_weights_show_as_missing() -> None:
+def test_decoder_weights_show_as_missing() -> None:
     """An untied decoder does not explain its classifier: that is what missing tells."""
     decoder = HeatmapDecoder(nets.tiny(), tie_weights=False)
     assert_conserved(decoder, pictures())

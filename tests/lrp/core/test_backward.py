@@ -245,7 +245,7 @@ def test_a_coefficient_times_an_operand() -> None:
     assert torch.equal(backward.multiply(c, 3.0, backward.calls["mul"]), c * 3.0)
 
 
-def test_own_weights_stand_for_the_classifiers() -> None:
+def test_decoder_weights_stand_for_the_classifiers() -> None:
     net = Calls(lambda s, x: s.a(x) * s.gamma, a=conv(), gamma=nn.Parameter(torch.ones(4, 1, 1)))
     decoder = HeatmapDecoder(net)
     tape = decoder.coefficients(pictures())[0]

@@ -20,7 +20,7 @@ from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 
 
-def test_finite_differences_of_own_weights() -> None:
+def test_finite_differences_of_decoder_weights() -> None:
     decoder = HeatmapDecoder(nets.tiny(), tie_weights=False)
     names, weights = zip(*decoder.decoder_weights.items(), strict=True)
     images = pictures(2, 3, 9, 8)
@@ -116,7 +116,7 @@ def test_a_state_dict_of_data_parallel_loads() -> None:
     assert_equal(other.eval()(images), HeatmapDecoder(net)(images))
 
 
-def test_own_weights_are_apart(moved) -> None:
+def test_decoder_weights_are_apart(moved) -> None:
     net, images = nets.tiny(), pictures()
     decoder = moved(HeatmapDecoder(net, tie_weights=False)).double()
     assert_equal(decoder(images), HeatmapDecoder(net)(images), 1e-5)  # equal at the start, but for float32
@@ -133,7 +133,7 @@ def test_own_weights_are_apart(moved) -> None:
     assert_equal(decoder(images), before)
 
 
-def test_own_weights_have_no_biases_and_all_learn(quick) -> None:
+def test_decoder_weights_have_no_biases_and_all_learn(quick) -> None:
     net, images = quick
     net = copy.deepcopy(net).train()
     decoder = HeatmapDecoder(net, tie_weights=False)
@@ -160,7 +160,7 @@ def test_gradients_of_own_and_tied_weights_add_up() -> None:
             torch.testing.assert_close(own + forward, expected, rtol=1e-10, atol=1e-13)
 
 
-def test_own_weights_are_those_that_the_decode_reads() -> None:
+def test_decoder_weights_are_those_that_the_decode_reads() -> None:
     decoder = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="bn2")
     assert list(decoder.decoder_weights) == ["conv3/weight", "fc/weight"]
     fused = HeatmapDecoder(nets.tiny(), tie_weights=False, read_out="conv2")
@@ -177,7 +177,7 @@ def test_own_copy_of_a_shared_weight_is_shared() -> None:
     assert len(list(decoder.decoder_weights.parameters())) == 3
 
 
-def test_own_weights_of_a_frozen_classifier_are_trained() -> None:
+def test_decoder_weights_of_a_frozen_classifier_are_trained() -> None:
     decoder = HeatmapDecoder(nets.tiny().requires_grad_(False), tie_weights=False)
     assert all(w.requires_grad for w in decoder.decoder_weights.values())
 
@@ -226,7 +226,7 @@ OWN = ("stem.weight", "layer.weight", "rms.weight", "group.weight", "instance.we
        "gamma", "temperature", "mixing", "heads")  # fmt: skip
 
 
-def test_own_weights_of_norms_and_scales() -> None:
+def test_decoder_weights_of_norms_and_scales() -> None:
     net, images = Mixer(), pictures(2, 3, 8, 9)
     decoder = HeatmapDecoder(net, tie_weights=False)
     assert sorted(name.replace("/", ".") for name in decoder.decoder_weights) == sorted(OWN)
@@ -346,7 +346,7 @@ def test_parametrized_weights(tie_weights: bool) -> None:
         decoder.reset_decoder_weights()
 
 
-def test_own_weights_that_are_used_at_some_sizes_only() -> None:
+def test_decoder_weights_that_are_used_at_some_sizes_only() -> None:
     """A decoder cannot get new parameters after it was made: it says so, each time, and still decodes the others."""
     net = Calls(lambda s, x: s.b(s.a(x)) if x.shape[-1] % 2 else s.a(x), a=conv(), b=conv(4, 4))
     even, odd = pictures(2, 3, 11, 8), pictures(2, 3, 11, 9)
