@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tw_seg.arguments import (
+    check_batch,
     check_counts,
     check_images,
     check_mask_ids,
@@ -14,6 +15,7 @@ from tw_seg.arguments import (
     image_size,
 )
 from tw_seg.errors import DataError, InputError
+from tw_seg.types import Batch
 
 # ------------------------------------------------------------------------------------------------------ images
 
@@ -201,3 +203,36 @@ def test_compiles_whole(classes) -> None:
     images, rows = torch.rand(2, 3, 4, 4), torch.tensor([1])
     found = torch.compile(run, fullgraph=True, backend="eager")(images, rows, classes)
     torch.testing.assert_close(found, run(images, rows, classes))
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+GOOD = Batch(
+    images=torch.zeros(4, 3, 16, 16),
+    labels=torch.ones(4, 3),
+    labelled=torch.arange(2),
+    masks=torch.zeros(2, 16, 16, dtype=torch.int64),
+    native_masks=(),
+    names=("a", "b", "c", "d"),
+    sizes=(),
+)
+
+
+def test_a_good_batch_passes() -> None:
+    check_batch(GOOD, 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (tuple(GOOD), "tw_seg.types.Batch, got tuple"),
+        (GOOD._replace(images=GOOD.images[0]), r"\(N, C, H, W\), got torch.float32 \(3, 16, 16\)"),
+        (GOOD._replace(images=GOOD.images.byte()), "torch.uint8"),
+        (GOOD._replace(labels=GOOD.labels[:, :2]), r"\(4, 3\), got \(4, 2\)"),
+        (GOOD._replace(masks=GOOD.masks[:, :8]), r"\(2, 16, 16\), got \(2, 8, 16\)"),
+        (GOOD._replace(masks=GOOD.masks[:1]), r"\(2, 16, 16\), got \(1, 16, 16\)"),
+    ],
+)
+def test_bad_batches(batch: Batch, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_batch(batch, 3)

@@ -1,4 +1,4 @@
-"""The checks of arguments that several parts of the package take: images, classes, samples, masks and numbers.
+"""The checks of arguments that several parts of the package take: images, classes, samples, masks, batches and numbers.
 
 Of images, classes and samples only types, shapes and values that lie on the host are looked at: to read a device's
 values would wait for the device.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError, TwSegError
-from tw_seg.types import IGNORE_INDEX
+from tw_seg.types import IGNORE_INDEX, Batch
 
 
 def check_images(images: Tensor, in_channels: int | None = None, *, allow_empty: bool = True) -> None:
@@ -209,6 +209,45 @@ def check_mask_ids(
             f"{name} must hold class ids 0..{num_classes - 1} or {IGNORE_INDEX} (ignored), found {shown}: give "
             f"the data set's class list all its names, or map these ids to {IGNORE_INDEX}"
         )
+
+
+def check_batch(batch: Batch, num_classes: int) -> None:
+    """Check the types and shapes of a training batch, and that its images are finite.
+
+    Args:
+        batch: The batch.
+        num_classes: K, the number of classes that it should have labels for.
+
+    Raises:
+        InputError: For anything else; it names the samples whose values are not finite.
+    """
+    if not isinstance(batch, Batch):
+        raise InputError(
+            f"a batch must be a tw_seg.types.Batch, got {type(batch).__name__}: use tw_seg.data.loading.collate"
+        )
+    images, labels = batch.images, batch.labels
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(
+            f"batch.images must be a float tensor (N, C, H, W), got {images.dtype} {tuple(images.shape)}: "
+            "normalise images before they are collated"
+        )
+    if labels.shape != (len(images), num_classes):
+        raise InputError(
+            f"batch.labels must have the shape (N, K) = ({len(images)}, {num_classes}), got "
+            f"{tuple(labels.shape)}: the data set and the task must know the same classes"
+        )
+    if batch.masks.shape[1:] != images.shape[2:] or len(batch.masks) != len(batch.labelled):
+        raise InputError(
+            f"batch.masks must have the shape (L, H, W) = {(len(batch.labelled), *images.shape[2:])}, got "
+            f"{tuple(batch.masks.shape)}: transform an image and its mask together"
+        )
+    if images.is_cpu and not bool(images.sum().isfinite()):  # one cheap pass; the second only to say where
+        bad = [name for name, image in zip(batch.names, images, strict=True) if not image.isfinite().all()]
+        if bad:
+            raise InputError(
+                f"images must be finite, found NaN or infinity in {', '.join(bad[:5])} ({len(bad)} of "
+                f"{len(images)} in the batch): check these files and the normalisation"
+            )
 
 
 def is_number(value: object) -> bool:

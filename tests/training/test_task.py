@@ -3,14 +3,15 @@ from __future__ import annotations
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from safetensors.torch import save_file
 from torch.nn import BatchNorm2d
-from torch.optim.lr_scheduler import OneCycleLR
 
 from tests.training.tiny import NAMES, TinyData, make_batch, make_task, make_trainer
 from tw_seg.errors import InputError
-from tw_seg.training.task import Prediction, SegmentationTask, check_batch
+from tw_seg.training.task import Prediction, SegmentationTask
 from tw_seg.types import Batch, SegOutput
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -165,59 +166,6 @@ def test_freeze_batchnorm_holds_through_validation(freeze, tmp_path):
 # ----------------------------------------------------------------------------------------- optimisation
 
 
-def test_parameter_groups():
-    task = make_task("heatmap", lr=0.5, weight_decay=0.1, scale_lr_factor=10.0)
-    groups = {group["name"]: group for group in task._parameter_groups()}
-    assert [id(p) for p in groups["scales"]["params"]] == [id(task.model.log_scale), id(task.model.offset)]
-    assert groups["scales"]["lr"] == 5.0
-    assert groups["weights"]["weight_decay"] == 0.1
-    assert groups["biases"]["weight_decay"] == groups["scales"]["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in groups["weights"]["params"])
-    assert all(p.ndim <= 1 for p in groups["biases"]["params"])
-    assert sum(len(group["params"]) for group in groups.values()) == len(list(task.model.parameters()))
-
-
-class Rates(TinyData):
-    """Ten steps."""
-
-    def __init__(self) -> None:
-        super().__init__([make_batch(1)] * 10)
-
-
-def rates(folder, **kwargs) -> list[float]:
-    task, found = make_task(lr=1.0, **kwargs), []
-    task.on_train_batch_start = lambda batch, batch_idx: found.append(task.optimizers().param_groups[0]["lr"])
-    fit(task, folder, data=Rates(), limit_val_batches=0)
-    return found
-
-
-def test_schedules(tmp_path):
-    cosine = rates(tmp_path, scheduler="cosine", warmup_steps=2)
-    expected = [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8))]
-    assert cosine == pytest.approx(expected)
-    assert rates(tmp_path, scheduler="none", warmup_steps=1) == pytest.approx([0.5] + [1.0] * 9)
-
-
-@pytest.mark.parametrize("warmup", [0, 4])
-def test_onecycle_is_that_of_torch(warmup, tmp_path):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = OneCycleLR(optimizer, 1.0, total_steps=10, pct_start=warmup / 10 or 0.3, cycle_momentum=False)
-    expected = []
-    for _ in range(10):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if len(expected) < 10:
-            theirs.step()
-    assert rates(tmp_path, scheduler="onecycle", warmup_steps=warmup) == pytest.approx(expected)
-
-
-def test_a_schedule_needs_an_end(tmp_path):
-    with pytest.raises(InputError, match="where training ends"):
-        fit(make_task(), tmp_path, max_epochs=-1)
-    with pytest.raises(InputError, match="warmup_steps=3 does not fit into a run of 3 steps"):
-        fit(make_task(warmup_steps=3), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -238,25 +186,6 @@ def test_bad_arguments(kwargs, message):
 # ---------------------------------------------------------------------------------------------- batches
 
 
-GOOD = make_batch(2)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (tuple(GOOD), "tw_seg.types.Batch, got tuple"),
-        (GOOD._replace(images=GOOD.images[0]), r"\(N, C, H, W\), got torch.float32 \(3, 16, 16\)"),
-        (GOOD._replace(images=GOOD.images.byte()), "torch.uint8"),
-        (GOOD._replace(labels=GOOD.labels[:, :2]), r"\(4, 3\), got \(4, 2\)"),
-        (GOOD._replace(masks=GOOD.masks[:, :8]), r"\(2, 16, 16\), got \(2, 8, 16\)"),
-        (GOOD._replace(masks=GOOD.masks[:1]), r"\(2, 16, 16\), got \(1, 16, 16\)"),
-    ],
-)
-def test_bad_batches(batch, message):
-    with pytest.raises(InputError, match=message):
-        check_batch(batch, 3)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_images_that_are_not_finite_are_named_and_nothing_is_trained(value, tmp_path):
     batch = make_batch(2)
@@ -268,6 +197,28 @@ def test_images_that_are_not_finite_are_named_and_nothing_is_trained(value, tmp_
     assert torch.equal(task.model.classifier[0].weight, before)
     with pytest.raises(InputError, match="image-0-2"):
         make_trainer(tmp_path).predict(task, datamodule=TinyData([], [batch]))
+
+
+def test_averaged_weights_are_validated_and_saved(tmp_path):
+    """Lightning's own callback, with our task: average of the weights after every step."""
+    average, after, validated = EMAWeightAveraging(decay=0.5), [], []
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer, task, *_):
+            after.append(task.model.offset.detach().clone())
+
+        def on_validation_batch_start(self, trainer, task, *_):
+            validated.append(task.model.offset.detach().clone())
+
+    trainer = make_trainer(tmp_path, callbacks=[average, Record()])
+    task = make_task(lr=0.1)
+    trainer.fit(task, datamodule=TinyData())
+    expected = after[0]
+    for weights in after[1:]:
+        expected = 0.5 * expected + 0.5 * weights
+    torch.testing.assert_close(validated[-1], expected)
+    torch.testing.assert_close(task.model.offset.detach(), expected)
+    assert not torch.equal(after[-1], expected)
 
 
 # ---------------------------------------------------------------------------------- training-free models

@@ -48,6 +48,7 @@ from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
     ExampleImages,
     ExportClassifier,
+    GatedInference,
     PredictionWriter,
     RunConfig,
     StepSeed,
@@ -140,6 +141,7 @@ class SegmentationCLI(LightningCLI):
             }
         )
         parser.add_lightning_class_args(ExampleImages, "examples")
+        parser.add_lightning_class_args(GatedInference, "gate")
         _integers_first(parser)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_number)
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")

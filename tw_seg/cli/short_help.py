@@ -48,7 +48,7 @@ TRAINING = (
 )
 INFERENCE = (
     Option("--data.eval_batch_size", "N", "64", "images in a batch"),
-    Option("--model.gate_tolerance", "X", "", "decode only likely classes; the mIoU may change by this, as 0.001"),
+    Option("--gate.tolerance", "X", "", "decode only likely classes; the mIoU may change by this, as 0.001"),
     Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
 )
 

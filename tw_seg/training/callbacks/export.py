@@ -1,0 +1,58 @@
+"""ExportClassifier: the image-level classifier as a file that cannot run code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tw_seg.files import write_whole
+from tw_seg.training.run_directory import run_directory
+from tw_seg.training.task import SegmentationTask
+
+log = logging.getLogger(__name__)
+
+CLASSIFIER_FILE = "classifier.safetensors"
+
+
+class ExportClassifier(Callback):
+    """After training, writes the classifier of the best checkpoint as ``classifier.safetensors``.
+
+    That file is what ``SegmentationTask(warm_start=...)`` of the next run reads, and it is safe to pass on:
+    unlike a checkpoint it cannot run code. A model without a classifier of its own (a U-Net) writes none.
+    """
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SegmentationTask)
+        if pl_module.model.classifier_path is None:
+            return
+        prefix = f"model.{pl_module.model.classifier_path}."
+        best = best_checkpoint(trainer)
+        if best:
+            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        else:
+            state = pl_module.state_dict()
+        path = run_directory(trainer) / CLASSIFIER_FILE
+        save_classifier(path, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        log.info("classifier of %s written to %s", best or "the last step", path)
+
+
+def save_classifier(path: Path, state: dict[str, Tensor]) -> None:
+    """Write a state dict as safetensors, which wants every tensor contiguous and to itself."""
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    write_whole(path, lambda draft: save_file(tensors, draft))
+
+
+def best_checkpoint(trainer: pl.Trainer) -> str:
+    """Path of the best checkpoint by the metric that selects models; empty if there is none."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            return callback.best_model_path
+    return ""
