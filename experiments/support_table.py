@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tw_seg import HeatmapDecoder, TwSegError, create_classifier
 from tw_seg.lrp.conservation.diagnose import completeness
-from tw_seg.lrp.trace.tracer import default_image_shape
+from tw_seg.lrp.trace.examples import default_image_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 4

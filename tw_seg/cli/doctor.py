@@ -23,9 +23,9 @@ from tw_seg.models.segmenter import import_custom_rules
 
 _DESCRIPTION = f"""tw-seg doctor: {COMMANDS["doctor"].summary}. It decodes a few images in evaluation
 mode and prints a line for each call from the logits to the read-out: its rule, the relevance at its output and its
-inputs, what biases absorb, what is missing, the share of coefficients that are 0 (dead) and how the absolute relevance
+inputs, what biases absorb, what is missing, the share of coefficients that are 0 (zero) and how the absolute relevance
 grows. The exit status is 0 if all is well, 1 after a violation (relevance that a call loses or makes, that is not
-finite, dies or explodes), and 2 for a wrong argument or an operation without a rule. Example: tw-seg doctor
+finite, vanishes or explodes), and 2 for a wrong argument or an operation without a rule. Example: tw-seg doctor
 timm/resnet10t --composite epsilon_plus --image_size 64 --json doctor.json"""
 
 

@@ -23,7 +23,7 @@ from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
 from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.trace.build import CustomRules
-from tw_seg.lrp.trace.tracer import default_image_shape
+from tw_seg.lrp.trace.examples import default_image_shape
 
 
 class HeatmapDecoder(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tests.oracles import nets
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.conservation.diagnose import bias_relevance, completeness, conservation, format_table, non_finite
+from tw_seg.lrp.conservation.diagnose import bias_relevance, completeness, conservation, non_finite
+from tw_seg.lrp.conservation.report import format_table
 
 COMPOSITES = [
     ("epsilon", {}),

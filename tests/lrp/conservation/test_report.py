@@ -111,8 +111,8 @@ def test_numbers_of_one_row_by_hand() -> None:
     found = report(net, images, [0])
     last, relu, first, flatten = found.rows
     assert (last.relevance_out, last.relevance_in, last.absolute, last.growth) == (-1.5, -1.5, 1.0, 6.5 / 1.5)
-    assert (relu.dead, relu.growth, relu.rule) == (1 / 3, 1.0, "pass")
-    assert (first.relevance_in, first.bias, first.dead) == (-2.0, 0.5 / 2, 1 / 4)
+    assert (relu.zeros, relu.growth, relu.rule) == (1 / 3, 1.0, "pass")
+    assert (first.relevance_in, first.bias, first.zeros) == (-2.0, 0.5 / 2, 1 / 4)
     assert first.growth == 8 / 6.5 and first.missing == 0
     (total,) = found.totals
     assert (total.logit, total.seed, total.heatmap, total.bias) == (-1.5, -1.5, -2.0, 0.5)
@@ -284,7 +284,7 @@ def test_dead_relus(samples: int) -> None:
         net[2].weight.zero_()
         net[2].bias.fill_(-1)
     (text,) = report(net, pictures(samples, 3, 6, 6)).violations
-    assert text.startswith(f"relevance dies before the read-out 'input' in {2 * samples} of {2 * samples} pairs")
+    assert text.startswith(f"no relevance reaches the read-out 'input' in {2 * samples} of {2 * samples} pairs")
     assert "after 3 (relu '_3', pass)" in text
 
 
@@ -293,7 +293,7 @@ def test_one_dead_branch_is_no_violation() -> None:
     with torch.no_grad():
         net.b.bias.fill_(-100)
     found = report(net, pictures())
-    assert found.violations == () and max(row.dead for row in found.rows) == 1
+    assert found.violations == () and max(row.zeros for row in found.rows) == 1
 
 
 def test_a_head_of_zeros_is_named() -> None:
@@ -309,7 +309,7 @@ def test_stabilisers_that_absorb_everything_are_named() -> None:
     """In float32, 1e-30 of 1e-30 of something is nothing."""
     images = pictures(dtype=torch.float32)
     (text,) = report(nets.tiny().float(), images, composite_kwargs={"epsilon": 1e30}).violations
-    assert text.startswith("relevance dies") and text.endswith("the stabilisers absorbed 100% of it.")
+    assert text.startswith("no relevance reaches") and text.endswith("the stabilisers absorbed 100% of it.")
 
 
 def test_single_logits_of_zero_are_noted() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.oracles import nets
 from tests.oracles.gradients import gradients
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.conservation.diagnose import measure_gradient_threshold
+from tw_seg.lrp.conservation.thresholds import measure_gradient_threshold
 from tw_seg.lrp.decode import pieces as module
 
 

@@ -16,7 +16,8 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.inception import Inception3
 
 from tw_seg.errors import TraceError
-from tw_seg.lrp.trace.tracer import Traced, default_image_shape, symbolic_trace
+from tw_seg.lrp.trace.examples import default_image_shape
+from tw_seg.lrp.trace.tracer import Traced, symbolic_trace
 
 SHAPE = (3, 8, 12)
 

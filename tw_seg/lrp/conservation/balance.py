@@ -45,8 +45,8 @@ class CallBalance:
         stabilizer: Relevance that the stabiliser of the rule's denominator absorbs.
         absolute_out: Sum of the absolute relevance at the output.
         absolute_in: Sum of the absolute relevance at the inputs.
-        dead_out: Share, 0 to 1, of the coefficients at the output that are exactly 0.
-        dead_in: The same of those that it hands on.
+        zeros_out: Share, 0 to 1, of the coefficients at the output that are exactly 0.
+        zeros_in: The same of those that it hands on.
         non_finite: How many of those that it hands on are not finite.
     """
 
@@ -62,8 +62,8 @@ class CallBalance:
     stabilizer: Tensor
     absolute_out: Tensor
     absolute_in: Tensor
-    dead_out: Tensor
-    dead_in: Tensor
+    zeros_out: Tensor
+    zeros_in: Tensor
     non_finite: Tensor
 
     @property
@@ -128,7 +128,7 @@ class Measure:
         )
 
     @property
-    def dead(self) -> Tensor:
+    def zero_share(self) -> Tensor:
         """Share of the coefficients that are exactly 0; 1 if there are none."""
         return self.zeros / self.size if self.size else torch.ones_like(self.zeros)
 
@@ -137,7 +137,7 @@ def measure(backward: Backward, name: str, c: Any, classes: int) -> Measure:
     """Sums of a coefficient at a call's value."""
     value, axis = backward.tape.values[name], backward.axis(name)
     pairs = [(part, value[index]) for index, part in c.items()] if isinstance(c, dict) else [(c, value)]
-    result = _nothing(backward, classes)
+    result = _measure_nothing(backward, classes)
     for part, at in pairs:
         # Minus infinity, where attention is masked, has no relevance.
         relevance = times(part, at, axis).masked_fill(part == 0, 0.0)
@@ -149,18 +149,18 @@ def _measure_relevance(
     backward: Backward, relevance: Tensor, axis: int, classes: int, c: Tensor | None = None
 ) -> Measure:
     c = relevance if c is None else c
-    zeros, bad = (_sum(backward, mask, axis, classes) for mask in (c == 0, ~c.isfinite()))
-    total, absolute = (_sum(backward, part, axis, classes) for part in (relevance, relevance.abs()))
+    zeros, bad = (_sum_rows(backward, mask, axis, classes) for mask in (c == 0, ~c.isfinite()))
+    total, absolute = (_sum_rows(backward, part, axis, classes) for part in (relevance, relevance.abs()))
     return Measure(total, absolute, zeros, bad, c.numel() // total.numel() if total.numel() else 0)
 
 
-def _nothing(backward: Backward, classes: int) -> Measure:
+def _measure_nothing(backward: Backward, classes: int) -> Measure:
     images = backward.tape.images
     zero = torch.zeros(images.shape[0], classes, dtype=torch.float64, device=images.device)
     return Measure(zero, zero, zero, zero, 0)
 
 
-def _sum(backward: Backward, values: Tensor, axis: int, classes: int) -> Tensor:
+def _sum_rows(backward: Backward, values: Tensor, axis: int, classes: int) -> Tensor:
     """(.., K*N*r, ..) -> (N, K), in float64."""
     rows = values.movedim(axis, 0).unsqueeze(-1).flatten(1).sum(1, dtype=torch.float64)
     return rows.reshape(classes, backward.tape.images.shape[0], -1).sum(2).T
@@ -192,14 +192,14 @@ def balance_calls(backward: Backward, kept: Mapping[str, Any], wanted: frozenset
 def _norm_balance(backward: Backward, source: Call, norm: Call, c: Tensor, classes: int) -> CallBalance:
     """The balance of a fused BatchNorm alone: the heatmap is read between it and its convolution."""
     shift = norm_affine(backward, norm)[1]
-    return _entry(
+    return _make_balance(
         norm,
         kind=norm.kind,
         fused=(),
         rule="pass",
         out=measure(backward, norm.name, c, classes),
         into=measure(backward, source.name, pass_fused_norm(backward, source, c), classes),
-        bias=_sum(backward, c * shift.reshape(-1, *[1] * (c.ndim - 2)), 0, classes),
+        bias=_sum_rows(backward, c * shift.reshape(-1, *[1] * (c.ndim - 2)), 0, classes),
     )
 
 
@@ -219,15 +219,15 @@ def _balance(backward: Backward, call: Call, c: Any, wanted: frozenset[str], cla
         rule: Any = backward.rules[call.name] if at_input is None else backward.input_rule
         a, z = backward.value(read_from(backward, call)), read_output(backward, call)
         absorbed = rule.balance(c, a, z, linear_map(backward, call))
-        bias, stabilizer = (_sum(backward, part, axis, classes) for part in absorbed)
+        bias, stabilizer = (_sum_rows(backward, part, axis, classes) for part in absorbed)
     else:
         stabilizer = _measure_stabilizer(backward, call, c, classes)
         if op.absorbed is not None:
-            bias = _sum(backward, op.absorbed(backward, call, c), axis, classes)
-    into = sum(handed.values(), _nothing(backward, classes))
+            bias = _sum_rows(backward, op.absorbed(backward, call, c), axis, classes)
+    into = sum(handed.values(), _measure_nothing(backward, classes))
     if not op.conserves:
         bias = out.total - into.total - stabilizer
-    return _entry(
+    return _make_balance(
         call,
         kind="+".join(backward.calls[name].kind for name in (before, call.name, after) if name),
         fused=tuple(name for name in (before, after) if name),
@@ -240,7 +240,7 @@ def _balance(backward: Backward, call: Call, c: Any, wanted: frozenset[str], cla
     )
 
 
-def _entry(
+def _make_balance(
     call: Call,
     *,
     kind: str,
@@ -266,8 +266,8 @@ def _entry(
         stabilizer=zero if stabilizer is None else stabilizer,
         absolute_out=out.absolute,
         absolute_in=into.absolute,
-        dead_out=out.dead,
-        dead_in=into.dead,
+        zeros_out=out.zero_share,
+        zeros_in=into.zero_share,
         non_finite=into.non_finite,
     )
 
@@ -275,7 +275,7 @@ def _entry(
 def _measure_stabilizer(backward: Backward, call: Call, c: Any, classes: int) -> Tensor:
     """What the epsilon of a sum's or a product's rule absorbs."""
     if call.op.stabilised is None:
-        return _nothing(backward, classes).total
+        return _measure_nothing(backward, classes).total
     factors = call.op.stabilised(call)
     handed = factors * stabilize_terms(backward, call, c, factors)
     return measure(backward, call.name, c - handed, classes).total
@@ -287,19 +287,21 @@ def _describe_rule(backward: Backward, call: Call, handed: frozenset[str]) -> st
     return text if isinstance(text, str) else text(backward, call, handed)
 
 
-def complete(backward: Backward, kept: Mapping[str, Any], balances: Sequence[CallBalance], place: str) -> Completeness:
+def balance_logits(
+    backward: Backward, kept: Mapping[str, Any], balances: Sequence[CallBalance], place: str
+) -> Completeness:
     """Account for every logit by the balances of the calls between it and a read-out."""
     seed = kept[backward.tape.graph.output]
     logits = measure(backward, backward.tape.graph.output, seed, seed.shape[0] // backward.tape.images.shape[0]).total
     zero = torch.zeros_like(logits)
-    # What calls hand to the read-out is its heatmap; in-between sums need no book of their own.
+    # What calls hand to the read-out is its heatmap; sums in between are part of it.
     bias = sum((b.bias for b in balances), zero)
     stabilizer = sum((b.stabilizer for b in balances), zero)
     elsewhere = sum((b.elsewhere for b in balances), zero)
-    return Completeness(logits, at_readout(backward, kept, place).total, bias, stabilizer, elsewhere)
+    return Completeness(logits, measure_readout(backward, kept, place).total, bias, stabilizer, elsewhere)
 
 
-def at_readout(backward: Backward, kept: Mapping[str, Any], place: str) -> Measure:
+def measure_readout(backward: Backward, kept: Mapping[str, Any], place: str) -> Measure:
     """Sums of the relevance at a read-out, from the same run."""
     graph, axis = backward.tape.graph, backward.axis(place)
     classes = kept[graph.output].shape[0] // backward.tape.images.shape[0]
@@ -312,7 +314,7 @@ def at_readout(backward: Backward, kept: Mapping[str, Any], place: str) -> Measu
         return (
             _measure_relevance(backward, torch.stack(by_rule).sum(0), axis, classes)
             if by_rule
-            else _nothing(backward, classes)
+            else _measure_nothing(backward, classes)
         )
     c = kept[place] if place not in backward.calls else pass_fused_norm(backward, backward.calls[place], kept[place])
     if by_rule:

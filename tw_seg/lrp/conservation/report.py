@@ -8,6 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from tw_seg.lrp.conservation.balance import CallBalance, Completeness, Measure
+from tw_seg.lrp.conservation.findings import Case
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,7 +31,7 @@ class Row:
         relevance_in: Mean relevance that it hands to its inputs.
         bias: Relevance that biases and other constants absorb, as a share of the largest term of the balance.
         missing: The most that is not accounted for, relative to the largest term.
-        dead: Share of the coefficients it hands on that are exactly 0.
+        zeros: Share of the coefficients it hands on that are exactly 0.
         growth: Absolute relevance at its inputs over that at its output.
         absolute: Absolute relevance at its output over that at the logits.
         non_finite: NaN and infinite values of its output and of the coefficients it hands on.
@@ -40,7 +46,7 @@ class Row:
     relevance_in: float
     bias: float
     missing: float
-    dead: float
+    zeros: float
     growth: float
     absolute: float
     non_finite: int
@@ -130,7 +136,68 @@ class Report:
         return json.dumps(_finite({**asdict(self), "rules": self.rules}), indent=2, allow_nan=False)
 
 
-_ROW_HEADS = ("call", "kind", "rule", "out", "in", "bias", "missing", "dead", "growth", "|R|/|z|", "bad")
+def format_table(balances: Sequence[CallBalance]) -> str:
+    """A table for people: means over samples and classes, and the largest share that is missing."""
+    labels = [f"{b.path or '(root)'} ({b.kind})" for b in balances]
+    width = max([len("call"), *map(len, labels)])
+    head = f"{'call':<{width}}  {'out':>11}  {'in':>11}  {'bias':>11}  {'stabilizer':>11}  {'missing':>8}"
+    lines = [head, "-" * len(head)]
+    for label, b in zip(labels, balances, strict=True):
+        cells = "  ".join(f"{term.mean().item():>11.4g}" for term in b.terms)
+        lines.append(f"{label:<{width}}  {cells}  {_compare_missing(b.missing, *b.terms):>8.1e}")
+    return "\n".join(lines)
+
+
+def summarize_call(case: Case, b: CallBalance) -> Row:
+    """The row of one call."""
+    scale = torch.stack([n.abs() for n in b.terms]).amax(0).sum()
+    return Row(
+        name=b.name,
+        path=b.path,
+        kind=b.kind,
+        fused=b.fused,
+        rule=b.rule,
+        relevance_out=b.relevance_out.mean().item(),
+        relevance_in=b.relevance_in.mean().item(),
+        bias=_divide(b.bias.abs().sum(), scale),
+        missing=_compare_missing(b.missing, *b.terms),
+        zeros=b.zeros_in.mean().item(),
+        growth=_divide(b.absolute_in.sum(), b.absolute_out.sum()),
+        absolute=_divide(b.absolute_out.sum(), case.start.sum()),
+        non_finite=int(b.non_finite.sum()) + sum(case.bad.get(name, 0) for name in (b.name, *b.fused)),
+    )
+
+
+def summarize_classes(case: Case, place: str, found: Completeness, at_place: Measure) -> list[ClassTotals]:
+    """The totals of each class at one read-out."""
+    return [
+        ClassTotals(
+            read_out=place,
+            class_index=k,
+            logit=case.backward.tape.logits[:, k].double().mean().item(),
+            seed=found.logits[:, i].mean().item(),
+            heatmap=found.heatmap[:, i].mean().item(),
+            bias=found.bias[:, i].mean().item(),
+            stabilizer=found.stabilizer[:, i].mean().item(),
+            elsewhere=found.elsewhere[:, i].mean().item(),
+            missing=_compare_missing(found.missing[:, i], *(n[:, i] for n in found.terms)),
+            absolute=_divide(at_place.absolute[:, i].sum(), case.start[:, i].sum()),
+        )
+        for i, k in enumerate(case.classes)
+    ]
+
+
+def _compare_missing(missing: Tensor, *terms: Tensor) -> float:
+    """The most that is missing, relative to the largest term."""
+    scale = torch.stack([t.abs() for t in terms]).amax().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(missing.abs().amax() / scale)
+
+
+def _divide(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if part != 0 or whole != 0 else 0.0
+
+
+_ROW_HEADS = ("call", "kind", "rule", "out", "in", "bias", "missing", "zero", "growth", "|R|/|z|", "bad")
 _TOTAL_HEADS = (
     "read-out",
     "class",
@@ -156,7 +223,7 @@ def _row_cells(row: Row) -> list[str]:
         f"{row.relevance_in:.3g}",
         f"{row.bias:.1%}",
         f"{row.missing:.0e}",
-        f"{row.dead:.1%}",
+        f"{row.zeros:.1%}",
         f"{row.growth:.2g}",
         f"{row.absolute:.2g}",
         str(row.non_finite or ""),

@@ -53,7 +53,7 @@ class Schedule:
             one pair at least is decoded at once. Not together with ``chunk_size``.
         gradient_threshold: Train in two phases: decode without a graph, and in the backward pass decode again only
             the (sample, class) pairs whose largest absolute loss gradient exceeds this share of the largest of all.
-            0.0 is exact; :func:`tw_seg.lrp.conservation.diagnose.measure_gradient_threshold` reports the error of
+            0.0 is exact; :func:`tw_seg.lrp.conservation.thresholds.measure_gradient_threshold` reports the error of
             others. Not together with ``recompute``.
 
     Raises:
