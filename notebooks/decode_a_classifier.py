@@ -31,7 +31,8 @@ import torchvision
 
 from tw_seg import HeatmapDecoder, HeatmapSegmenter
 from tw_seg.data import DigitScenes
-from tw_seg.data.loading.collate import EvalItems, collate
+from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.items import EvalItems
 from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.losses import SegmentationLoss
 from tw_seg.lrp.conservation.diagnose import completeness

@@ -182,7 +182,7 @@ EXAMPLES = {
     "loss": Example(
         "loss",
         {
-            "tw_seg/losses/heatmap.py": [
+            "tw_seg/losses/pixels.py": [
                 (
                     "def dice",
                     "def energy(mask_logits, masks):\n    return masked_mean(mask_logits.square().sum(1), masks)\n\n\n",

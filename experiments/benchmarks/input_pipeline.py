@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 
 from experiments.benchmarks.machine import machine
 from tw_seg import Batch, create_model
-from tw_seg.data.layouts.files import read_image, read_mask
+from tw_seg.data.layouts.readers import read_image, read_mask
 from tw_seg.data.layouts.voc import VOC_CLASSES
 from tw_seg.data.loading.collate import collate
 from tw_seg.data.loading.sampler import Draw

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tw_seg.data.budget import LabelBudget, data_fingerprint, select_budget
+from tw_seg.data.budget import LabelBudget, fingerprint_data, select_budget
 from tw_seg.errors import BudgetError
 
 
@@ -291,15 +291,15 @@ def test_indices_in_another_data_set(saved):
 
 def test_fingerprint_sees_every_name_and_label_but_no_order():
     labels, names = random_labels(6, 3, seed=6)
-    base = data_fingerprint(labels, names)
-    assert data_fingerprint(labels[::-1], names[::-1]) == base
+    base = fingerprint_data(labels, names)
+    assert fingerprint_data(labels[::-1], names[::-1]) == base
     seen = {base}
     for row in range(6):
         renamed = [*names]
         renamed[row] += "x"
-        seen.add(data_fingerprint(labels, renamed))
+        seen.add(fingerprint_data(labels, renamed))
         for column in range(1, 4):
             flipped = labels.copy()
             flipped[row, column] = 1 - flipped[row, column]
-            seen.add(data_fingerprint(flipped, names))
+            seen.add(fingerprint_data(flipped, names))
     assert len(seen) == 1 + 6 + 18

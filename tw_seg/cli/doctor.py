@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from tw_seg.cli import COMMANDS
-from tw_seg.data.layouts.files import read_image
+from tw_seg.data.layouts.readers import read_image
 from tw_seg.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 from tw_seg.errors import InputError
 from tw_seg.files import write_text

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tw_seg.data.budget import LabelBudget, select_budget
+from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.layouts.folder import FolderDataset
 from tw_seg.data.layouts.voc import VOCDataset
-from tw_seg.data.loading.collate import SegmentationData
 
 DATASETS: dict[str, type[SegmentationData]] = {
     "digits": DigitScenes,

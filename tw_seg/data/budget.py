@@ -30,7 +30,7 @@ class LabelBudget:
         budget: The number of images that was asked for, or ``None``.
         budget_share: The share of the images that was asked for, or ``None``; all images if neither was.
         split_seed: Seed of the choice, not of the training.
-        fingerprint: `data_fingerprint` of the images that could be chosen.
+        fingerprint: `fingerprint_data` of the images that could be chosen.
     """
 
     names: tuple[str, ...]
@@ -109,7 +109,7 @@ class LabelBudget:
                 f"the label budget names {len(unknown)} images that have no mask in this data set, first "
                 f"{unknown[0]!r}; use the data set and split it was selected from, or select a new budget"
             )
-        found = data_fingerprint(labels, names)
+        found = fingerprint_data(labels, names)
         if found != self.fingerprint:
             raise BudgetError(
                 f"the label budget was selected from a data set with fingerprint {self.fingerprint[:12]}..., "
@@ -128,7 +128,7 @@ class LabelBudget:
         }
 
 
-def data_fingerprint(labels: np.ndarray, names: Sequence[str]) -> str:
+def fingerprint_data(labels: np.ndarray, names: Sequence[str]) -> str:
     """Hash over the sorted names and their image-level labels; the order of the images does not matter.
 
     Args:
@@ -179,9 +179,9 @@ def select_budget(
         raise BudgetError(f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}")
     if len(set(names)) != len(names):
         raise BudgetError("sample names are not unique; a label budget needs one name for each image")
-    count = _count(budget, budget_share, len(names))
-    order = _ordering(labels[:, 1:] > 0, names, split_seed, count)
-    fingerprint = data_fingerprint(labels, names)
+    count = _count_images(budget, budget_share, len(names))
+    order = _order_images(labels[:, 1:] > 0, names, split_seed, count)
+    fingerprint = fingerprint_data(labels, names)
     return LabelBudget(tuple(names[i] for i in order), budget, budget_share, split_seed, fingerprint)
 
 
@@ -204,7 +204,7 @@ def check_budget(budget: int | None, budget_share: float | None) -> None:
         )
 
 
-def _count(budget: int | None, budget_share: float | None, available: int) -> int:
+def _count_images(budget: int | None, budget_share: float | None, available: int) -> int:
     check_budget(budget, budget_share)
     if available == 0:
         raise BudgetError("no image has a mask; a label budget needs at least one")
@@ -229,7 +229,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ordering(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
+def _order_images(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
     """The first ``count`` images of the ordering; ``present`` is (N, classes without background), bool."""
     # Hashes instead of a generator's stream: the same choice whatever the numpy version and the order of the
     # files.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tw_seg.arguments import check_numbers
 from tw_seg.losses.classification import multilabel_bce
-from tw_seg.losses.heatmap import cross_entropy, dice
+from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
 
 PARTS = ("seg/ce", "seg/dice", "cls/bce", "seg/aux")

@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
+from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.cache import GIB, DecodedCache
-from tw_seg.data.loading.collate import EvalItems, SegmentationData, TrainItems, collate
-from tw_seg.data.loading.sampler import ResumableLoader, SemiSupervisedBatchSampler
+from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.items import EvalItems, TrainItems
+from tw_seg.data.loading.loader import ResumableLoader
+from tw_seg.data.loading.sampler import SemiSupervisedBatchSampler
 from tw_seg.data.loading.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -116,7 +119,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names, the background first."""
-        return self._dataset("train").classes
+        return self._open_dataset("train").classes
 
     @property
     def num_classes(self) -> int:
@@ -131,7 +134,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             BudgetError: If the label budget does not fit the data.
         """
         for role in _STAGES[stage] if stage is not None else _SPLITS:
-            self._dataset(role)
+            self._open_dataset(role)
         if stage in ("fit", None) and self.hparams["labelled_per_batch"] > 0:
             self.budget = self._choose_budget()
             if (
@@ -148,39 +151,40 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"trainer.devices: expected one process, got {self.trainer.world_size}; the rows of a "
                 "batch are not divided among processes yet"
             )
-        data, hparams = self._dataset("train"), self.hparams
-        labelled = self._labelled_indices()
+        data = self._open_dataset("train")
+        labelled = self._find_labelled()
         sampler = SemiSupervisedBatchSampler(
             labelled,
             np.setdiff1d(np.arange(len(data)), labelled),
-            batch_size=hparams["batch_size"],
-            labelled_per_batch=hparams["labelled_per_batch"],
-            steps_per_epoch=hparams["steps_per_epoch"],
-            seed=hparams["seed"],
+            **self._chosen("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
         )
-        items = TrainItems(data, self._train_transform, self._cache("train", labelled))
+        items = TrainItems(data, self._train_transform, self._fill_cache("train", labelled))
         return ResumableLoader(items, batch_sampler=sampler, **self._loader_kwargs())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The split for model selection."""
-        data = self._dataset("val")
-        return self._eval_loader(data, self._cache("val", np.arange(len(data))))
+        data = self._open_dataset("val")
+        return self._make_eval_loader(data, self._fill_cache("val", np.arange(len(data))))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The split for final numbers, used nowhere else."""
-        return self._eval_loader(self._dataset("test"))
+        return self._make_eval_loader(self._open_dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The split to write masks for; by default val."""
-        return self._eval_loader(self._dataset("predict"))
+        return self._make_eval_loader(self._open_dataset("predict"))
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""
-        items = EvalItems(self._dataset("train"), self._eval_transform, self._caches.get("train"))
-        rows = self._labelled_indices().tolist()
+        items = EvalItems(self._open_dataset("train"), self._eval_transform, self._caches.get("train"))
+        rows = self._find_labelled().tolist()
         return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
-    def _dataset(self, role: str) -> SegmentationData:
+    def _chosen(self, *names: str) -> dict[str, Any]:
+        """Some of the arguments, by name."""
+        return {name: self.hparams[name] for name in names}
+
+    def _open_dataset(self, role: str) -> SegmentationData:
         if role not in self._data:
             name = self.hparams["dataset"]
             kwargs = {"split": _SPLITS[role], **(self.hparams["dataset_kwargs"] or {})}
@@ -193,10 +197,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._data[role]
 
     def _choose_budget(self) -> LabelBudget:
-        names, labels, _ = self._with_mask()
+        names, labels, _ = self._list_masked()
         if self.hparams["budget_file"] is None:
-            chosen = {name: self.hparams[name] for name in ("budget", "budget_share", "split_seed")}
-            return select_budget(labels, names, **chosen)
+            return select_budget(labels, names, **self._chosen("budget", "budget_share", "split_seed"))
         budget = LabelBudget.load(self.hparams["budget_file"])
         try:
             budget.indices(labels, names)
@@ -204,28 +207,28 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise BudgetError(f"{self.hparams['budget_file']}: {error}") from error
         return budget
 
-    def _with_mask(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+    def _list_masked(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Names, labels and indices of the training images that have a mask."""
-        data = self._dataset("train")
+        data = self._open_dataset("train")
         rows = np.flatnonzero(getattr(data, "has_mask", np.ones(len(data), dtype=bool)))
         return [data.names[row] for row in rows], data.labels[rows], rows
 
-    def _labelled_indices(self) -> np.ndarray:
+    def _find_labelled(self) -> np.ndarray:
         if self.hparams["labelled_per_batch"] == 0:
             return np.empty(0, dtype=np.int64)
         if self.budget is None:
             self.budget = self._choose_budget()
-        names, labels, rows = self._with_mask()
+        names, labels, rows = self._list_masked()
         return rows[self.budget.indices(labels, names)]
 
-    def _cache(self, role: str, masks: np.ndarray) -> DecodedCache | None:
+    def _fill_cache(self, role: str, masks: np.ndarray) -> DecodedCache | None:
         """The cache of a data set that is read again in every epoch; only ``masks`` are read into it."""
         if self.hparams["cache_gib"] > 0 and role not in self._caches:
             left = self.hparams["cache_gib"] * GIB - sum(cache.nbytes for cache in self._caches.values())
-            self._caches[role] = DecodedCache(self._dataset(role), self._eval_transform, masks=masks, limit=left)
+            self._caches[role] = DecodedCache(self._open_dataset(role), self._eval_transform, masks=masks, limit=left)
         return self._caches.get(role)
 
-    def _eval_loader(self, data: SegmentationData, cache: DecodedCache | None = None) -> DataLoader[Any]:
+    def _make_eval_loader(self, data: SegmentationData, cache: DecodedCache | None = None) -> DataLoader[Any]:
         items = EvalItems(data, self._eval_transform, cache)
         return DataLoader(items, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.data.loading.test_collate import Shapes, assert_same
+from tests.data.loading.samples import Shapes, assert_same
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.layouts.folder import FolderDataset
 from tw_seg.data.loading.cache import GIB, DecodedCache
-from tw_seg.data.loading.collate import EvalItems, Files, TrainItems, collate
+from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.items import EvalItems, FileSource, TrainItems
 from tw_seg.data.loading.sampler import Draw, SemiSupervisedBatchSampler
 from tw_seg.data.loading.transforms import EvalTransform, TrainTransform, init_worker
 from tw_seg.errors import DataError, InputError
@@ -58,7 +59,7 @@ def equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 @pytest.mark.parametrize("size", [(16, 24), (20, 30), (50, 40)], ids=["smaller", "native", "larger"])
 def test_holds_what_the_files_hold(size):
-    data, files = Shapes(), Files(Shapes(), EvalTransform(size))
+    data, files = Shapes(), FileSource(Shapes(), EvalTransform(size))
     cache = cached(data, size)
     for mask in (True, False):
         for index in (*range(7), -1):

@@ -5,52 +5,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tests.data.loading.samples import Shapes, assert_same
 from tw_seg.data.layouts.digits import DigitScenes
-from tw_seg.data.loading.collate import EvalItems, TrainItems, collate
-from tw_seg.data.loading.sampler import Draw, SemiSupervisedBatchSampler
+from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.items import EvalItems, TrainItems
+from tw_seg.data.loading.sampler import SemiSupervisedBatchSampler
 from tw_seg.data.loading.transforms import EvalTransform, TrainTransform, init_worker
-from tw_seg.types import Batch, Sample
-
-
-class Shapes:
-    """Images of different sizes; the even ones have a mask."""
-
-    classes = ("background", "thing")
-    names = tuple(f"s{i}" for i in range(7))
-    labels = np.array([[1, i % 2] for i in range(7)], dtype=np.float32)
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (20 + index, 30, 3), dtype=np.uint8)
-        mask = rng.integers(0, 2, image.shape[:2], dtype=np.uint8) if index % 2 == 0 else None
-        return Sample(image, mask, self.labels[index], self.names[index])
-
-
-class LoadOnDemand(Shapes):
-    """Says which masks were read."""
-
-    def __init__(self) -> None:
-        self.read: list[tuple[int, bool]] = []
-
-    def __getitem__(self, index: int) -> Sample:
-        raise AssertionError("training must say whether it wants the mask")
-
-    def load(self, index: int, *, mask: bool) -> Sample:
-        self.read.append((index, mask))
-        sample = super().__getitem__(index)
-        return sample if mask else sample._replace(mask=None)
-
-
-def assert_same(one: Batch, other: Batch) -> None:
-    for field in ("images", "labels", "labelled", "masks"):
-        a, b = getattr(one, field), getattr(other, field)
-        assert a.dtype == b.dtype and torch.equal(a, b)
-    assert one.names == other.names
-    assert len(one.native_masks) == len(other.native_masks)
-    assert all(torch.equal(a, b) for a, b in zip(one.native_masks, other.native_masks, strict=True))
 
 
 def test_eval_batch_keeps_native_masks():
@@ -75,24 +35,6 @@ def test_batch_without_masks():
     assert batch.masks.shape == (0, 16, 24) and batch.masks.dtype == torch.int64
     assert batch.labelled.shape == (0,) and batch.labelled.dtype == torch.int64
     assert batch.native_masks == ()
-
-
-@pytest.mark.parametrize("data", [Shapes(), LoadOnDemand()], ids=["plain", "on demand"])
-def test_training_shows_masks_of_labelled_rows_only(data):
-    items = TrainItems(data, TrainTransform(EvalTransform(16)))
-    draws = [Draw(2, True, (0, 0, 0)), Draw(4, False, (0, 0, 1)), Draw(2, False, (0, 0, 2))]
-    batch = collate([items[draw] for draw in draws])
-    assert batch.labelled.tolist() == [0] and batch.masks.shape == (1, 16, 16)
-    assert batch.native_masks == ()
-    if isinstance(data, LoadOnDemand):
-        assert data.read == [(2, True), (4, False), (2, False)]
-
-
-def test_every_row_epoch_and_step_has_its_own_augmentation():
-    items = TrainItems(Shapes(), TrainTransform(EvalTransform(16)))
-    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    images = [items[Draw(2, False, key)].image for key in keys]
-    assert len({float(image.sum()) for image in images}) == 4
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

@@ -73,11 +73,11 @@ class DigitScenes:
             raise DataError(f"DigitScenes needs a length of at least 1 scene, got {length}")
         self.split, self.size, self.seed = split, size, seed
         self.names = tuple(f"{split}-{index:05d}" for index in range(length))
-        self._layouts = [self._layout(index) for index in range(length)]
-        targets = _digits()[1]
+        self._scenes = [self._arrange(index) for index in range(length)]
+        targets = _load_digits()[1]
         self.labels = np.zeros((length, len(CLASSES)), dtype=np.float32)
         self.labels[:, BACKGROUND] = 1
-        for index, placed in enumerate(self._layouts):
+        for index, placed in enumerate(self._scenes):
             self.labels[index, [targets[p.digit] + 1 for p in placed]] = 1
         # Rendering costs about a millisecond, an epoch asks for every scene: keep them while they are small.
         self._cache: dict[int, Sample] | None = {} if length * size * size * 4 <= 2**28 else None
@@ -101,9 +101,9 @@ class DigitScenes:
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _SPLITS.index(self.split), index, purpose])
 
-    def _layout(self, index: int) -> list[_Placed]:
+    def _arrange(self, index: int) -> list[_Placed]:
         rng = self._rng(index, 0)
-        pool = _pool(self.split)
+        pool = _select_digits(self.split)
         placed: list[_Placed] = []
         for _ in range(rng.integers(1, 4)):
             for _attempt in range(10):
@@ -119,34 +119,34 @@ class DigitScenes:
         return placed
 
     def _render(self, index: int) -> Sample:
-        images, targets = _digits()
-        scene = _background(self.split, self.size, self._rng(index, 1))
+        images, targets = _load_digits()
+        scene = _crop_background(self.split, self.size, self._rng(index, 1))
         mask = np.zeros((self.size, self.size), dtype=np.uint8)
-        for placed in self._layouts[index]:
-            ink = _place(images[placed.digit], placed, self.size)
+        for placed in self._scenes[index]:
+            ink = _draw_ink(images[placed.digit], placed, self.size)
             alpha = (placed.opacity * ink)[..., None]
-            color = _visible(np.array(placed.color), scene[ink > _MASK_THRESHOLD])
+            color = _raise_contrast(np.array(placed.color), scene[ink > _MASK_THRESHOLD])
             scene = scene * (1 - alpha) + color * alpha
             mask[ink > _MASK_THRESHOLD] = targets[placed.digit] + 1
         return Sample(np.rint(scene).astype(np.uint8), mask, self.labels[index], self.names[index])
 
 
 @cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     """All digits, ink in [0, 1], shape (1797, 8, 8), and what they show, 0..9."""
     data = load_digits()
     return (data.images / 16).astype(np.float32), data.target
 
 
 @cache
-def _photographs() -> tuple[np.ndarray, ...]:
+def _load_photographs() -> tuple[np.ndarray, ...]:
     return tuple(load_sample_images().images)
 
 
 @cache
-def _pool(split: str) -> np.ndarray:
+def _select_digits(split: str) -> np.ndarray:
     """Indices of the digits of a split: a fixed share of each class."""
-    targets = _digits()[1]
+    targets = _load_digits()[1]
     start, stop = _SHARES[split]
     members = []
     for digit in range(10):
@@ -155,9 +155,9 @@ def _pool(split: str) -> np.ndarray:
     return np.concatenate(members)
 
 
-def _background(split: str, size: int, rng: np.random.Generator) -> np.ndarray:
+def _crop_background(split: str, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random square of one photograph, out of the columns that belong to the split."""
-    photos = _photographs()
+    photos = _load_photographs()
     photo = photos[rng.integers(len(photos))]
     height, width = photo.shape[:2]
     left, right = (int(share * width) for share in _SHARES[split])
@@ -169,7 +169,7 @@ def _background(split: str, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(crop, dtype=np.float32)
 
 
-def _place(digit: np.ndarray, placed: _Placed, size: int) -> np.ndarray:
+def _draw_ink(digit: np.ndarray, placed: _Placed, size: int) -> np.ndarray:
     """Ink of a digit on the scene's canvas, in [0, 1], shape (size, size)."""
     border = 2  # so that interpolation fades to no ink
     source = Image.fromarray(np.pad(digit, border))
@@ -182,7 +182,7 @@ def _place(digit: np.ndarray, placed: _Placed, size: int) -> np.ndarray:
     return np.clip(np.asarray(canvas, dtype=np.float32), 0, 1)
 
 
-def _visible(color: np.ndarray, behind: np.ndarray) -> np.ndarray:
+def _raise_contrast(color: np.ndarray, behind: np.ndarray) -> np.ndarray:
     """Mirror a colour that would vanish against what is behind it."""
     if len(behind) == 0:
         return color

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.layouts.files import ImageFiles, check_classes, check_unique, read_classes, read_label_table
+from tw_seg.data.layouts.image_files import ImageFiles
+from tw_seg.data.layouts.readers import check_classes, check_unique, read_classes, read_label_table
 from tw_seg.errors import DataError
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -60,18 +61,18 @@ class FolderDataset(ImageFiles):
             if len(rows) == 0:
                 found = ", ".join(sorted(set(table.splits)))
                 raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}")
-        images = _files_by_stem(root / "images")
-        self._images = [_image_file(table.images[row], images, root / "images", csv_path) for row in rows]
+        images = _list_by_stem(root / "images")
+        self._images = [_find_image(table.images[row], images, root / "images", csv_path) for row in rows]
         self.names = tuple(path.stem for path in self._images)
         check_unique(self.names, csv_path)
         self.classes = table.classes
         self.labels = table.labels[rows]
-        masks = _files_by_stem(root / "masks") if (root / "masks").is_dir() else {}
-        self._masks = [_mask_file(name, masks) for name in self.names]
+        masks = _list_by_stem(root / "masks") if (root / "masks").is_dir() else {}
+        self._masks = [_find_mask(name, masks) for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
 
 
-def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
+def _list_by_stem(folder: Path) -> dict[str, list[Path]]:
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -83,7 +84,7 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
     return dict(by_stem)
 
 
-def _image_file(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_path: Path) -> Path:
+def _find_image(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_path: Path) -> Path:
     """The file that a row of the table means: by its whole name, or by its name without suffix."""
     exact = [path for path in by_stem.get(Path(entry).stem, []) if path.name == entry]
     found = exact or by_stem.get(entry, [])
@@ -97,7 +98,7 @@ def _image_file(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_pa
     return found[0]
 
 
-def _mask_file(name: str, by_stem: dict[str, list[Path]]) -> Path | None:
+def _find_mask(name: str, by_stem: dict[str, list[Path]]) -> Path | None:
     found = by_stem.get(name, [])
     masks = [path for path in found if path.suffix.lower() == ".png"]
     if found and not masks:

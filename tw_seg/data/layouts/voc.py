@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.layouts.files import ImageFiles, check_unique, read_classes, read_label_table, read_lines, read_mask
+from tw_seg.data.layouts.image_files import ImageFiles
+from tw_seg.data.layouts.readers import check_unique, read_classes, read_label_table, read_lines, read_mask
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
@@ -63,13 +64,13 @@ class VOCDataset(ImageFiles):
         if not self.names:
             raise DataError(f"{split_path}: the split {split!r} is empty; write one image name per line")
         check_unique(self.names, split_path)
-        self._images = [_image_file(root / "JPEGImages", name, split_path) for name in self.names]
+        self._images = [_find_image(root / "JPEGImages", name, split_path) for name in self.names]
         masks = [root / "SegmentationClass" / f"{name}.png" for name in self.names]
         self._masks = [path if path.is_file() else None for path in masks]
         self.has_mask = np.array([path is not None for path in self._masks])
-        self.labels = self._labels_of_table(csv_path) if csv_path.is_file() else self._labels_of_masks(masks, csv_path)
+        self.labels = self._read_labels(csv_path) if csv_path.is_file() else self._collect_labels(masks, csv_path)
 
-    def _labels_of_table(self, csv_path: Path) -> np.ndarray:
+    def _read_labels(self, csv_path: Path) -> np.ndarray:
         table = read_label_table(csv_path, self.classes)
         check_unique(table.images, csv_path)
         row_of = {name: row for row, name in enumerate(table.images)}
@@ -80,7 +81,7 @@ class VOCDataset(ImageFiles):
             )
         return table.labels[[row_of[name] for name in self.names]]
 
-    def _labels_of_masks(self, masks: list[Path], csv_path: Path) -> np.ndarray:
+    def _collect_labels(self, masks: list[Path], csv_path: Path) -> np.ndarray:
         labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
         for row, path in enumerate(masks):
             if self._masks[row] is None:
@@ -93,7 +94,7 @@ class VOCDataset(ImageFiles):
         return labels
 
 
-def _image_file(folder: Path, name: str, split_path: Path) -> Path:
+def _find_image(folder: Path, name: str, split_path: Path) -> Path:
     for suffix in (".jpg", ".jpeg", ".png"):
         path = folder / f"{name}{suffix}"
         if path.is_file():

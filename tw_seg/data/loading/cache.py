@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from tw_seg.data.loading.collate import Files, Resized, SegmentationData, Transform
+from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.loading.items import FileSource, Resized, Transform
 from tw_seg.errors import InputError
 
 GIB = 2**30
@@ -47,7 +48,7 @@ class DecodedCache:
         self.nbytes = count * height * width * 3
         if self.nbytes > limit:
             raise _too_small(limit, self.nbytes, f"the {count} images")
-        self._files = Files(data, transform)
+        self._files = FileSource(data, transform)
         self._images = torch.empty((count, height, width, 3), dtype=torch.uint8)
         self._sizes = np.empty((count, 2), dtype=np.int64)
         self._mask_read = np.zeros(count, dtype=bool)

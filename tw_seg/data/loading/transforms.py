@@ -62,11 +62,11 @@ class EvalTransform:
         """The image, RGB, uint8, at ``size``: the part that is the same in every epoch."""
         height, width = self.size
         smaller = height < image.shape[0] or width < image.shape[1]
-        return _resize(image, self.size, cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+        return _resize_array(image, self.size, cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
         """The mask, uint8, at ``size``; every pixel keeps one of the mask's values."""
-        return _resize(mask, self.size, cv2.INTER_NEAREST)
+        return _resize_array(mask, self.size, cv2.INTER_NEAREST)
 
     def finish(
         self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
@@ -178,7 +178,7 @@ class TrainTransform:
         self.size = plain.size
         self._plain = plain
         self._seed = seed
-        self._augment = A.Compose(_steps(complete_augmentation(augmentation), plain.mean))
+        self._augment = A.Compose(_make_steps(complete_augmentation(augmentation), plain.mean))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """The image, RGB, uint8, at ``size``."""
@@ -206,7 +206,7 @@ class TrainTransform:
         return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
 
 
-def _steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.BasicTransform]:
+def _make_steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.BasicTransform]:
     scale, shift, rotate, color = (strengths[name] for name in ("scale", "shift", "rotate", "color"))
     steps: list[A.BasicTransform] = []
     if scale or shift or rotate:
@@ -237,5 +237,5 @@ def init_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _resize(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+def _resize_array(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
     return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=interpolation)

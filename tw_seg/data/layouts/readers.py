@@ -12,42 +12,12 @@ from PIL import Image
 
 from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 BACKGROUND_NAME = "background"
 
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _INTEGER = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
-
-
-class ImageFiles:
-    """What the data sets on disk share: image and mask files that are opened when they are asked for."""
-
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
-    labels: np.ndarray
-    has_mask: np.ndarray
-    _images: list[Path]
-    _masks: list[Path | None]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The image at ``index`` with its mask, if it has one."""
-        return self.load(index, mask=True)
-
-    def load(self, index: int, *, mask: bool) -> Sample:
-        """The image at ``index``; its mask file is opened only if ``mask`` is true.
-
-        Raises:
-            DataError: If a file is unreadable, or the mask does not fit the image or the class list.
-        """
-        image = read_image(self._images[index])
-        path = self._masks[index] if mask else None
-        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
-        return Sample(image, ids, self.labels[index], self.names[index])
 
 
 @dataclass(frozen=True)
@@ -73,7 +43,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file is missing, unreadable, truncated or not 8-bit.
     """
-    image = _open(path, "image")
+    image = _open_image(path, "image")
     if image.mode not in _EIGHT_BIT:
         raise DataError(f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB")
     if image.mode == "P" and "transparency" in image.info:
@@ -93,7 +63,7 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
         DataError: If the file is missing, unreadable, in colour, of another shape, or has a class id out of
             range.
     """
-    image = _open(path, "mask")
+    image = _open_image(path, "mask")
     if image.mode not in _INTEGER:
         raise DataError(
             f"{path}: expected a mask of class ids (single-channel or palette PNG), found mode {image.mode}; "
@@ -187,7 +157,7 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None) -> LabelT
         if len(row) != len(header):
             raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
         rows.append([cell.strip() for cell in row])
-        labels.append([1.0, *(_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns)])
+        labels.append([1.0, *(_parse_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns)])
     if not rows:
         raise DataError(f"{path}: no row below the header; add one row per image")
     image, split = header.index("image"), header.index("split") if "split" in header else None
@@ -208,7 +178,7 @@ def check_unique(names: Sequence[str], path: Path) -> None:
         seen.add(name)
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def _open_image(path: Path, what: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
@@ -220,7 +190,7 @@ def _open(path: Path, what: str) -> Image.Image:
         raise DataError(f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated") from error
 
 
-def _zero_or_one(text: str, path: Path, line: int, column: str) -> float:
+def _parse_zero_or_one(text: str, path: Path, line: int, column: str) -> float:
     if text in ("0", "0.0", "1", "1.0"):
         return float(text)
     raise DataError(

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tw_seg.data.layouts.files import (
+from tw_seg.data.layouts.readers import (
     check_classes,
     check_unique,
     read_classes,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tw_seg.errors import InputError
-from tw_seg.losses.heatmap import cross_entropy, dice
+from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import IGNORE_INDEX
 
 LOSSES = [cross_entropy, dice]

@@ -1,0 +1,25 @@
+"""What every data set offers: the protocol that loading relies on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from tw_seg.types import Sample
+
+
+class SegmentationData(Protocol):
+    """What every data set offers.
+
+    A data set may also have ``has_mask`` (bool, shape (N,); without it every image has a mask) and
+    ``load(index, *, mask)``, which does not read the mask file unless ``mask`` is true.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...

@@ -1,0 +1,47 @@
+"""The base of the data sets on disk: images and masks in files, which are opened when they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tw_seg.data.layouts.readers import read_image, read_mask
+from tw_seg.types import Sample
+
+
+class ImageFiles:
+    """Images and masks in files. A layout's constructor finds the files and fills the attributes.
+
+    Attributes:
+        classes: The class names; index 0 is the background.
+        names: The N sample names.
+        labels: Image-level multi-hot labels, float32, shape (N, K).
+        has_mask: Which images have a mask, bool, shape (N,).
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: np.ndarray
+    has_mask: np.ndarray
+    _images: list[Path]
+    _masks: list[Path | None]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The image at ``index`` with its mask, if it has one."""
+        return self.load(index, mask=True)
+
+    def load(self, index: int, *, mask: bool) -> Sample:
+        """The image at ``index``; its mask file is opened only if ``mask`` is true.
+
+        Raises:
+            DataError: If a file is unreadable, or the mask does not fit the image or the class list.
+        """
+        image = read_image(self._images[index])
+        path = self._masks[index] if mask else None
+        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
+        return Sample(image, ids, self.labels[index], self.names[index])

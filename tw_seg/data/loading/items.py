@@ -1,0 +1,122 @@
+"""From samples to tensors: load, transform. A mask is read only where a batch may show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.loading.sampler import Draw
+from tw_seg.types import Sample
+
+
+class Transform(Protocol):
+    """What turns an image and a mask into tensors, in two parts; see `tw_seg.data.loading.transforms`."""
+
+    size: tuple[int, int]
+
+    def resize(self, image: np.ndarray) -> np.ndarray: ...
+
+    def resize_mask(self, mask: np.ndarray) -> np.ndarray: ...
+
+    def finish(
+        self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Resized(NamedTuple):
+    """What of a sample is the same in every epoch.
+
+    Attributes:
+        image: At the size of the model, uint8, shape (H, W, 3).
+        native_mask: At its native size (h, w), uint8, or ``None``.
+        size: Native size (h, w) of the image.
+    """
+
+    image: np.ndarray
+    native_mask: np.ndarray | None
+    size: tuple[int, int]
+
+
+class ImageSource(Protocol):
+    """Where items get their images from: the data set's files, or a `tw_seg.data.loading.cache.DecodedCache`."""
+
+    def load(self, index: int, /, *, mask: bool) -> Resized: ...
+
+
+class FileSource:
+    """Reads and resizes a sample each time it is asked for, the mask only if ``mask`` is true."""
+
+    def __init__(self, data: SegmentationData, transform: Transform) -> None:
+        self._data, self._transform = data, transform
+
+    def load(self, index: int, *, mask: bool) -> Resized:
+        load = getattr(self._data, "load", None)
+        sample: Sample = self._data[index] if load is None else load(index, mask=mask)
+        height, width = sample.image.shape[:2]
+        return Resized(self._transform.resize(sample.image), sample.mask if mask else None, (height, width))
+
+
+class Item(NamedTuple):
+    """One transformed sample; see `Batch` for shapes and units."""
+
+    image: Tensor
+    labels: Tensor
+    mask: Tensor | None
+    native_mask: Tensor | None
+    name: str
+    size: tuple[int, int]
+
+
+class TrainItems(Dataset[Item]):
+    """Samples for training: asked for by a `Draw`, augmented, without native masks."""
+
+    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
+        self._data, self._transform = data, transform
+        self._source = FileSource(data, transform) if source is None else source
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        resized = self._source.load(draw.image, mask=draw.labelled)
+        image, mask = _finish_sample(self._transform, resized, draw.key)
+        return _make_item(self._data, draw.image, image, mask, None, resized.size)
+
+
+class EvalItems(Dataset[Item]):
+    """Samples for evaluation: by index, not augmented, with native masks."""
+
+    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
+        self._data, self._transform = data, transform
+        self._source = FileSource(data, transform) if source is None else source
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Item:
+        resized = self._source.load(index, mask=True)
+        image, mask = _finish_sample(self._transform, resized, ())
+        native = None if resized.native_mask is None else torch.from_numpy(resized.native_mask.astype(np.int64))
+        return _make_item(self._data, index, image, mask, native, resized.size)
+
+
+def _finish_sample(transform: Transform, resized: Resized, key: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    mask = None if resized.native_mask is None else transform.resize_mask(resized.native_mask)
+    return transform.finish(resized.image, mask, key=key)
+
+
+def _make_item(
+    data: SegmentationData,
+    index: int,
+    image: Tensor,
+    mask: Tensor | None,
+    native: Tensor | None,
+    size: tuple[int, int],
+) -> Item:
+    return Item(image, torch.from_numpy(data.labels[index]), mask, native, data.names[index], size)
