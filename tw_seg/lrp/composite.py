@@ -64,11 +64,16 @@ class Assign:
             if not able & _expand((kind,)):
                 raise InputError(f"{self.rule} cannot act on {kind!r}, only on {_join(sorted(able))}")
 
+    @property
+    def able(self) -> frozenset[str]:
+        """The kinds of calls that the rule can be for."""
+        able = _expand(self.rule.acts_on)
+        return able & _expand(self.kinds) if self.kinds else able
+
     def matches(self, call: Call) -> bool:
         """Whether the rule is for this call."""
         return (
-            call.kind in _expand(self.rule.acts_on)
-            and (not self.kinds or call.kind in _expand(self.kinds))
+            call.kind in self.able
             and fnmatchcase(call.path, self.name)
             and self.depth[0] <= call.depth <= self.depth[1]
         )

@@ -95,6 +95,7 @@ EINSUM = {
         lambda s, x: torch.einsum("wk,nchw->nk", s.m, s.a(x)),
         lambda s, x: torch.einsum("nchw,ck,wj->nkhj", s.a(x), s.f, s.m),
         lambda s, x: torch.einsum("nchw->nwc", s.a(x)),
+        lambda s, x: torch.einsum("nchw->nwhc", s.a(x)),
         lambda s, x: torch.einsum("...w,wk", s.a(x), s.m),
         lambda s, x: torch.einsum("achw,wk", s.a(x), s.m),
         lambda s, x: torch.einsum("nchw,nch->ncw", s.a(x), x.new_ones((x.size(0), 4, 6)).cumsum(0)),

@@ -356,6 +356,12 @@ def maybe_copy_in_place(s, x):
     return y + z
 
 
+def einsum_in_place(s, x):
+    y = s.c(x)
+    z = torch.einsum("nchw->ncwh", y).relu_()
+    return y + z.transpose(2, 3)
+
+
 def cast_in_place(s, x):
     y = s.c(x)
     z = y.to(torch.float64).relu_()
@@ -397,6 +403,7 @@ def unknown_in_place(s, x):
         (item_of_a_buffer, "changes 'buffer' by the images"),
         (part_in_place, "reads 'c' after a change in place"),
         (maybe_copy_in_place, "reads 'permute' after a change in place"),
+        (einsum_in_place, "reads 'c' after a change in place"),
         (cast_in_place, "reads 'c' after a change in place"),
         (view_read_after_its_base_changed, "reads 'view_as' after a change in place"),
         (detached_in_place, "in place"),

@@ -49,12 +49,12 @@ def find_weights(classifier: nn.Module, plans: Iterable[Plan]) -> list[str]:
     Raises:
         InputError: For a weight that is computed in the classifier's forward.
     """
-    paths = [path for plan in plans for call in plan.decoded_calls() for path in _weights_of(call, plan.calls)]
+    paths = [path for plan in plans for call in plan.decoded_calls() for path in find_call_weights(call, plan.calls)]
     weights = {path: attribute(classifier, path) for path in paths}
     return [path for path, w in weights.items() if w.requires_grad or isinstance(w, nn.Parameter)]
 
 
-def _weights_of(call: Call, calls: Mapping[str, Call]) -> list[str]:
+def find_call_weights(call: Call, calls: Mapping[str, Call]) -> list[str]:
     """Dotted names of the parameters that a call's adjoint multiplies with."""
     factors = [calls[name] for factor in call.op.factors for name in refs(call.options.get(factor)) if name in calls]
     paths = [factor.parameter for factor in factors if factor.parameter is not None]

@@ -27,11 +27,11 @@ from tw_seg.lrp.ops import (
     shape,
 )
 
-_FAMILIES = (
+FAMILIES = (
     linear, batch_norm, pool, interpolate, activation, dropout, arithmetic, attention, norm, shape, indexing, custom
 )  # fmt: skip
 
-OPS: dict[str, Op] = {op.kind: op for family in _FAMILIES for op in family.OPS}
+OPS: dict[str, Op] = {op.kind: op for family in FAMILIES for op in family.OPS}
 """Kind -> operation."""
 
 MODULES: dict[type[nn.Module], Op] = {module: op for op in OPS.values() for module in op.modules}

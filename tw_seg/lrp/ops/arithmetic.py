@@ -174,9 +174,10 @@ def _bind_power(call: Call, known: Known) -> Call | str:
 
 
 def _bind_addcmul(call: Call, known: Known) -> Call | str:
-    if all(known.is_relevant(call.options[name]) for name in ("tensor1", "tensor2")):
+    relevant = [known.is_relevant(call.options[name]) for name in ("tensor1", "tensor2")]
+    if all(relevant):
         return f"{call.spelling} of three values that depend on the images"
-    return bind(call, known)
+    return bind(call if any(relevant) else replace(call, op=_ADDCMUL_OF_CONSTANTS), known)
 
 
 _SUM = Op(
@@ -206,6 +207,21 @@ MAXIMUM = Op(
     text="winner",
     conserves=False,
 )
+
+_ADDCMUL = Op(
+    "addcmul",
+    _addcmul,
+    Memory.NEW,
+    of_any_sign,
+    Channels.KEPT,
+    functions={torch.addcmul: ("input", "tensor1", "tensor2", "value")},
+    bind=_bind_addcmul,
+    axis=aligned_axis,
+    absorbed=_addcmul_absorbed,
+    factors=("tensor1", "tensor2"),
+)
+
+_ADDCMUL_OF_CONSTANTS = replace(_ADDCMUL, factors=())  # the product is added: no coefficient meets it
 
 OPS = (
     _SUM,
@@ -259,18 +275,7 @@ OPS = (
         functions=name_functions(("input", "exponent"), operator.pow, torch.pow, "pow"),
         bind=_bind_power,
     ),
-    Op(
-        "addcmul",
-        _addcmul,
-        Memory.NEW,
-        of_any_sign,
-        Channels.KEPT,
-        functions={torch.addcmul: ("input", "tensor1", "tensor2", "value")},
-        bind=_bind_addcmul,
-        axis=aligned_axis,
-        absorbed=_addcmul_absorbed,
-        factors=("tensor1", "tensor2"),
-    ),
+    _ADDCMUL,
     MAXIMUM,
     replace(MAXIMUM, kind="minimum", functions={torch.minimum: _TWO}),
 )
