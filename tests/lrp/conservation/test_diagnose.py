@@ -40,8 +40,8 @@ def assert_conserved(decoder: HeatmapDecoder, images: Tensor, classes=None) -> N
 
 
 @torch.no_grad()
-def test_logit_is_heatmap_and_bias_relevance(standard) -> None:
-    net, images = standard
+def test_logit_is_heatmap_and_bias_relevance(quick) -> None:
+    net, images = quick
     decoder = HeatmapDecoder(net)
     decoded = decoder(images, classes=[2, 0])
     bias = bias_relevance(decoder, images, [2, 0])

@@ -47,8 +47,8 @@ def assert_same_run(net: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_standard_nets(standard, training: bool) -> None:
-    net, images = standard
+def test_standard_nets(quick, training: bool) -> None:
+    net, images = quick
     assert_same_run(copy.deepcopy(net).train(training), images)
 
 
