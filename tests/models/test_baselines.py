@@ -68,19 +68,7 @@ def test_a_warm_start_is_the_classifier(name, kwargs, last):
         torch.testing.assert_close(model(images).logits, logits)
 
 
-@pytest.fixture
-def quick_vgg(monkeypatch):
-    """VGG's linear layers hold 120 million weights that no test reads: zeros instead of random numbers."""
-    for name in ("normal_", "kaiming_uniform_"):
-        draw = getattr(nn.init, name)
-
-        def fill(tensor, *args, draw=draw, **kwargs):
-            return tensor.data.zero_() if tensor.numel() > 10**7 else draw(tensor, *args, **kwargs)
-
-        monkeypatch.setattr(nn.init, name, fill)
-
-
-def test_vgg_warm_starts_its_encoder_and_says_that_the_head_is_random(caplog, quick_vgg):
+def test_vgg_warm_starts_its_encoder_and_says_that_the_head_is_random(caplog, quick_init):
     classifier = randomise(create_classifier("vgg11_bn", classes=5)).eval()
     model = MultiTaskUNet("vgg11_bn", classes=5, decoder_channels=NARROW).eval()
     with caplog.at_level(logging.WARNING):

@@ -34,6 +34,7 @@ class DecoderKwargs(TypedDict, total=False):
             is: ``"package.module:NAME"``.
         schedule: What a decode may take in memory and time, such as ``{"memory_budget": 0.5}``, see
             :class:`tw_seg.lrp.Schedule`.
+        image_size: (H, W) at which a forward that branches on sizes is first traced.
     """
 
     composite: str
@@ -43,6 +44,7 @@ class DecoderKwargs(TypedDict, total=False):
     seed: str
     custom_rules: str | CustomRules | None
     schedule: Schedule | Mapping[str, Any] | None
+    image_size: Sequence[int] | None
 
 
 class HeatmapSegmenter(SegModel):
