@@ -26,6 +26,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tw_seg import HeatmapDecoder, TwSegError, create_classifier
+from tw_seg.files import write_text
 from tw_seg.lrp.conservation.diagnose import completeness
 from tw_seg.lrp.trace.examples import default_image_shape
 
@@ -222,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.names or [*torchvision_names(), *timm_names()]:
         rows.append(check_apart(name))
         print(json.dumps(rows[-1]), flush=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(markdown(rows))
+    write_text(arguments.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
+    write_text(arguments.out.with_suffix(".md"), markdown(rows))
 
 
 if __name__ == "__main__":

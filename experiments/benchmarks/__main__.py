@@ -25,6 +25,7 @@ from experiments.benchmarks.suites import PARTS, SUITES
 from experiments.benchmarks.summary import AXES
 from experiments.benchmarks.targets import HEADLINE, INFERENCE
 from tw_seg.errors import InputError
+from tw_seg.files import write_text
 
 PROFILE_ROWS = 25
 
@@ -86,8 +87,8 @@ def run(
 
 def write(results: dict[str, Any], output: Path) -> None:
     """Numbers and tables."""
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (output / "results.md").write_text(markdown(results), encoding="utf-8")
+    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(output / "results.md", markdown(results))
 
 
 def draw(records: Sequence[dict[str, Any]], output: Path) -> None:

@@ -31,6 +31,7 @@ from tw_seg.data.layouts.voc import VOC_CLASSES
 from tw_seg.data.loading.collate import collate
 from tw_seg.data.loading.sampler import Draw
 from tw_seg.data.loading.transforms import EvalTransform, TrainTransform
+from tw_seg.files import write_text
 from tw_seg.losses import SegmentationLoss
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.types import IGNORE_INDEX
@@ -217,8 +218,7 @@ def main(args: Sequence[str] | None = None) -> None:
     results = {"machine": machine(), "options": shown | {"own_files": options.root is not None}} | results
     print(table(results))
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_text(options.output, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         sampler = SemiSupervisedBatchSampler(
             labelled,
             np.setdiff1d(np.arange(len(data)), labelled),
-            **self._chosen("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
+            **self._pick("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
         )
         items = TrainItems(data, self._train_transform, self._fill_cache("train", labelled))
         return ResumableLoader(items, batch_sampler=sampler, **self._loader_kwargs())
@@ -180,7 +180,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         rows = self._find_labelled().tolist()
         return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
-    def _chosen(self, *names: str) -> dict[str, Any]:
+    def _pick(self, *names: str) -> dict[str, Any]:
         """Some of the arguments, by name."""
         return {name: self.hparams[name] for name in names}
 
@@ -199,7 +199,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _choose_budget(self) -> LabelBudget:
         names, labels, _ = self._list_masked()
         if self.hparams["budget_file"] is None:
-            return select_budget(labels, names, **self._chosen("budget", "budget_share", "split_seed"))
+            return select_budget(labels, names, **self._pick("budget", "budget_share", "split_seed"))
         budget = LabelBudget.load(self.hparams["budget_file"])
         try:
             budget.indices(labels, names)

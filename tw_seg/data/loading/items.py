@@ -73,50 +73,40 @@ class Item(NamedTuple):
     size: tuple[int, int]
 
 
-class TrainItems(Dataset[Item]):
+class _Items(Dataset[Item]):
+    """A data set's samples, transformed.
+
+    Args:
+        data: The data set.
+        transform: Makes tensors of images and masks.
+        source: Gives images and masks; the data set's files if ``None``.
+    """
+
+    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
+        self._data, self._transform = data, transform
+        self._source = FileSource(data, transform) if source is None else source
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def _make_item(self, index: int, resized: Resized, key: Sequence[int]) -> Item:
+        mask = None if resized.native_mask is None else self._transform.resize_mask(resized.native_mask)
+        tensors = self._transform.finish(resized.image, mask, key=key)
+        labels = torch.from_numpy(self._data.labels[index])
+        return Item(tensors[0], labels, tensors[1], None, self._data.names[index], resized.size)
+
+
+class TrainItems(_Items):
     """Samples for training: asked for by a `Draw`, augmented, without native masks."""
 
-    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
-        self._data, self._transform = data, transform
-        self._source = FileSource(data, transform) if source is None else source
-
-    def __len__(self) -> int:
-        return len(self._data)
-
     def __getitem__(self, draw: Draw) -> Item:
-        resized = self._source.load(draw.image, mask=draw.labelled)
-        image, mask = _finish_sample(self._transform, resized, draw.key)
-        return _make_item(self._data, draw.image, image, mask, None, resized.size)
+        return self._make_item(draw.image, self._source.load(draw.image, mask=draw.labelled), draw.key)
 
 
-class EvalItems(Dataset[Item]):
+class EvalItems(_Items):
     """Samples for evaluation: by index, not augmented, with native masks."""
-
-    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
-        self._data, self._transform = data, transform
-        self._source = FileSource(data, transform) if source is None else source
-
-    def __len__(self) -> int:
-        return len(self._data)
 
     def __getitem__(self, index: int) -> Item:
         resized = self._source.load(index, mask=True)
-        image, mask = _finish_sample(self._transform, resized, ())
         native = None if resized.native_mask is None else torch.from_numpy(resized.native_mask.astype(np.int64))
-        return _make_item(self._data, index, image, mask, native, resized.size)
-
-
-def _finish_sample(transform: Transform, resized: Resized, key: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    mask = None if resized.native_mask is None else transform.resize_mask(resized.native_mask)
-    return transform.finish(resized.image, mask, key=key)
-
-
-def _make_item(
-    data: SegmentationData,
-    index: int,
-    image: Tensor,
-    mask: Tensor | None,
-    native: Tensor | None,
-    size: tuple[int, int],
-) -> Item:
-    return Item(image, torch.from_numpy(data.labels[index]), mask, native, data.names[index], size)
+        return self._make_item(index, resized, ())._replace(native_mask=native)
