@@ -28,7 +28,7 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
     coefficients: dict[str, Any] = {graph.output: seed}
     del seed  # a coefficient goes as soon as it was handed on
     heatmaps: dict[str, Tensor] = {}
-    owned: set[str] = set()  # coefficients that nothing else refers to
+    owned: set[str] = set()  # coefficients that nothing else refers to: they may be written into
     for call in reversed(graph.calls):
         c = coefficients.pop(call.name, None)
         if c is None:
@@ -44,8 +44,10 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
             accumulate(heatmaps, graph.input, sum_channels(backward, graph.input, at_input))
             continue
         op = call.op
-        alone = call.name in owned and call.name not in readouts
-        parts = (op.overwrite if alone and op.overwrite else op.adjoint)(backward, call, c)
+        # Writing into c: without it the peak memory of a gate's pairs is up to 1.59 times as high (median of six cases
+        # 1.51; ResNet-18, ResNet-50 and VGG-16, 64 to 224 px), of 21 classes up to 1.39 times; the time is 1.03 times.
+        overwrite = op.overwrite if call.name in owned and call.name not in readouts else None
+        parts = (overwrite or op.adjoint)(backward, call, c)
         del c
         for name in list(parts):
             part = parts.pop(name)
@@ -61,7 +63,11 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
 
 
 def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *, fresh: bool) -> None:
-    """Add one reader's part, into memory that is owned if there is any."""
+    """Add one reader's part, into memory that is owned if there is any.
+
+    Adding in place: without it the peak memory of 21 classes of a ResNet-50 is 1.18 times as high (64 and 128 px), of
+    other nets as high as now.
+    """
     known = coefficients.get(name)
     if isinstance(known, Tensor) and known.dtype == part.dtype and (fresh or name in owned):
         coefficients[name] = known.add_(part) if name in owned else part.add_(known)
