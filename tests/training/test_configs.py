@@ -76,7 +76,8 @@ def test_encoders(file, tmp_path):
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("data/digits")])
 def test_digits(file, tmp_path):
-    cli = execute("fit", [file, "model/unet.yaml"], tmp_path, *TINY_ENCODER)
+    few = ["--data.split_kwargs.train.length=80", "--data.split_kwargs.val.length=4"]
+    cli = execute("fit", [file, "model/unet.yaml"], tmp_path, *TINY_ENCODER, *few)
     assert cli.trainer.global_step == 2
     assert (tmp_path / "label_budget.json").is_file()
 
@@ -100,8 +101,8 @@ def test_folder(tmp_path):
     write_images({"images": "images", "masks": "masks"}, [row[0] for row in rows], tmp_path)
     table = [f"{name},{split},{1 - odd},{odd}" for name, split, odd in rows]
     (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,even,odd", *table]))
-    own = f"--data.dataset_kwargs={{root: {tmp_path}}}"
-    cli = execute("fit", ["data/folder.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, own)
+    own = [f"--data.dataset_kwargs={{root: {tmp_path}}}", "--data.size=32"]
+    cli = execute("fit", ["data/folder.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
     assert cli.trainer.global_step == 2
     assert cli.model.class_names == ("background", "even", "odd")
 
