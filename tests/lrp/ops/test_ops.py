@@ -15,7 +15,11 @@ from tests.lrp.ops import (
     test_activation,
     test_arithmetic,
     test_attention,
+    test_batch_norm,
     test_custom,
+    test_dropout,
+    test_indexing,
+    test_interpolate,
     test_linear,
     test_norm,
     test_pool,
@@ -39,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 FAMILIES = {
     family.__name__.rpartition("test_")[2]: family.CASES
     for family in (
-        test_linear, test_activation, test_arithmetic, test_attention, test_shape, test_norm, test_pool, test_custom
+        test_linear, test_batch_norm, test_pool, test_interpolate, test_activation, test_dropout, test_arithmetic,
+        test_attention, test_norm, test_shape, test_indexing, test_custom,
     )
 }  # fmt: skip
 FAMILIES["cast"] = test_shape.CASTS

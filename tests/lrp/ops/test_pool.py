@@ -1,4 +1,4 @@
-"""Max pools and dropout: relevance goes to the winners, and to the units that were kept."""
+"""Pools and reductions: averages are linear maps, relevance of maxima goes to the winners."""
 
 from __future__ import annotations
 
@@ -7,10 +7,64 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.lrp.ops.harness import SIZES, Case, build, check, close, decode, spellings
-from tests.oracles.gradients import input_x_gradient
+from tests.lrp.ops.harness import SIZES, Case, build, check, close, spellings
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
+
+AVERAGES = {
+    **{
+        f"avg_pool{dims}d {name}": Case(body, size=SIZES[dims], modules=modules)
+        for dims, module, function in (
+            (1, nn.AvgPool1d, F.avg_pool1d), (2, nn.AvgPool2d, F.avg_pool2d), (3, nn.AvgPool3d, F.avg_pool3d),
+        )
+        for name, body, modules in (
+            ("module", lambda s, x: s.p(s.a(x)), lambda m=module: {"p": m(2)}),
+            ("ceil", lambda s, x: s.p(s.a(x)), lambda m=module: {"p": m(3, 2, 1, True, False)}),
+            ("counted", lambda s, x: s.p(s.a(x)), lambda m=module: {"p": m(3, 2, 1, True)}),
+            ("function", lambda s, x, f=function: f(s.a(x), 3, 1), dict),
+            ("keywords", lambda s, x, f=function: f(s.a(x), kernel_size=[3], stride=2, padding=1), dict),
+        )
+    },
+    "avg_pool2d divisor": Case(lambda s, x: F.avg_pool2d(s.a(x), (2, 3), divisor_override=5)),
+    "avg_pool3d divisor": Case(lambda s, x: F.avg_pool3d(s.a(x), 2, None, 0, False, True, 3), size=SIZES[3]),
+    "avg_pool2d uneven": Case(lambda s, x: F.avg_pool2d(s.a(x), (1, 3), (1, 2), (0, 1), count_include_pad=False)),
+    **{
+        f"adaptive_avg_pool{dims}d {name}": Case(body, size=SIZES[dims], modules=modules)
+        for dims, module, function in (
+            (1, nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d), (2, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
+            (3, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool3d),
+        )
+        for name, body, modules in (
+            ("one", lambda s, x: s.p(s.a(x)), lambda m=module: {"p": m(1)}),
+            ("odd", lambda s, x: s.p(s.a(x)), lambda m=module: {"p": m(5)}),
+            ("function", lambda s, x, f=function: f(s.a(x), 3), dict),
+            ("keyword", lambda s, x, f=function: f(s.a(x), output_size=7), dict),
+        )
+    },
+    "adaptive_avg_pool2d None": Case(lambda s, x: s.p(s.a(x)), modules=lambda: {"p": nn.AdaptiveAvgPool2d((None, 3))}),
+    "adaptive_avg_pool2d uneven": Case(lambda s, x: F.adaptive_avg_pool2d(s.a(x), (4, 11))),
+}  # fmt: skip
+
+REDUCTIONS = {
+    f"{name} {key}": Case(lambda s, x, f=function, b=body: b(f, s.a(x)))
+    for name, functions in {
+        "mean": (torch.mean, lambda y, *args, **kwargs: y.mean(*args, **kwargs)),
+        "sum": (lambda y, *args, **kwargs: y.sum(*args, **kwargs), torch.sum),
+    }.items()
+    for number, (key, body) in enumerate(
+        {
+            "one": lambda f, y: f(y, 1),
+            "negative": lambda f, y: f(y, -1),
+            "several": lambda f, y: f(y, (2, 3)),
+            "mixed": lambda f, y: f(y, dim=[-1, 1]),
+            "kept": lambda f, y: f(y, (-2, -1), True) + y,
+            "keyword": lambda f, y: y + f(y, dim=1, keepdim=True),
+            "numpy": lambda f, y: y + f(y, axis=(1, -1), keepdims=True),
+            "to nothing": lambda f, y: f(y, (1, 2, 3)).unsqueeze(1),
+        }.items()
+    )
+    for function in (functions[number % 2],)  # what is a function for the mean is a method for the sum
+}  # fmt: skip
 
 MAX = {
     f"max_pool{dims}d {name}": Case(body, size=SIZES[dims], modules=modules)
@@ -67,57 +121,12 @@ VALUES = spellings(
     lambda s, x: (lambda pair: pair[0])(s.a(x).max(dim=2)),
     lambda s, x: s.a(x).permute(1, 2, 0, 3).max(0).values.transpose(0, 1),
 )
-DROPOUT = {
-    f"{name} {training} {number}": Case(
-        lambda s, x, f=body: f(s, s.a(x)), size=size, modules=modules, training=training
-    )
-    for name, size, modules, bodies in (
-        (
-            "dropout", SIZES[2], lambda: {"d": nn.Dropout(0.4), "i": nn.Dropout(0.4, inplace=True)},
-            (
-                lambda s, y: s.d(y), lambda s, y: s.i(y), lambda s, y: F.dropout(y, 0.4, s.training),
-                lambda s, y: F.dropout(y, p=0.3, training=s.training, inplace=True),
-                lambda s, y: s.d(y.permute(2, 3, 0, 1)).permute(2, 3, 0, 1),
-            ),
-        ),
-        (
-            "dropout1d", SIZES[1], lambda: {"d": nn.Dropout1d(0.4)},
-            (lambda s, y: s.d(y), lambda s, y: F.dropout1d(y, 0.4, training=s.training)),
-        ),
-        (
-            "dropout2d", SIZES[2], lambda: {"d": nn.Dropout2d(0.4)},
-            (lambda s, y: s.d(y), lambda s, y: F.dropout2d(y, 0.4, s.training)),
-        ),
-        (
-            "dropout3d", SIZES[3], lambda: {"d": nn.Dropout3d(0.4)},
-            (lambda s, y: s.d(y), lambda s, y: F.dropout3d(y, 0.4, training=s.training)),
-        ),
-    )
-    for training in (False, True)
-    for number, body in enumerate(bodies)
-}  # fmt: skip
-CASES = {**MAX, **ADAPTIVE, **UNEVEN, **AMAX, **VALUES, **DROPOUT}
+CASES = {**AVERAGES, **REDUCTIONS, **MAX, **ADAPTIVE, **UNEVEN, **AMAX, **VALUES}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_pool(name: str) -> None:
     check(CASES[name])
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_all_or_nothing_is_dropped(p: float) -> None:
-    net, images = build(Case(lambda s, x: s.d(s.a(x)) + x[:, :1], modules=lambda: {"d": nn.Dropout(p)}, training=True))
-    close(decode(HeatmapDecoder(net), images).heatmaps, input_x_gradient(net, images))
-
-
-def test_a_rate_that_changes_is_followed() -> None:
-    """Schedules of dropout set the module's ``p`` between steps."""
-    net, images = build(Case(lambda s, x: s.d(s.a(x)), modules=lambda: {"d": nn.Dropout(0.1)}, training=True))
-    decoder = HeatmapDecoder(net)
-    net.d.p = 0.7
-    torch.manual_seed(1)
-    expected = input_x_gradient(net, images)
-    close(decode(decoder, images).heatmaps, expected)
 
 
 def test_ties_are_won_once() -> None:

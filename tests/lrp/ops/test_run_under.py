@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.lrp.ops import test_attention, test_linear, test_norm, test_pool, test_shape
+from tests.lrp.ops import (
+    test_attention,
+    test_batch_norm,
+    test_indexing,
+    test_interpolate,
+    test_linear,
+    test_norm,
+    test_pool,
+    test_shape,
+)
 from tests.lrp.ops.harness import SIZES, Case, Many, close
 from tests.oracles.gradients import agreement, gradients
 from tw_seg.lrp import HeatmapDecoder
@@ -37,6 +46,7 @@ ATTENTION = [
     "attention 1", "attention 3", "attention 4", "attention masked", "attention minus_infinity", "attention biased",
     "cosine attention", "window attention", "class token attention",
 ]  # fmt: skip
+LINEAR_MAPS = {**test_linear.CASES, **test_batch_norm.CASES, **test_pool.CASES, **test_interpolate.CASES}
 NETS: dict[str, list[Case]] = {
     "attention": [
         *(test_attention.CASES[name] for name in ATTENTION),
@@ -44,8 +54,8 @@ NETS: dict[str, list[Case]] = {
         test_norm.CASES["rms_norm 0"],
     ],
     "convolutions and moves": [
-        *(test_shape.CASES[name] for name in MOVES),
-        *(test_linear.CASES[name] for name in CONVOLUTIONS),
+        *({**test_shape.CASES, **test_indexing.CASES}[name] for name in MOVES),
+        *(LINEAR_MAPS[name] for name in CONVOLUTIONS),
         *test_norm.GROUP.values(),
         test_pool.CASES["max_pool2d ceil"],
         test_pool.CASES["adaptive_max_pool2d odd"],
