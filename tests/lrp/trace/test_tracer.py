@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models import SwinTransformer, VisionTransformer
-from torchvision.models.inception import Inception3
 
 from tw_seg.errors import TraceError
-from tw_seg.lrp.trace.examples import default_image_shape
 from tw_seg.lrp.trace.tracer import Traced, symbolic_trace
 
 SHAPE = (3, 8, 12)
@@ -373,21 +371,3 @@ def test_a_real_classifier_is_traced_exactly(name: str) -> None:
         torch.testing.assert_close(dict(net.state_dict()), after, rtol=1e-10, atol=1e-10)
         net.load_state_dict(state)
         net.eval()
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (vit, (3, 32, 32)),
-        (swin, (3, 224, 224)),
-        (lambda: nn.Conv2d(1, 4, 3), (1, 224, 224)),
-        (lambda: Inception3(num_classes=3, init_weights=False), (3, 299, 299)),
-        (lambda: timm.create_model("test_vit", img_size=64, in_chans=1), (1, 64, 64)),
-        (lambda: timm.create_model("test_resnet", in_chans=4), (4, 160, 160)),
-        (lambda: timm.create_model("tresnet_m"), (3, 224, 224)),  # its stem folds 4 x 4 pixels
-        (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1)), (3, 224, 224)),
-    ],
-)
-def test_the_usual_image_shape(make: Callable[[], nn.Module], expected: tuple[int, int, int]) -> None:
-    with torch.device("meta"):
-        assert default_image_shape(make()) == expected
