@@ -151,7 +151,7 @@ EXAMPLES = {
         "mine = types.ModuleType('mine')\n"
         "mine.net = lambda in_channels, num_classes: torchvision.models.resnet18(num_classes=num_classes)\n"
         "sys.modules['mine'] = mine\n"
-        "model = tw_seg.HeatmapSegmenter('mine:net', classes=3, read_out='layer3')\n"
+        "model = tw_seg.HeatmapSegmenter('mine:net', classes=3, decoder_kwargs={'read_out': 'layer3'})\n"
         "assert model(torch.rand(2, 3, 64, 64)).mask_logits.shape == (2, 3, 64, 64)\n",
     ),
     "model": Example(
