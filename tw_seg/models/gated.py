@@ -124,7 +124,7 @@ class GatedSegmenter(nn.Module):
             )
         _check_evaluation_mode(self.model)
         tape, logits = self.model.record(images)
-        samples, classes = passing(logits, self.gate).nonzero().unbind(1)
+        samples, classes = select_classes(logits, self.gate).nonzero().unbind(1)
         maps = self.model.decode_pairs(tape, samples, classes)
         mask_logits = maps.new_full((*logits.shape, *maps.shape[1:]), get_rejected_logit(maps.dtype))
         return SegOutput(logits, mask_logits.index_put_((samples, classes), maps))
@@ -143,7 +143,7 @@ class GatedSegmenter(nn.Module):
         return f"gate={self.gate}"
 
 
-def passing(logits: Tensor, gate: float | Tensor) -> Tensor:
+def select_classes(logits: Tensor, gate: float | Tensor) -> Tensor:
     """Find the classes that pass the gate: the background, and those whose probability is not below the gate.
 
     Probabilities are compared in double precision, so that a gate means the same in a mask and in a calibration.
@@ -156,7 +156,7 @@ def passing(logits: Tensor, gate: float | Tensor) -> Tensor:
         Bool, (..., K).
 
     Example:
-        >>> passing(torch.tensor([[-9.0, 0.1, -0.1]]), 0.5).tolist()
+        >>> select_classes(torch.tensor([[-9.0, 0.1, -0.1]]), 0.5).tolist()
         [[True, True, False]]
     """
     passes = ~(logits.double().sigmoid() < gate)  # NaN leaves no class out
@@ -210,7 +210,7 @@ def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 
             )
         output = model(batch.images.to(like), samples=rows)
         for row, maps, mask in zip(output.logits[rows], output.mask_logits, batch.native_masks, strict=True):
-            passes = passing(row, gates[:, None])
+            passes = select_classes(row, gates[:, None])
             confusions += count_confusions(maps, mask.to(device), row, passes)
             decoded += passes.sum(1)
             images += 1

@@ -19,7 +19,7 @@ from tw_seg.cli import main
 from tw_seg.cli.lightning import run_command
 from tw_seg.errors import InputError
 from tw_seg.metrics import predict_masks
-from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, passing
+from tw_seg.models.gated import GatedSegmenter, GateReport, calibrate_gate, select_classes
 from tw_seg.training.callbacks import GatedInference
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
@@ -181,4 +181,4 @@ def test_from_the_command_line(tmp_path, monkeypatch, caplog):
     for name, mask in zip(batch.names, masks, strict=True):
         with Image.open(f"run/predictions/masks/{name}.png") as picture:
             assert np.array_equal(np.asarray(picture), mask.numpy())
-    assert passing(model(batch.images).logits, report.gate)[:, 0].all()
+    assert select_classes(model(batch.images).logits, report.gate)[:, 0].all()

@@ -12,7 +12,7 @@ from tw_seg.arguments import check_numbers
 from tw_seg.errors import InputError
 from tw_seg.files import write_text
 from tw_seg.metrics import SegmentationMetrics, predict_masks
-from tw_seg.models.gated import GatedSegmenter, calibrate_gate, passing
+from tw_seg.models.gated import GatedSegmenter, calibrate_gate, select_classes
 from tw_seg.training.run_directory import run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
@@ -71,7 +71,7 @@ class GatedInference(Callback):
         with trainer.precision_plugin.forward_context():
             output = self._gated(batch.images[batch.labelled])
         self._metrics.update_masks(predict_masks(output.mask_logits, batch.native_masks), batch.native_masks)
-        decoded = passing(output.logits, self._gated.gate).sum(1).float().mean()
+        decoded = select_classes(output.logits, self._gated.gate).sum(1).float().mean()
         pl_module.log("test/gate/decoded", decoded, batch_size=len(batch.labelled), sync_dist=True)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
