@@ -32,7 +32,7 @@ class TestUNet(ModelContract):
 class TestMultiTaskUNet(ModelContract):
     model_class = MultiTaskUNet
     arguments = {**ENCODER, "decoder_channels": NARROW}
-    exports = compiles = True
+    exports = True
 
 
 class TestMultiTaskUNetWithoutStrides(ModelContract):
