@@ -158,7 +158,7 @@ def test_workers_and_cache_do_not_change_the_run(tmp_path):
 SCHEDULES = {
     "epochs": {"max_epochs": 3},
     "steps": {"max_epochs": -1, "max_steps": 16},  # Lightning counts epochs differently when it resumes
-    "mid-epoch validation": {"max_epochs": 3, "val_check_interval": 2},
+    "mid-epoch validation": {"max_epochs": 2, "val_check_interval": 2},
     "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 2},
     "limited epochs": {"max_epochs": 3, "limit_train_batches": 4},
 }
@@ -176,13 +176,15 @@ def test_resuming_from_any_checkpoint_continues_the_trace(tmp_path, schedule):
         ModelCheckpoint(dirpath=tmp_path / "end", every_n_epochs=1, save_on_train_epoch_end=True, **keep_all),
     ]
     model = Recorder()
-    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **options).fit(model, module())
+    data = module()
+    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **options).fit(model, data)
     checkpoints = sorted(tmp_path.glob("*/*.ckpt"))
     assert {path.parent.name for path in checkpoints} == {"step", "val", "end"}
     lengths = []
     for path in checkpoints:
-        resumed = Recorder()
-        trainer(tmp_path, **options).fit(resumed, module(), ckpt_path=path)
+        resumed, again = Recorder(), module()
+        again._data = data._data  # scenes are drawn once; loaders and samplers are new
+        trainer(tmp_path, **options).fit(resumed, again, ckpt_path=path)
         assert resumed.trace == model.trace[len(model.trace) - len(resumed.trace) :], path
         lengths.append(len(resumed.trace))
         state = torch.load(path, weights_only=True)["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
