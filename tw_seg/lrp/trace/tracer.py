@@ -19,19 +19,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from tw_seg.errors import TraceError
 from tw_seg.lrp.trace.examples import BATCHES, Examples, Failed, default_image_shape
 from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, LOWERED_MODULES
+from tw_seg.lrp.trace.recording import record_torch
 
 IN_PLACE_OPERATORS = {
     "__iadd__": operator.iadd,
@@ -39,10 +38,6 @@ IN_PLACE_OPERATORS = {
     "__imul__": operator.imul,
     "__itruediv__": operator.itruediv,
 }
-_FACTORIES = (
-    "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
-    "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
-)  # fmt: skip
 _SIZELESS_ATTRIBUTES = ("ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout", "is_sparse")
 _SIZELESS_METHODS = ("dim", "ndimension", "is_floating_point", "is_complex", "get_device")
 
@@ -90,7 +85,7 @@ def symbolic_trace(
         raise TraceError(f"the classifier must take one argument (images), it takes {names}")
     tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(known_functions), leaves, defaults)
     try:
-        with training_mode(classifier, training), _unchanged(classifier), _recorded(tracer):
+        with training_mode(classifier, training), _undo_assignments(classifier), record_torch(tracer):
             graph = tracer.trace(classifier)
     except Exception as error:
         cause = tracer.failure or error
@@ -116,7 +111,7 @@ def training_mode(module: nn.Module, mode: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(classifier: nn.Module) -> Iterator[None]:
+def _undo_assignments(classifier: nn.Module) -> Iterator[None]:
     """Undo what a forward assigns to its modules, such as caches, and refuse random numbers outside of the graph."""
     attributes = [(m, dict(m.__dict__)) for m in classifier.modules()]
     containers = [
@@ -150,82 +145,6 @@ def _same(value: Any, copy: Any) -> bool:
     if isinstance(value, list):
         return all(a is b for a, b in zip(value, copy, strict=True))
     return all(a is b and value[a] is copy[b] for a, b in zip(value, copy, strict=True))
-
-
-@contextmanager
-def _recorded(tracer: _Tracer) -> Iterator[None]:
-    """Let torch's functions and methods record themselves before they look at their arguments.
-
-    Their argument parsers ask a traced size for its number, which the graph would then hold for good, and do not
-    take a traced device.
-    """
-    replaced: list[tuple[Any, str, Any]] = []
-    for namespace in (torch, F, torch.linalg, torch.fft, torch.special):
-        for name, function in vars(namespace).items():
-            dispatch = name.startswith("_") or "torch_function" in name
-            factory = namespace is torch and name in _FACTORIES
-            if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
-                replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
-    for name, method in vars(torch._C.TensorBase).items():  # of a tensor that is not traced itself
-        if name not in vars(Tensor) and isinstance(method, MethodDescriptorType) and not name.startswith("_"):
-            replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
-    enter = torch.autocast.__init__
-
-    def enter_autocast(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:
-        enter(self, str(tracer.constant(device_type)), *args, **kwargs)
-
-    replaced.append((torch.autocast, "__init__", enter_autocast))
-    own = [vars(holder).get(name) for holder, name, _ in replaced]
-    try:
-        for holder, name, new in replaced:
-            setattr(holder, name, new)
-        with _RecordedIndexing(tracer):
-            yield
-    finally:
-        for (holder, name, _), old in zip(replaced, own, strict=True):
-            if old is None:  # inherited
-                delattr(holder, name)
-            else:
-                setattr(holder, name, old)
-
-
-class _RecordedIndexing(TorchFunctionMode):
-    """Records ``tensor[index]`` and ``tensor[index] = value`` of a tensor that is not traced itself.
-
-    A mode, for ``Tensor.__getitem__`` cannot be replaced for a while: Python keeps taking every tensor for a sequence
-    afterwards, and ``x[[tensor(0), tensor(1)]]`` raises for the rest of the process.
-    """
-
-    def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__") and not self.tracer.running and _holds_proxy(args):
-            return self.tracer.create_proxy("call_method", name, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-
-def _recorder(tracer: _Tracer, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.running and (always or _holds_proxy(args) or _holds_proxy(kwargs)):
-            target = function if kind == "call_function" else function.__name__
-            return tracer.create_proxy(kind, target, args, kwargs)
-        return function(*args, **kwargs)
-
-    recorded.__name__ = function.__name__  # and no more: `wraps` takes a third of the time to build a small decoder
-    return recorded
-
-
-def _holds_proxy(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(map(_holds_proxy, value))
-    if isinstance(value, dict):
-        return any(map(_holds_proxy, value.values()))
-    if isinstance(value, slice):
-        return any(map(_holds_proxy, (value.start, value.stop, value.step)))
-    return isinstance(value, fx.Proxy)
 
 
 class _Proxy(fx.Proxy):

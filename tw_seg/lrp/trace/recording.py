@@ -1,0 +1,110 @@
+"""Torch's functions and methods, made to record themselves while a classifier is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import BuiltinFunctionType, MethodDescriptorType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+_FACTORIES = (
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
+    "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
+)  # fmt: skip
+
+
+class Recording(Protocol):
+    """What a tracer must have.
+
+    Attributes:
+        running: Whether calls are run on examples now: nothing is recorded then.
+    """
+
+    running: bool
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, /) -> Any:
+        """Record a call."""
+
+    def constant(self, value: Any) -> Any:
+        """A value that is no tensor."""
+
+
+@contextmanager
+def record_torch(tracer: Recording) -> Iterator[None]:
+    """Let torch's functions and methods record themselves before they look at their arguments.
+
+    Their argument parsers ask a traced size for its number, which the graph would then hold for good, and do not
+    take a traced device.
+    """
+    replaced: list[tuple[Any, str, Any]] = []
+    for namespace in (torch, F, torch.linalg, torch.fft, torch.special):
+        for name, function in vars(namespace).items():
+            dispatch = name.startswith("_") or "torch_function" in name
+            factory = namespace is torch and name in _FACTORIES
+            if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
+                replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
+    for name, method in vars(torch._C.TensorBase).items():  # of a tensor that is not traced itself
+        if name not in vars(Tensor) and isinstance(method, MethodDescriptorType) and not name.startswith("_"):
+            replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
+    enter = torch.autocast.__init__
+
+    def enter_autocast(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        enter(self, str(tracer.constant(device_type)), *args, **kwargs)
+
+    replaced.append((torch.autocast, "__init__", enter_autocast))
+    own = [vars(holder).get(name) for holder, name, _ in replaced]
+    try:
+        for holder, name, new in replaced:
+            setattr(holder, name, new)
+        with _RecordedIndexing(tracer):
+            yield
+    finally:
+        for (holder, name, _), old in zip(replaced, own, strict=True):
+            if old is None:  # inherited
+                delattr(holder, name)
+            else:
+                setattr(holder, name, old)
+
+
+class _RecordedIndexing(TorchFunctionMode):
+    """Records ``tensor[index]`` and ``tensor[index] = value`` of a tensor that is not traced itself.
+
+    A mode, for ``Tensor.__getitem__`` cannot be replaced for a while: Python keeps taking every tensor for a sequence
+    afterwards, and ``x[[tensor(0), tensor(1)]]`` raises for the rest of the process.
+    """
+
+    def __init__(self, tracer: Recording) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__") and not self.tracer.running and _holds_proxy(args):
+            return self.tracer.create_proxy("call_method", name, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _recorder(tracer: Recording, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        if not tracer.running and (always or _holds_proxy(args) or _holds_proxy(kwargs)):
+            target = function if kind == "call_function" else function.__name__
+            return tracer.create_proxy(kind, target, args, kwargs)
+        return function(*args, **kwargs)
+
+    recorded.__name__ = function.__name__  # and no more: `wraps` takes a third of the time to build a small decoder
+    return recorded
+
+
+def _holds_proxy(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_proxy, value))
+    if isinstance(value, dict):
+        return any(map(_holds_proxy, value.values()))
+    if isinstance(value, slice):
+        return any(map(_holds_proxy, (value.start, value.stop, value.step)))
+    return isinstance(value, fx.Proxy)
