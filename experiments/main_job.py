@@ -27,7 +27,7 @@ from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.files import next_free, write_text, write_whole
 from tw_seg.metrics import predict_masks
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.pictures import heatmap_rgb, mask_rgb, save_mask, save_picture
+from tw_seg.training.pictures import draw_heatmap, draw_mask, save_mask, save_picture
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import SegOutput
 
@@ -137,13 +137,13 @@ def write_pictures(run_dir: Path, *, count: int) -> None:
         save_picture(run_dir / "overlays" / f"{sample.name}.png", overlay(sample.image, predicted))
         for label in np.flatnonzero(sample.labels):
             name = f"{sample.name}-{data.class_names[label]}.png"
-            save_picture(run_dir / "heatmaps" / name, heatmap_rgb(heatmaps[row, label]))
+            save_picture(run_dir / "heatmaps" / name, draw_heatmap(heatmaps[row, label]))
     _picture(run_dir / "picture.png", samples[:8], masks, heatmaps, data.class_names)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, *, alpha: float = 0.6) -> np.ndarray:
     """The image (H, W, 3) with the objects of a mask (H, W) tinted in their colours, uint8."""
-    tint = np.where(mask[..., None] > 0, mask_rgb(mask), image)
+    tint = np.where(mask[..., None] > 0, draw_mask(mask), image)
     return np.rint(image * (1 - alpha) + tint * alpha).astype(np.uint8)
 
 
@@ -168,10 +168,10 @@ def _picture(path, samples, masks, heatmaps, class_names) -> None:  # type: igno
         label = int(shown[0]) if shown else 0
         tiles = [
             sample.image,
-            mask_rgb(sample.mask),
-            mask_rgb(masks["multitask_unet"][row]),
-            mask_rgb(masks["heatmap"][row]),
-            heatmap_rgb(heatmaps[row, label]),
+            draw_mask(sample.mask),
+            draw_mask(masks["multitask_unet"][row]),
+            draw_mask(masks["heatmap"][row]),
+            draw_heatmap(heatmaps[row, label]),
         ]
         predicted = [np.unique(masks[name][row]) for name in ("multitask_unet", "heatmap")]
         notes = ["", _names(shown, class_names), *(_names(p[p > 0], class_names) for p in predicted)]

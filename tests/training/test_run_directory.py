@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from tests.training.tiny import TinyData, make_task, make_trainer
-from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO, run_directory
+from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO, find_run_directory
 
 pytestmark = pytest.mark.usefixtures("stub")
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("stub")
 def test_the_run_directory_belongs_to_one_run(tmp_path):
     def found(*loggers) -> Path:
         trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=list(loggers) or False)
-        return run_directory(trainer)
+        return find_run_directory(trainer)
 
     assert found() == tmp_path
     assert found(RunLogger(tmp_path / "run", "fit")) == tmp_path / "run"

@@ -43,7 +43,7 @@ def run_doctor(args: Sequence[str]) -> int:
         SystemExit: After ``--help``, and for arguments that do not parse.
     """
     given = create_parser().parse_args(args[1:])
-    size = _size(given.image_size)
+    size = _check_size(given.image_size)
     with torch.random.fork_rng(devices=[]):  # weights that are random are the same each time
         torch.manual_seed(0)
         classifier = create_classifier(
@@ -56,7 +56,7 @@ def run_doctor(args: Sequence[str]) -> int:
     if given.images:
         images = _read_images(given.images, given.in_channels, size)
     else:
-        images = _random_images(given.batch, given.in_channels, size)
+        images = _make_noise(given.batch, given.in_channels, size)
     if given.double:
         classifier, images = classifier.double(), images.double()
     decoder = HeatmapDecoder(
@@ -67,7 +67,7 @@ def run_doctor(args: Sequence[str]) -> int:
         image_size=size,
         custom_rules=import_custom_rules(given.custom_rules) if given.custom_rules else None,
     ).eval()
-    found = report(decoder, images, _classes(given.classes, classifier, images))
+    found = report(decoder, images, _choose_classes(given.classes, classifier, images))
     print(found.table())
     if given.json is not None:
         _write(Path(given.json), found.to_json() + "\n")
@@ -101,13 +101,13 @@ def create_parser() -> ArgumentParser:
     return result
 
 
-def _size(numbers: Sequence[int]) -> tuple[int, int]:
+def _check_size(numbers: Sequence[int]) -> tuple[int, int]:
     if len(numbers) > 2 or min(numbers) < 1:
         raise InputError(f"--image_size must be one or two positive numbers, height first, got {list(numbers)}")
     return numbers[0], numbers[-1]
 
 
-def _classes(text: str | None, classifier: nn.Module, images: Tensor) -> list[int]:
+def _choose_classes(text: str | None, classifier: nn.Module, images: Tensor) -> list[int]:
     """The classes that were asked for, or those that the classifier finds likeliest."""
     try:
         with torch.no_grad():
@@ -128,7 +128,7 @@ def _classes(text: str | None, classifier: nn.Module, images: Tensor) -> list[in
         raise InputError(f"--classes must be numbers such as 0,3, got {text!r}") from None
 
 
-def _random_images(number: int, channels: int, size: tuple[int, int]) -> Tensor:
+def _make_noise(number: int, channels: int, size: tuple[int, int]) -> Tensor:
     """Noise in the range of normalised images, which rules with bounds may count on."""
     if number < 1 or channels < 1:
         raise InputError(f"--batch and --in_channels must be at least 1, got {number} and {channels}")

@@ -179,7 +179,7 @@ class SegmentationCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ExampleImages, "examples")
         parser.add_lightning_class_args(GatedInference, "gate")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_number)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_check_seed)
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -199,7 +199,7 @@ class SegmentationCLI(LightningCLI):
         )
         config.run_dir = str(self.run_dir)
         if config.ckpt_path in ("best", "last"):
-            config.ckpt_path = str(_checkpoint(self.run_dir, config.ckpt_path))
+            config.ckpt_path = str(_find_checkpoint(self.run_dir, config.ckpt_path))
         if config.ckpt_path is not None:
             config.model.warm_start = None  # the checkpoint has all weights
         config.trainer.default_root_dir = str(self.run_dir)
@@ -216,20 +216,20 @@ class SegmentationCLI(LightningCLI):
         if command != "fit":  # checkpoints already hold the averaged weights
             callbacks = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
         assert self.run_dir is not None
-        loggers = _loggers(config.get("logger"), self.run_dir, command)
-        callbacks += self._own_callbacks(command, has_logger=bool(loggers))
+        loggers = _make_loggers(config.get("logger"), self.run_dir, command)
+        callbacks += self._make_callbacks(command, has_logger=bool(loggers))
         if config.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
             callbacks.append(TQDMProgressBar())
         plugins = [*_as_list(config.get("plugins")), WholeCheckpointIO()]
         kwargs = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, **kwargs}
         return super().instantiate_trainer(**kwargs)
 
-    def _own_callbacks(self, command: str, *, has_logger: bool) -> list[Callback]:
+    def _make_callbacks(self, command: str, *, has_logger: bool) -> list[Callback]:
         if command == "predict":
             return [PredictionWriter()]
         if command != "fit":
             return []
-        seed = _number(self._get(self.config, "seed_everything"))
+        seed = _check_seed(self._get(self.config, "seed_everything"))
         callbacks: list[Callback] = [StepSeed(seed), ExportClassifier()]
         return [*callbacks, LearningRateMonitor("step")] if has_logger else callbacks
 
@@ -286,11 +286,11 @@ def run_command(args: ArgsType = None) -> SegmentationCLI:
             warnings.filterwarnings("ignore", message=message)
         # Lightning 2.6 uses parts of jsonargparse that 4.49 deprecated.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pytorch_lightning\.")
-        _LIGHTNING_INFO.addFilter(_no_adverts)
+        _LIGHTNING_INFO.addFilter(_is_about_run)
         try:
             return SegmentationCLI(args)
         finally:
-            _LIGHTNING_INFO.removeFilter(_no_adverts)
+            _LIGHTNING_INFO.removeFilter(_is_about_run)
             _finish_wandb()
 
 
@@ -307,14 +307,14 @@ def _remove_empty_folders(root: Path) -> None:
             folder.rmdir()
 
 
-def _checkpoint(run_dir: Path, which: str) -> Path:
+def _find_checkpoint(run_dir: Path, which: str) -> Path:
     path = run_dir / CHECKPOINTS / f"{which}.ckpt"
     if not path.is_file():
         raise InputError(f"--ckpt_path {which}: there is no {path}; give the run's directory as --run_dir")
     return path
 
 
-def _loggers(setting: Any, run_dir: Path, command: str) -> list[Logger]:
+def _make_loggers(setting: Any, run_dir: Path, command: str) -> list[Logger]:
     """The loggers of a run: CSV always, unless logging is off; then what was asked for."""
     if setting is False:
         return []
@@ -337,12 +337,12 @@ def _finish_wandb() -> None:
         wandb.finish()
 
 
-def _no_adverts(record: logging.LogRecord) -> bool:
+def _is_about_run(record: logging.LogRecord) -> bool:
     """Whether a message is about this run, not about a product."""
     return "Tip: For seamless" not in record.getMessage()
 
 
-def _number(seed: bool | int) -> int:
+def _check_seed(seed: bool | int) -> int:
     if isinstance(seed, bool):
         raise InputError(f"seed_everything must be a number, which a run can be repeated with, got {seed}")
     return seed

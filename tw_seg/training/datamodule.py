@@ -27,7 +27,7 @@ from tw_seg.data.loading.transforms import (
     init_worker,
 )
 from tw_seg.errors import BudgetError, InputError
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.run_directory import find_run_directory
 
 BUDGET_FILE = "label_budget.json"
 
@@ -142,7 +142,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 and self.trainer.is_global_zero
                 and not getattr(self.trainer, "fast_dev_run", False)
             ):
-                self.budget.save(run_directory(self.trainer) / BUDGET_FILE)
+                self.budget.save(find_run_directory(self.trainer) / BUDGET_FILE)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of labelled rows first, unlabelled rows after them, without native masks."""

@@ -14,7 +14,7 @@ from tw_seg.types import IGNORE_INDEX
 IGNORE_COLOR = (224, 224, 192)
 
 
-def palette() -> np.ndarray:
+def make_palette() -> np.ndarray:
     """The Pascal VOC colours of the ids 0..255, uint8, shape (256, 3); 255 (ignored) is cream.
 
     Bit j of an id becomes a high bit of red, green or blue in turn, so neighbours differ clearly.
@@ -27,12 +27,12 @@ def palette() -> np.ndarray:
     return colors
 
 
-def mask_rgb(mask: np.ndarray) -> np.ndarray:
+def draw_mask(mask: np.ndarray) -> np.ndarray:
     """Colours of a mask (H, W) of ids 0..255: uint8, shape (H, W, 3)."""
-    return palette()[mask]
+    return make_palette()[mask]
 
 
-def heatmap_rgb(heatmap: np.ndarray) -> np.ndarray:
+def draw_heatmap(heatmap: np.ndarray) -> np.ndarray:
     """Signed values (H, W) as blue (negative), white (0) and red, scaled by the largest magnitude: uint8."""
     values = np.nan_to_num(heatmap.astype(np.float32))
     values = values / max(float(np.abs(values).max(initial=0)), 1e-12)
@@ -40,7 +40,7 @@ def heatmap_rgb(heatmap: np.ndarray) -> np.ndarray:
     return (255 * fade + 0.5).astype(np.uint8)
 
 
-def image_rgb(image: np.ndarray) -> np.ndarray:
+def draw_image(image: np.ndarray) -> np.ndarray:
     """A normalised image (C, H, W), stretched to its own range: uint8, shape (H, W, 3)."""
     first, last = float(image.min()), float(image.max())
     shown = (image - first) / max(last - first, 1e-12)
@@ -49,7 +49,7 @@ def image_rgb(image: np.ndarray) -> np.ndarray:
     return (255 * shown + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
-def side_by_side(tiles: list[np.ndarray], *, gap: int = 2) -> np.ndarray:
+def join_tiles(tiles: list[np.ndarray], *, gap: int = 2) -> np.ndarray:
     """RGB tiles of one height (H, w, 3) in a row, with white gaps of ``gap`` pixels."""
     white = np.full((tiles[0].shape[0], gap, 3), 255, dtype=np.uint8)
     row = [part for tile in tiles for part in (white, tile)]
@@ -70,5 +70,5 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
         raise InputError(f"{path}: a mask must be an integer array (H, W) of ids 0..255, got {mask.dtype} {mask.shape}")
     picture = Image.fromarray(mask.astype(np.uint8), mode="P")
-    picture.putpalette(palette().tobytes())
+    picture.putpalette(make_palette().tobytes())
     write_whole(path, lambda draft: picture.save(draft, format="PNG"))

@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from tw_seg.files import next_free, write_whole
 
 
-def run_directory(trainer: pl.Trainer) -> Path:
+def find_run_directory(trainer: pl.Trainer) -> Path:
     """The folder of this run alone.
 
     Where the first logger keeps one folder per run, it is that one. W&B has one for all runs: there it is the

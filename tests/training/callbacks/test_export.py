@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from tests.training.tiny import TinyData, make_batch, make_task, make_trainer
 from tw_seg.training.callbacks import ExportClassifier
-from tw_seg.training.callbacks.export import best_checkpoint
+from tw_seg.training.callbacks.export import find_best_checkpoint
 from tw_seg.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("stub")
@@ -19,7 +19,7 @@ def test_the_best_checkpoints_classifier_is_exported(tmp_path):
     trainer = make_trainer(tmp_path, max_epochs=3, callbacks=callbacks, enable_checkpointing=True)
     task = make_task(lr=0.1)
     trainer.fit(task, datamodule=TinyData())
-    assert best_checkpoint(trainer) == checkpoint.best_model_path != ""
+    assert find_best_checkpoint(trainer) == checkpoint.best_model_path != ""
     best = SegmentationTask.load_from_checkpoint(checkpoint.best_model_path).model.classifier.state_dict()
     exported = load_file(tmp_path / "classifier.safetensors")
     assert exported.keys() == best.keys()

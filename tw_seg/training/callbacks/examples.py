@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import WandbLogger
 
 from tw_seg.arguments import check_counts
 from tw_seg.files import file_name
-from tw_seg.training.pictures import heatmap_rgb, image_rgb, mask_rgb, save_picture, side_by_side
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.pictures import draw_heatmap, draw_image, draw_mask, join_tiles, save_picture
+from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch
 
@@ -81,12 +81,12 @@ class ExampleImages(Callback):
     ) -> None:
         predicted = mask_logits.argmax(axis=0)
         objects = [int(k) for k in np.flatnonzero(labels > 0) if k != BACKGROUND][: self.heatmaps]
-        heatmaps = [heatmap_rgb(mask_logits[k]) for k in objects]
+        heatmaps = [draw_heatmap(mask_logits[k]) for k in objects]
         boards = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not boards:
-            tiles = [image_rgb(image), mask_rgb(mask), mask_rgb(predicted), *heatmaps]
-            folder = run_directory(trainer) / "images" / f"epoch-{trainer.current_epoch:04d}"
-            save_picture(folder / file_name(name, ".png"), side_by_side(tiles))
+            tiles = [draw_image(image), draw_mask(mask), draw_mask(predicted), *heatmaps]
+            folder = find_run_directory(trainer) / "images" / f"epoch-{trainer.current_epoch:04d}"
+            save_picture(folder / file_name(name, ".png"), join_tiles(tiles))
         names = {**dict(enumerate(class_names)), IGNORE_INDEX: "ignored"}
         layers = {
             layer: {"mask_data": ids.astype(np.uint8), "class_labels": names}  # W&B: integers 0..255, 2-D
@@ -94,7 +94,7 @@ class ExampleImages(Callback):
         }
         for board in boards:
             step = trainer.global_step
-            shown = [image_rgb(image)]
+            shown = [draw_image(image)]
             board.log_image(f"val/masks/{name}", shown, step=step, caption=[name], masks=[layers])
             if heatmaps:
                 captions = [f"{name}: {class_names[k]}" for k in objects]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tw_seg.files import write_whole
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ class ExportClassifier(Callback):
         if pl_module.model.classifier_path is None:
             return
         prefix = f"model.{pl_module.model.classifier_path}."
-        best = best_checkpoint(trainer)
+        best = find_best_checkpoint(trainer)
         if best:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
         else:
             state = pl_module.state_dict()
-        path = run_directory(trainer) / CLASSIFIER_FILE
+        path = find_run_directory(trainer) / CLASSIFIER_FILE
         save_classifier(path, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         log.info("classifier of %s written to %s", best or "the last step", path)
 
@@ -50,7 +50,7 @@ def save_classifier(path: Path, state: dict[str, Tensor]) -> None:
     write_whole(path, lambda draft: save_file(tensors, draft))
 
 
-def best_checkpoint(trainer: pl.Trainer) -> str:
+def find_best_checkpoint(trainer: pl.Trainer) -> str:
     """Path of the best checkpoint by the metric that selects models; empty if there is none."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:

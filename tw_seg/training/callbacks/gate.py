@@ -13,7 +13,7 @@ from tw_seg.errors import InputError
 from tw_seg.files import write_text
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.gated import GatedSegmenter, calibrate_gate, select_classes
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Batch
 
@@ -105,7 +105,7 @@ class GatedInference(Callback):
             report = calibrate_gate(task.model, data.val_dataloader(), self.tolerance)
         rank_zero_info(str(report))
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            write_text(run_directory(trainer) / GATE_FILE, report.to_json())
+            write_text(find_run_directory(trainer) / GATE_FILE, report.to_json())
         return GatedSegmenter(task.model, report.gate)
 
 

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from tw_seg.files import file_name, write_whole
 from tw_seg.training.pictures import save_mask
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import Prediction, SegmentationTask
 
 
@@ -38,7 +38,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = run_directory(trainer) / "predictions" / "masks"
+        folder = find_run_directory(trainer) / "predictions" / "masks"
         for name, mask in zip(prediction.names, prediction.masks, strict=False):  # a classifier has no masks
             save_mask(folder / file_name(name, ".png"), mask.cpu().numpy())
         self._rows += zip(prediction.names, prediction.probabilities.tolist(), strict=True)
@@ -53,5 +53,5 @@ class PredictionWriter(BasePredictionWriter):
             with open(draft, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([header, *rows])
 
-        write_whole(run_directory(trainer) / "predictions" / "probabilities.csv", write)
+        write_whole(find_run_directory(trainer) / "predictions" / "probabilities.csv", write)
         self._rows = []

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
 
 from tw_seg.files import next_free, write_text
-from tw_seg.training.run_directory import run_directory
+from tw_seg.training.run_directory import find_run_directory
 
 
 class RunConfig(SaveConfigCallback):
@@ -22,6 +22,6 @@ class RunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         command = trainer.state.fn.value if trainer.state.fn else stage
         stem = "config" if command == "fit" else f"{command}_config"
-        path = next_free(run_directory(trainer) / f"{stem}.yaml")
+        path = next_free(find_run_directory(trainer) / f"{stem}.yaml")
         write_text(path, text)
         self.already_saved = True
