@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -28,7 +29,7 @@ from tests.lrp.ops import (
 from tests.lrp.ops.harness import CONV, Many
 from tw_seg.lrp.composite import Assign, Composite
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.core.graph import Call, Channels, Memory, Op, map_leaves
+from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Call, Channels, Memory, Op, map_leaves
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.decode.weights import find_call_weights
 from tw_seg.lrp.ops import FAMILIES as DECLARED
@@ -143,6 +144,12 @@ def test_declarations_do_not_contradict_each_other() -> None:
         assert not op.fuses_norms or op.channels is not Channels.KEPT, op.kind
         assert (op.group == "activation") == (op.kind in Assign(Pass()).able), op.kind
         assert op.overwrite is None or op.fresh, op.kind
+
+
+@pytest.mark.parametrize("op", [*OPS.values(), CONSTANT, UNSUPPORTED], ids=lambda op: op.kind)
+def test_there_is_one_object_for_each_operation(op: Op) -> None:
+    """Also in copies of a decoder, and in one that was saved whole."""
+    assert copy.deepcopy(op) is op and copy.copy(op) is op and pickle.loads(pickle.dumps(op)) is op
 
 
 def test_arguments_that_are_named_exist() -> None:
