@@ -20,6 +20,19 @@ PLACES = ["layer3", "input", "layer1"]
 class TestTied(ModelContract):
     model_class = HeatmapSegmenter
     arguments = ENCODER
+    exports = True
+
+
+class TestSmallNet(ModelContract):
+    """Compiled in a second; ``tests/lrp/test_compile.py`` compiles ENCODER in several ways."""
+
+    model_class = HeatmapSegmenter
+    arguments = {
+        "encoder_name": "tests.models.test_segmenter:factory",
+        "classes": 4,
+        "compress": 0.5,
+        "decoder_kwargs": {"read_out": ["0", "input"]},
+    }
     exports = compiles = True
 
 
