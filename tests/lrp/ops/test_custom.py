@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_own_rule(name: str) -> None:
+def test_custom_rule(name: str) -> None:
     check(CASES[name])
 
 
