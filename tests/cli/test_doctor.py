@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,10 @@ def test_help(capsys: Any) -> None:
     text = " ".join(out.split())
     assert status == 0 and "The exit status is 0 if all is well, 1 after a violation" in text
     assert "epsilon_plus" in text and "--custom_rules" in text
+
+
+@pytest.mark.slow
+def test_as_a_process() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tw_seg", "doctor", f"{HERE}:curved", *SMALL]
+    ended = subprocess.run([*command, "--custom_rules", f"{HERE}:LOSING"], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "1 violation:" in ended.stdout
