@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+import argparse
+import logging
+
 import pytest
+import timm
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import create_classifier
-from tw_seg.models.weights import find_head, find_weights_file, load_strict, load_weights, read_weights
+from tw_seg.models.weights import (
+    find_head,
+    find_weights_file,
+    load_strict,
+    load_weights,
+    read_weights,
+    remove_prefix,
+)
 
 
 class SmallNet(nn.Module):
@@ -23,7 +36,7 @@ def test_what_a_weights_name_means(tmp_path):
     assert find_weights_file("weights.pth") is not None
     assert find_weights_file(f"{tmp_path}/w.safetensors") == tmp_path / "w.safetensors"
     with pytest.raises(InputError, match=r"must end with \.safetensors"):
-        find_weights_file("runs/classifier.ckpt")
+        find_weights_file("runs/classifier.npz")
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -33,12 +46,112 @@ def test_unreadable_files_are_named(tmp_path):
         (tmp_path / name).write_bytes(b"not weights")
         with pytest.raises(InputError, match=f"{name} cannot be read"):
             read_weights(tmp_path / name)
-    torch.save({"state_dict": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "checkpoint.pth")
-    with pytest.raises(InputError, match=r"flat dict of tensors.*\['state_dict', 'epoch'\]"):
+    torch.save({"steps": [1, 2], "epoch": 3}, tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match=r"checkpoint.pth must hold a flat dict of tensors.*\['steps', 'epoch'\]"):
         read_weights(tmp_path / "checkpoint.pth")
     torch.save(SmallNet(3, 2, 2), tmp_path / "module.pth")  # a pickled module would run code
     with pytest.raises(InputError, match="module.pth cannot be read"):
         read_weights(tmp_path / "module.pth")
+
+
+def test_a_checkpoint_is_read_for_its_only_state_dict(tmp_path, caplog):
+    path, weights = tmp_path / "last.ckpt", {"w": torch.ones(1)}
+    rest = {"epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, "args": argparse.Namespace(lr=0.1)}
+    for entry in ("state_dict", "model", "model_state_dict", "net"):
+        torch.save({entry: weights, **rest}, path)
+        with caplog.at_level(logging.INFO, logger="tw_seg"):
+            assert read_weights(path) == weights
+        assert f"its entry {entry!r} is loaded" in caplog.text
+
+
+def test_of_several_state_dicts_timm_takes_the_averages(tmp_path):
+    path, weights, averages = tmp_path / "model_best.pth.tar", {"w": torch.ones(1)}, {"w": torch.zeros(1)}
+    torch.save({"state_dict": weights, "state_dict_ema": averages}, path)
+    assert read_weights(path, averages_first=True) == averages == timm.models.load_state_dict(path)
+    with pytest.raises(InputError, match=r"holds several state dicts: 'state_dict', 'state_dict_ema'. Save one"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.0."])
+def test_a_prefix_of_all_keys_is_removed(prefix, caplog):
+    source, model = SmallNet(3, 2, width=4), SmallNet(3, 2, width=4)
+    with caplog.at_level(logging.INFO, logger="tw_seg"):
+        load_strict(model, {prefix + k: v for k, v in source.state_dict().items()}, source="w.pth")
+    assert f"w.pth: all keys begin with the prefix {prefix!r}" in caplog.text
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_what_a_checkpoint_holds_beside_the_prefix_is_told(caplog):
+    source, model = SmallNet(3, 5, width=4), SmallNet(3, 2, width=4)
+    state = {f"model.{k}": v for k, v in source.state_dict().items()} | {"loss.weight": torch.ones(2)}
+    load_weights(model, state, classes=2, source="w.ckpt")
+    assert torch.equal(model.stem.weight, source.stem.weight)
+    assert (
+        "w.ckpt: the keys with the prefix 'model.' are loaded without it, 1 others are not: loss.weight" in caplog.text
+    )
+
+
+def test_two_prefixes_are_an_error_that_names_them():
+    state = SmallNet(3, 2, width=4).state_dict()
+    both = {f"{prefix}{k}": v for prefix in ("model.", "average.") for k, v in state.items()}
+    with pytest.raises(InputError, match=r"more than once, under the prefixes 'model.', 'average.'. Save those"):
+        load_strict(SmallNet(3, 2, width=4), both, source="w.pth")
+
+
+def test_behind_a_prefix_errors_name_keys_and_shapes():
+    state = {f"module.{k}": v for k, v in SmallNet(3, 2, width=5).state_dict().items()}
+    with pytest.raises(InputError, match=r"w.pth does not fit.*stem.weight \(5, 3, 3, 3\) instead of \(4, 3, 3, 3\)"):
+        load_strict(SmallNet(3, 2, width=4), state, source="w.pth")
+
+
+def test_a_prefix_keeps_the_versions_of_layers():
+    state = torchvision.models.mnasnet0_5(num_classes=3).state_dict()
+    assert state._metadata[""] == {"version": 2}
+    wrapped = nn.DataParallel(torchvision.models.mnasnet0_5(num_classes=3))
+    wrapped.module.load_state_dict(state)
+    model = torchvision.models.mnasnet0_5(num_classes=3)
+    found = remove_prefix(model, wrapped.state_dict(), source="w.pth")
+    assert found._metadata[""] == {"version": 2} and found._metadata["layers.1"] == state._metadata["layers.1"]
+    model.load_state_dict(found)
+
+
+def test_a_file_without_versions_is_of_the_present_version(tmp_path):
+    source = create_classifier("mnasnet0_5", classes=3)  # torchvision refuses a state without a version
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    loaded = create_classifier("mnasnet0_5", str(tmp_path / "w.safetensors"), classes=3)
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("keep_versions", [True, False])
+def test_counters_of_batch_norm_may_be_missing(keep_versions):
+    source, model = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)) for _ in range(2))
+    source(torch.randn(2, 3, 4, 4))
+    state = source.state_dict()
+    del state["1.num_batches_tracked"]
+    load_strict(model, state if keep_versions else dict(state), source="w.pth")
+    assert torch.equal(model[1].running_mean, source[1].running_mean)
+    assert model[1].num_batches_tracked == 0
+    del state["1.running_mean"]
+    with pytest.raises(InputError, match="1 missing: 1.running_mean"):
+        load_strict(model, state, source="w.pth")
+
+
+def test_weight_norm_of_older_torch():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    model = nn.Sequential(layer)
+    old = {"0.weight_g": torch.rand(2, 1), "0.weight_v": torch.randn(2, 3), "0.bias": torch.randn(2)}
+    load_strict(model, old, source="w.pth")
+    v = old["0.weight_v"]
+    torch.testing.assert_close(layer.weight, old["0.weight_g"] * v / v.norm(dim=1, keepdim=True))
+
+
+def test_what_torch_refuses_after_renaming_changes_nothing():
+    model = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    old = {"0.weight": torch.ones(2, 2), "0.bias": torch.ones(2), "1.weight_g": torch.ones(5, 1)}
+    with pytest.raises(InputError, match="w.pth does not fit Sequential"):
+        load_strict(model, {**old, "1.weight_v": torch.ones(5, 3), "1.bias": torch.ones(2)}, source="w.pth")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_partial_weights_name_what_is_missing_and_load_nothing():

@@ -2,22 +2,32 @@
 
 One function, :func:`create_classifier`, turns a name (a string that survives YAML and JSON) into an
 ``nn.Module`` that maps images (N, C, H, W) to logits (N, K). Weights come from the library that owns the
-name or from a local file, see :mod:`tw_seg.models.weights`.
+name or from a local file, see :mod:`tw_seg.models.published` and :mod:`tw_seg.models.weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from tw_seg.errors import InputError
 from tw_seg.models.by_name import import_object
+from tw_seg.models.published import (
+    build_from_published_file,
+    build_published,
+    choose_arguments,
+    load_timm,
+    load_torchvision,
+    warn_of_scaling,
+)
 from tw_seg.models.weights import WEIGHT_SUFFIXES, find_stem, find_weights_file, load_weights, read_weights
 
 TIMM_PREFIX = "timm/"
@@ -36,8 +46,8 @@ def create_classifier(
     Args:
         encoder_name: ``"resnet18"`` (torchvision), ``"timm/resnet10t"`` (timm) or
             ``"package.module:factory"``, called with ``in_channels=, num_classes=`` and ``encoder_kwargs``.
-        encoder_weights: ``None`` (random), a local ``.safetensors``/``.pth``/``.pt`` state dict, or a name
-            of the library: torchvision ``"IMAGENET1K_V1"``, timm tag ``"c3_in1k"``; ``"DEFAULT"`` in both.
+        encoder_weights: ``None`` (random), a local state dict or checkpoint (``.safetensors``, ``.pth``, ...), or
+            a name of the library: torchvision ``"IMAGENET1K_V1"``, timm tag ``"c3_in1k"``; ``"DEFAULT"`` in both.
         in_channels: Channels of the images. Weights made for RGB are summed (1 channel) or repeated and
             rescaled (any other number), as timm does.
         classes: Number of logits K, background included.
@@ -54,16 +64,16 @@ def create_classifier(
     file = find_weights_file(encoder_weights)
     weights_name = None if file else encoder_weights
     if encoder_name.startswith(TIMM_PREFIX):
-        model = _create_timm_model(encoder_name.removeprefix(TIMM_PREFIX), weights_name, in_channels, classes, kwargs)
-    elif ":" in encoder_name:
-        if weights_name is not None:
-            raise InputError(
-                f"encoder_weights={weights_name!r}: a factory of your own ({encoder_name}) takes None or a "
-                f"local file ({', '.join(WEIGHT_SUFFIXES)}), not a weights name."
-            )
-        model = _call_factory(encoder_name, in_channels, classes, kwargs)
-    else:
-        model = _create_torchvision_model(encoder_name, weights_name, in_channels, classes, kwargs)
+        name = encoder_name.removeprefix(TIMM_PREFIX)
+        return _create_timm_model(name, weights_name, file, in_channels, classes, kwargs)
+    if ":" not in encoder_name:
+        return _create_torchvision_model(encoder_name, weights_name, file, in_channels, classes, kwargs)
+    if weights_name is not None:
+        raise InputError(
+            f"encoder_weights={weights_name!r}: a factory of your own ({encoder_name}) takes None or a "
+            f"local file ({', '.join(WEIGHT_SUFFIXES)}), not a weights name."
+        )
+    model = _call_factory(encoder_name, in_channels, classes, kwargs)
     if file:
         load_weights(model, read_weights(file), classes=classes, source=str(file))
     return model
@@ -83,7 +93,7 @@ def check_encoder(in_channels: int, classes: int, encoder_kwargs: Mapping[str, A
 
 
 def _create_torchvision_model(
-    name: str, weights: str | None, in_channels: int, classes: int, kwargs: dict[str, Any]
+    name: str, weights: str | None, file: Path | None, in_channels: int, classes: int, kwargs: dict[str, Any]
 ) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -92,34 +102,61 @@ def _create_torchvision_model(
             f"encoder_name={name!r} is no torchvision classifier. {hint} "
             f"timm's models are '{TIMM_PREFIX}NAME', your own 'package.module:factory'."
         )
-    state: Mapping[str, Tensor] = {}
+    source, state = f"torchvision {name} {weights}", None if file is None else read_weights(file)
+    loaded: nn.Module | None = None
     if weights is not None:
-        members = torchvision.models.get_model_weights(name).__members__  # with aliases such as DEFAULT
-        if weights not in members:
-            raise InputError(
-                f"encoder_weights={weights!r} is unknown for {name}. Use one of {sorted(members)}, a local "
-                f"file ({', '.join(WEIGHT_SUFFIXES)}) or None."
-            )
-        try:
-            state = members[weights].get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            raise InputError(
-                f"The weights {weights} of {name} could not be fetched ({error}). Put the file "
-                f"{members[weights].url} into {torch.hub.get_dir()}/checkpoints, or give a local file or "
-                "None as encoder_weights."
-            ) from error
-    try:
+        loaded = _load_torchvision_weights(name, weights, kwargs)
+    elif file and state is not None:
+        source = str(file)
+        with _torchvision_errors(name, kwargs):
+            loaded = build_from_published_file(name, file, state, kwargs)
+    if loaded is not None:
+        state, kwargs = loaded.state_dict(), choose_arguments(loaded, kwargs, in_channels)
+        del loaded
+    with _torchvision_errors(name, kwargs):
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **kwargs)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise InputError(f"torchvision cannot build {name} with encoder_kwargs={kwargs}: {error}.") from error
     _set_in_channels(model, in_channels)
-    if state:
-        load_weights(model, state, classes=classes, source=f"torchvision {name} {weights}")
+    if state is not None:
+        load_torchvision(model, state, classes=classes, source=source)
+        warn_of_scaling(model, kwargs, source)
     return model
 
 
+def _load_torchvision_weights(name: str, weights: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    members = torchvision.models.get_model_weights(name).__members__  # with aliases such as DEFAULT
+    if weights not in members:
+        raise InputError(
+            f"encoder_weights={weights!r} is unknown for {name}. Use one of {sorted(members)}, a local "
+            f"file ({', '.join(WEIGHT_SUFFIXES)}) or None."
+        )
+    try:
+        with _torchvision_errors(name, kwargs):
+            return build_published(name, members[weights], kwargs)
+    except OSError as error:
+        raise InputError(
+            f"The weights {weights} of {name} could not be fetched ({error}). Put the file "
+            f"{members[weights].url} into {torch.hub.get_dir()}/checkpoints, or give a local file or "
+            "None as encoder_weights."
+        ) from error
+    except RuntimeError as error:  # of load_state_dict, or a file that was fetched in part
+        raise InputError(
+            f"torchvision {name} {weights} does not fit encoder_kwargs={dict(kwargs)} "
+            f"({' '.join(str(error).split())[:1000]}). Check that these are the arguments the weights were made with; "
+            "partial weights are not loaded."
+        ) from error
+
+
+@contextmanager
+def _torchvision_errors(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Name the arguments that torchvision's constructors refuse."""
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InputError(f"torchvision cannot build {name} with encoder_kwargs={dict(kwargs)}: {error}.") from error
+
+
 def _create_timm_model(
-    name: str, weights: str | None, in_channels: int, classes: int, kwargs: dict[str, Any]
+    name: str, weights: str | None, file: Path | None, in_channels: int, classes: int, kwargs: dict[str, Any]
 ) -> nn.Module:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -136,16 +173,20 @@ def _create_timm_model(
                 f"{[tag] if tag else tags}, a local file ({', '.join(WEIGHT_SUFFIXES)}) or None."
             )
         name = f"{architecture}.{weights}"
+    kwargs = {**kwargs, "in_chans": in_channels}
     try:
-        return timm.create_model(
-            name, pretrained=weights is not None, in_chans=in_channels, num_classes=classes, **kwargs
-        )
+        model: nn.Module = timm.create_model(name, pretrained=weights is not None, num_classes=classes, **kwargs)
     except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, OSError) as error:
         raise InputError(
             f"timm cannot build {name} with encoder_weights={weights!r}, encoder_kwargs={kwargs} "
             f"({type(error).__name__}: {error}). Without a network, give a local file or None as "
             "encoder_weights."
         ) from error
+    if file:
+        load_timm(
+            model, name, read_weights(file, averages_first=True), classes=classes, source=str(file), kwargs=kwargs
+        )
+    return model
 
 
 def _call_factory(name: str, in_channels: int, classes: int, kwargs: dict[str, Any]) -> nn.Module:

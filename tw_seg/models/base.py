@@ -12,11 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tw_seg.arguments import check_images, check_samples, class_indices
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import check_encoder, create_classifier
+from tw_seg.models.published import warn_of_scaling
 from tw_seg.models.weights import load_strict
 from tw_seg.types import Batch, SegOutput
 
 Role = Literal["encoder", "decoder", "scale"]
 """What a parameter belongs to, see :meth:`SegModel.parameter_role`."""
+
+CLASSIFIER_STATE = "the classifier's state dict"
+"""What messages call the argument of :meth:`SegModel.load_classifier_state`."""
 
 
 class SegModel(nn.Module, ABC):
@@ -129,7 +133,9 @@ class SegModel(nn.Module, ABC):
         """
         if self.classifier_path is None:
             raise NotImplementedError(f"{type(self).__name__} has no classifier: it must load the state in its own way")
-        load_strict(self.get_submodule(self.classifier_path), state, source="the classifier's state dict")
+        classifier = self.get_submodule(self.classifier_path)
+        load_strict(classifier, state, source=CLASSIFIER_STATE)
+        warn_of_scaling(classifier, self.encoder_kwargs, CLASSIFIER_STATE)
 
     def parameter_role(self, name: str) -> Role:
         """What a parameter belongs to.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import TIMM_PREFIX
-from tw_seg.models.base import SegModel
+from tw_seg.models.base import CLASSIFIER_STATE, SegModel
 from tw_seg.models.weights import find_head, load_strict
 from tw_seg.types import SegOutput
 
@@ -93,8 +93,8 @@ class UNet(SegModel):
         """
         with torch.random.fork_rng(devices=[]):  # its random weights are overwritten: draw them unnoticed
             classifier = self.create_classifier()
-        load_strict(classifier, state, source="the classifier's state dict")
-        self._warm_start(state, find_head(classifier, self.num_classes))
+        load_strict(classifier, state, source=CLASSIFIER_STATE)
+        self._warm_start(classifier.state_dict(), find_head(classifier, self.num_classes))
 
     def _add_head(self) -> None:
         """Add what makes image-level logits, if anything does."""

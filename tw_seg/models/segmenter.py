@@ -14,9 +14,9 @@ from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder, Schedule
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
-from tw_seg.models.base import SegModel
+from tw_seg.models.base import CLASSIFIER_STATE, SegModel
 from tw_seg.models.by_name import import_object
-from tw_seg.models.weights import find_head
+from tw_seg.models.weights import find_head, remove_prefix
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
 
@@ -155,6 +155,7 @@ class HeatmapSegmenter(SegModel):
             InputError: Naming the keys that are missing, left over or of another shape.
         """
         if self.background == "constant":
+            state = remove_prefix(self.classifier, state, source=CLASSIFIER_STATE)
             state = _drop_background(state, find_head(self.classifier, self.num_classes - 1), self.num_classes)
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()

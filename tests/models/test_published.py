@@ -1,0 +1,219 @@
+"""Files as torchvision and timm publish them, imitated: random weights of the real architecture under the same keys."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from experiments.support_table import torchvision_names
+from tw_seg.errors import InputError
+from tw_seg.models.backbones import create_classifier
+from tw_seg.models.segmenter import HeatmapSegmenter
+from tw_seg.models.weights import COUNTER, find_head
+
+LARGE = {"alexnet", "convnext_tiny", "maxvit_t", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16"} | {
+    "inception_v3",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "efficientnet_v2_s",
+}
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in torchvision_names()]
+HEADS = {"googlenet": ("fc",), "inception_v3": ("fc", "AuxLogits.fc")}
+
+pytestmark = pytest.mark.usefixtures("quick_init")
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Another value in every tensor, statistics and layers that begin with zeros or ones among them."""
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            block = torch.rand(min(value.numel(), 10_007)) + 0.5  # a prime, so no two rows are the same
+            if value.ndim > 1:
+                block = (block - 1) * (24 / value[0].numel()) ** 0.5
+            value.copy_(block.repeat(-(-value.numel() // len(block)))[: value.numel()].view_as(value))
+        elif key.endswith(COUNTER):
+            value.fill_(3)
+    return model
+
+
+def publish(name: str, **kwargs: object) -> OrderedDict[str, torch.Tensor]:
+    """A state dict of a torchvision model with the names and gaps of published files."""
+    arguments = {"init_weights": False, "aux_logits": True} if name in HEADS else {}
+    model = randomise(torchvision.models.get_model(name, **arguments, **kwargs))
+    state = model.state_dict()
+    if name.startswith("mnasnet"):  # torchvision refuses this one without its version
+        return state
+    found = OrderedDict((k, v) for k, v in state.items() if not k.endswith(COUNTER))
+    if name.startswith("densenet"):
+        found = OrderedDict((re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k), v) for k, v in found.items())
+    if name.startswith("vit"):
+        for old, new in (("linear_1", "0"), ("linear_2", "3")):
+            found = OrderedDict((re.sub(rf"\.mlp\.{new}\.", f".mlp.{old}.", k), v) for k, v in found.items())
+    return found
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """In place of the server: what is put there is what torchvision fetches."""
+    files: dict[str, OrderedDict[str, torch.Tensor]] = {}
+
+    def fetch(url, *args, **kwargs):
+        state = OrderedDict(files[url])
+        state._metadata = getattr(files[url], "_metadata", None)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    return files
+
+
+def plain_attributes(model: nn.Module) -> dict[tuple[str, str], object]:
+    """Numbers, strings and tuples that its modules keep: what constructors decide beside the weights."""
+    simple = (bool, int, float, str, tuple)
+    return {
+        (path, key): value
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, simple)
+    }
+
+
+def assert_same_state(found: nn.Module, expected: nn.Module, but: tuple[str, ...] = ()) -> None:
+    left = {k: v for k, v in found.state_dict().items() if k.rpartition(".")[0] not in but}
+    right = {k: v for k, v in expected.state_dict().items() if k.rpartition(".")[0] not in but}
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization of")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_of_torchvision_is_what_torchvision_makes_of_it(name, server, tmp_path):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    server[weights.url] = publish(name)
+    expected = torchvision.models.get_model(name, weights=weights)
+    found = create_classifier(name, "DEFAULT", classes=1000)
+    assert_same_state(found, expected)
+    assert plain_attributes(found) == plain_attributes(expected)
+    del found
+    heads = HEADS.get(name, (find_head(expected, 1000),))
+    few = create_classifier(name, "DEFAULT", classes=7)
+    assert_same_state(few, expected, but=heads)
+    assert find_head(few, 7) == heads[0]
+    del few
+    file = tmp_path / Path(weights.url).name
+    torch.save(server[weights.url], file)
+    by_file = create_classifier(name, str(file), classes=7)
+    assert_same_state(by_file, expected, but=heads)
+    del by_file
+    renamed = file.rename(tmp_path / "mine.pth")
+    kwargs = {"init_weights": False, "aux_logits": hasattr(expected, "AuxLogits")} if name in HEADS else None
+    by_file = create_classifier(name, str(renamed), classes=7, encoder_kwargs=kwargs)
+    assert_same_state(by_file, expected, but=heads)
+
+
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
+def test_images_are_scaled_as_the_weights_expect(name, server, tmp_path, caplog):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    server[weights.url] = publish(name)
+    expected = torchvision.models.get_model(name, weights=weights).eval()
+    images = torch.randn(2, 3, 96, 96)
+    assert torch.equal(create_classifier(name, "DEFAULT", classes=1000).eval()(images), expected(images))
+    five = create_classifier(name, "DEFAULT", classes=5)
+    assert five.transform_input and five.fc.out_features == 5
+    torch.testing.assert_close(five._transform_input(images), expected._transform_input(images))
+    chosen = create_classifier(name, "DEFAULT", classes=5, encoder_kwargs={"transform_input": False})
+    assert not chosen.transform_input
+    # Images of other channels cannot be scaled: said in the log.
+    grey = create_classifier(name, "DEFAULT", classes=5, in_channels=1)
+    assert not grey.transform_input and "with 1 channels it does not" in caplog.text
+    # A file of another name does not tell.
+    torch.save(server[weights.url], tmp_path / "mine.pth")
+    kwargs = {"init_weights": False}
+    mine = create_classifier(name, str(tmp_path / "mine.pth"), classes=5, encoder_kwargs=kwargs)
+    assert not mine.transform_input and "mine.pth" in caplog.text and "'transform_input': True" in caplog.text
+    caplog.clear()
+    kwargs["transform_input"] = True
+    mine = create_classifier(name, str(tmp_path / "mine.pth"), classes=5, encoder_kwargs=kwargs)
+    assert mine.transform_input and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("googlenet", True), pytest.param("inception_v3", False, marks=pytest.mark.slow)]
+)
+@pytest.mark.filterwarnings("ignore:auxiliary heads in the pretrained")
+def test_auxiliary_heads_can_be_chosen(name, wanted, server):
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    server[weights.url] = state = publish(name)
+    model = create_classifier(name, "DEFAULT", classes=5, encoder_kwargs={"aux_logits": wanted})
+    own = [key for key in model.state_dict() if key.lower().startswith("aux")]
+    assert model.aux_logits is wanted and bool(own) is wanted
+    trunk = [key for key in own if key in state and len(state[key]) != 1000]
+    assert bool(trunk) is wanted and all(torch.equal(model.state_dict()[key], state[key]) for key in trunk)
+
+
+def test_an_exported_googlenet_warms_up_another(server, caplog):
+    weights = torchvision.models.GoogLeNet_Weights.DEFAULT
+    server[weights.url] = publish("googlenet")
+    state = create_classifier("googlenet", "DEFAULT", classes=4).state_dict()
+    kwargs = {"init_weights": False}
+    with pytest.raises(InputError, match=r"missing: aux1.*auxiliary heads.*encoder_kwargs=\{'aux_logits': False\}"):
+        HeatmapSegmenter("googlenet", classes=4, encoder_kwargs=kwargs).load_classifier_state(state)
+    kwargs["aux_logits"] = False
+    model = HeatmapSegmenter("googlenet", classes=4, encoder_kwargs=kwargs)
+    model.load_classifier_state(state)
+    assert "encoder_kwargs={'transform_input': True}" in caplog.text
+    caplog.clear()
+    model = HeatmapSegmenter("googlenet", classes=4, encoder_kwargs={**kwargs, "transform_input": True})
+    model.load_classifier_state(state)
+    assert not caplog.text
+    output = model.eval()(torch.randn(1, 3, 64, 64), classes=[1])
+    assert output.mask_logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_of_torchvision_on_another_image_size(server, tmp_path, caplog):
+    weights = torchvision.models.ViT_B_16_Weights.DEFAULT
+    server[weights.url] = state = publish("vit_b_16")
+    kwargs = {"image_size": 64}
+    model = create_classifier("vit_b_16", "DEFAULT", classes=5, encoder_kwargs=kwargs)
+    expected = interpolate_embeddings(64, 16, OrderedDict(state))["encoder.pos_embedding"]
+    torch.testing.assert_close(model.encoder.pos_embedding, expected)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+    torch.save(state, tmp_path / "mine.pth")
+    with caplog.at_level(logging.INFO, logger="tw_seg"):
+        by_file = create_classifier("vit_b_16", str(tmp_path / "mine.pth"), classes=5, encoder_kwargs=kwargs)
+    assert_same_state(by_file, model, but=("heads.head",))
+    assert "positions of 197 patches are interpolated to 17" in caplog.text
+    # Weights of larger images make a classifier of larger images, as torchvision's constructor does.
+    larger = torchvision.models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
+    server[larger.url] = publish("vit_b_16", image_size=384)
+    assert create_classifier("vit_b_16", "IMAGENET1K_SWAG_E2E_V1", classes=5).image_size == 384
+
+
+def test_a_published_file_of_other_arguments_is_refused(server):
+    server[torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url] = publish("squeezenet1_0")
+    with pytest.raises(InputError, match=r"torchvision squeezenet1_1 DEFAULT does not fit .* features.0.weight"):
+        create_classifier("squeezenet1_1", "DEFAULT", classes=5)
+
+
+def test_own_weights_under_a_published_name_load_as_they_are(tmp_path):
+    own = create_classifier("squeezenet1_1", classes=5, in_channels=2)
+    file = tmp_path / Path(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    torch.save(own.state_dict(), file)
+    assert_same_state(create_classifier("squeezenet1_1", str(file), classes=5, in_channels=2), own)
+
+
+def test_loading_draws_the_same_random_numbers(server):
+    server[torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url] = publish("squeezenet1_1")
+    heads = []
+    for weights in (None, "DEFAULT"):
+        torch.manual_seed(3)
+        heads.append((create_classifier("squeezenet1_1", weights, classes=5).classifier[1].weight, torch.rand(1)))
+    assert torch.equal(heads[0][0], heads[1][0]) and torch.equal(heads[0][1], heads[1][1])
