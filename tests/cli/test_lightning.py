@@ -313,16 +313,18 @@ def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
         (folder / "own" / part).mkdir(parents=True)
     rows = []
     for name in "abcdefgh":
-        Image.new("RGB", (32, 32)).save(folder / "own" / "images" / f"{name}.png")
-        (folder / "own" / "masks" / f"{name}.png").write_bytes(b"no picture")
-        rows.append(f"{name},1,1")
+        path = folder / "own" / "images" / f"{name}.png"
+        Image.effect_noise((32, 32), 60).save(path)
+        path.write_bytes(path.read_bytes()[:500])  # its size is still there
+        Image.new("L", (32, 32)).save(folder / "own" / "masks" / f"{name}.png")
+        rows.append(f"{name},0,0")
     (folder / "own" / "image_labels.csv").write_text("\n".join(["image,cat,dog", *rows]))
     arguments = ["--data.dataset=folder", f"--data.dataset_kwargs={{root: {folder}/own, split: null}}"]
     arguments += ["--data.split_kwargs=null", "--data.budget=4", "--data.num_workers=1"]
     assert main([*FIT, *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("tw-seg: error: ")
-    assert "/masks/" in last
+    assert "/images/" in last
     assert "Traceback" not in last
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import jsonargparse
 import numpy as np
 import pytest
@@ -549,3 +550,91 @@ def test_several_processes_are_refused():
     data.trainer = SimpleNamespace(world_size=2)
     with pytest.raises(InputError, match="trainer.devices: expected one process, got 2"):
         data.train_dataloader()
+
+
+def folder_module(root: Path, **kwargs) -> SegmentationDataModule:
+    defaults = {"dataset": "folder", "dataset_kwargs": {"root": str(root)}, "split_kwargs": {"val": {"split": "train"}}}
+    return module(**(defaults | kwargs))
+
+
+def test_masks_are_compared_with_labels_once(tmp_path):
+    write_folder(tmp_path, count=16)
+    table = tmp_path / "image_labels.csv"
+    text = table.read_text()
+    table.write_text(text.replace("03,train,0,1", "03,train,0,0").replace("04,train,1,0", "04,train,1,1"))
+    data = folder_module(tmp_path, budget=12)
+    with pytest.warns(UserWarning) as caught:
+        data.setup("fit")
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 4
+    for what, two in (("masks of the label budget", said[:2]), ("masks of val", said[2:])):
+        assert two[0].startswith(f"{what}: 1 of 12 masks have pixels of a class") and "two in 1" in two[0]
+        assert f"{tmp_path / 'masks' / '03.png'}; correct" in two[0]
+        assert two[1].startswith(f"{what}: 1 of 12 masks have no pixel of a class") and "04.png" in two[1]
+    data.setup("fit")  # and nothing is said again
+
+
+def test_masks_of_0_and_255_are_refused(tmp_path):
+    write_folder(tmp_path, count=16)
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    with pytest.raises(
+        DataError, match=r"masks of the label budget: the labels of 6 images .*masks/.*255 means 'ignore'"
+    ):
+        folder_module(tmp_path).setup("fit")
+    with pytest.raises(DataError, match=r"masks of val: the labels of 12 images"):
+        folder_module(tmp_path).setup("validate")
+    with pytest.raises(DataError, match=r"masks of val: the labels of 12 images"):
+        folder_module(tmp_path, labelled_per_batch=0).setup("fit")
+
+
+def test_a_budget_without_any_mask_says_where_it_looked(tmp_path):
+    write_folder(tmp_path, count=4)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_stem(f"{path.stem}_mask"))
+    with (
+        pytest.warns(UserWarning, match="3 of 3 mask files belong to no image by name"),
+        pytest.raises(
+            BudgetError, match=rf"no image has a mask.*{tmp_path / 'masks' / '00'}.png.*labelled_per_batch=0"
+        ),
+    ):
+        folder_module(tmp_path).setup("fit")
+
+
+def test_pictures_alone_are_predicted_with_the_classes_of_the_model(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (8, 9)).save(tmp_path / f"{name}.png")
+    for options, classes in (({}, 1), ({"classes": ["background", "x", "y"]}, 3)):
+        data = module(dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={}, **options)
+        data.setup("predict")
+        (batch,) = data.predict_dataloader()
+        assert batch.names == ("a", "b") and batch.labels.shape == (2, classes) and batch.sizes == ((9, 8), (9, 8))
+        assert len(batch.masks) == 0
+    assert data.class_names == ("background", "x", "y")
+    data = module(dataset="folder", dataset_kwargs={"root": str(tmp_path)}, split_kwargs={})
+    model = Recorder()
+    model.class_names = ("background", "cat")
+    found = trainer(tmp_path).predict(model, data)
+    assert model.seen["predict"] == ["a", "b"] and found[0].tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path):
+    write_folder(tmp_path, count=4)
+    data = folder_module(tmp_path, budget=2)
+    model = Recorder()
+    model.class_names = ("background", "two", "one")
+    with pytest.raises(
+        InputError, match=r"the model has the classes background, two, one, the data set \(val\) backgr"
+    ):
+        trainer(tmp_path).validate(model, data, verbose=False)
+
+
+def test_an_image_that_opencv_cannot_resize_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path, count=4)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise cv2.error("too large")
+
+    monkeypatch.setattr(cv2, "resize", fail)
+    with pytest.raises(DataError, match=r"00: OpenCV cannot resize 20x24 pixels .* to 32x32 \(too large\); cut"):
+        next(iter(folder_module(tmp_path, budget=2).val_dataloader()))

@@ -13,7 +13,8 @@ class SegmentationData(Protocol):
     """What every data set offers.
 
     A data set may also have ``has_mask`` (bool, shape (N,); without it every image has a mask) and
-    ``load(index, *, mask)``, which does not read the mask file unless ``mask`` is true.
+    ``load(index, *, mask)``, which does not read the mask file unless ``mask`` is true. One with mask files has what
+    `tw_seg.data.consistency.MaskFiles` asks for, and ``mask_search``: where masks were looked for, for messages.
     """
 
     classes: tuple[str, ...]

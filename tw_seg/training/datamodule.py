@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
+from tw_seg.data.consistency import MaskFiles, check_masks
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.cache import GIB, DecodedCache
 from tw_seg.data.loading.collate import collate
@@ -70,6 +71,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         augmentation: Strengths of the augmentation in training, by name; those left out have their defaults. See
             `tw_seg.data.loading.transforms.Augmentation`.
         seed: Seed of batches and augmentations.
+        classes: Class names of pictures without labels, the background first, for ``predict``; default: those of the
+            model. ``tw-seg predict`` takes the checkpoint's.
 
     Raises:
         InputError: For an unknown data set or arguments that do not fit.
@@ -97,6 +100,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         std: tuple[float, float, float] = IMAGENET_STD,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        classes: list[str] | None = None,
     ) -> None:
         super().__init__()
         if dataset not in DATASETS:
@@ -112,6 +116,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
+        self._checked: set[str] = set()
         self._caches: dict[str, DecodedCache] = {}
         self._eval_transform = EvalTransform(size, mean=mean, std=std)
         self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
@@ -119,7 +124,8 @@ class SegmentationDataModule(pl.LightningDataModule):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names, the background first."""
-        return self._open_dataset("train").classes
+        classes = self.hparams["classes"]
+        return self._open_dataset("train").classes if classes is None else tuple(classes)
 
     @property
     def num_classes(self) -> int:
@@ -129,12 +135,18 @@ class SegmentationDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the data sets of a stage; on ``fit`` also fix the label budget and write it down.
 
+        The masks of the budget, of val and of test are compared with the image-level labels, once.
+
         Raises:
-            DataError: If files are missing or inconsistent.
+            DataError: If files are missing or inconsistent, or masks contradict labels.
+            InputError: If the model has other classes than the data.
             BudgetError: If the label budget does not fit the data.
         """
-        for role in _STAGES[stage] if stage is not None else _SPLITS:
+        roles = _STAGES[stage] if stage is not None else tuple(_SPLITS)
+        for role in roles:
             self._open_dataset(role)
+            if role != "predict":
+                self._compare_classes(role)
         if stage in ("fit", None) and self.hparams["labelled_per_batch"] > 0:
             self.budget = self._choose_budget()
             if (
@@ -143,6 +155,12 @@ class SegmentationDataModule(pl.LightningDataModule):
                 and not getattr(self.trainer, "fast_dev_run", False)
             ):
                 self.budget.save(find_run_directory(self.trainer) / BUDGET_FILE)
+        for role in roles:
+            self._check_masks(role)
+
+    def count_masks(self, role: str) -> int:
+        """How many images of ``"train"``, ``"val"`` or ``"test"`` have a mask."""
+        return len(self._find_masked(role))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of labelled rows first, unlabelled rows after them, without native masks."""
@@ -189,15 +207,56 @@ class SegmentationDataModule(pl.LightningDataModule):
             name = self.hparams["dataset"]
             kwargs = {"split": _SPLITS[role], **(self.hparams["dataset_kwargs"] or {})}
             kwargs |= (self.hparams["split_kwargs"] or {}).get(role) or {}
+            signature = inspect.signature(DATASETS[name])
+            if role == "predict" and "need_labels" in signature.parameters:
+                kwargs = {"need_labels": False, **self._find_classes(), **kwargs}
             try:
-                inspect.signature(DATASETS[name]).bind(**kwargs)
+                signature.bind(**kwargs)
             except TypeError as error:
                 raise InputError(f"dataset_kwargs for {name!r}: {error}; got {sorted(kwargs)}") from error
             self._data[role] = DATASETS[name](**kwargs)
         return self._data[role]
 
+    def _find_classes(self) -> dict[str, list[str]]:
+        """The classes of pictures without labels, as an argument of their data set."""
+        classes = self.hparams["classes"] or self._find_model_classes()
+        return {} if classes is None else {"classes": list(classes)}
+
+    def _find_model_classes(self) -> tuple[str, ...] | None:
+        return getattr(getattr(self.trainer, "lightning_module", None), "class_names", None)
+
+    def _compare_classes(self, role: str) -> None:
+        """Refuse a model of other classes: with as many of them it would be scored as if they were the same."""
+        known, found = self._find_model_classes(), self._open_dataset(role).classes
+        if known is not None and tuple(known) != found:
+            raise InputError(
+                f"the model has the classes {', '.join(known)}, the data set ({role}) {', '.join(found)}: they must be "
+                "the same in the same order; correct the class list (classes.txt), or train a model on these"
+            )
+
+    def _check_masks(self, role: str) -> None:
+        """Compare the masks that are used with the image-level labels, if they are in files."""
+        data = self._open_dataset(role)
+        if role in self._checked or role == "predict" or not isinstance(data, MaskFiles):
+            return
+        budgeted = role == "train"
+        rows = self._find_labelled() if budgeted else self._find_masked(role)
+        check_masks(data, rows, "masks of the label budget" if budgeted else f"masks of {role}")
+        self._checked.add(role)
+
+    def _find_masked(self, role: str) -> np.ndarray:
+        """Indices of the images that have a mask."""
+        data = self._open_dataset(role)
+        return np.flatnonzero(getattr(data, "has_mask", np.ones(len(data), dtype=bool)))
+
     def _choose_budget(self) -> LabelBudget:
         names, labels, _ = self._list_masked()
+        search = getattr(self._open_dataset("train"), "mask_search", None)
+        if not names and search is not None:
+            raise BudgetError(
+                f"no image has a mask, and a label budget needs at least one: {search}; set labelled_per_batch=0 to "
+                "train without masks"
+            )
         if self.hparams["budget_file"] is None:
             return select_budget(labels, names, **self._pick("budget", "budget_share", "split_seed"))
         budget = LabelBudget.load(self.hparams["budget_file"])
@@ -209,8 +268,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _list_masked(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Names, labels and indices of the training images that have a mask."""
-        data = self._open_dataset("train")
-        rows = np.flatnonzero(getattr(data, "has_mask", np.ones(len(data), dtype=bool)))
+        data, rows = self._open_dataset("train"), self._find_masked("train")
         return [data.names[row] for row in rows], data.labels[rows], rows
 
     def _find_labelled(self) -> np.ndarray:

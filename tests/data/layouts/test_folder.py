@@ -166,3 +166,92 @@ def test_magnetic_tile(shared_data):
         sample = val[index]
         assert sample.mask.shape == sample.image.shape[:2]
         assert (sample.mask == 1).any() == bool(sample.labels[1])
+
+
+def test_masks_that_match_no_image(root):
+    (root / "masks" / "a.png").rename(root / "masks" / "a_mask.png")
+    with pytest.warns(
+        UserWarning, match=r"masks: 1 of 3 mask files .*'a_mask.png' is like the image 'a.jpg', but with"
+    ):
+        data = FolderDataset(root, "train")
+    assert data.has_mask.tolist() == [False, True, False]
+    assert f"looked for {root / 'masks' / 'a'}.png and the like; {root / 'masks'}: 1 of 3" in data.mask_search
+    shutil.rmtree(root / "masks")
+    assert f"there is no folder {root / 'masks'}" in FolderDataset(root).mask_search
+    (root / "masks").mkdir()
+    assert "the folder is empty" in FolderDataset(root).mask_search
+    (root / "masks" / "a.npy").touch()
+    assert "there is a.npy" in FolderDataset(root).mask_search
+
+
+@pytest.mark.parametrize(
+    ("entry", "how"),
+    [
+        ("A", "'a.jpg' is like it, but in another case"),
+        ("images/a.jpg", "write its name without folders"),
+        ("a_img", "'a.jpg' is like it, but with '_img' in its name"),
+    ],
+)
+def test_an_image_that_is_almost_there(root, entry, how):
+    edit(root, "\na,", f"\n{entry},")
+    with pytest.raises(DataError, match=f"there is no such file.*{how}"):
+        FolderDataset(root)
+
+
+@pytest.mark.parametrize("written", ["validation", "Val", "VALID", "dev"])
+def test_other_spellings_of_a_split(root, written):
+    edit(root, ",val,", f", {written} ,")
+    assert FolderDataset(root, "val").names == ("c.d",) == FolderDataset(root, written).names
+    assert FolderDataset(root, "train").names == ("a", "b", "e")
+
+
+def test_two_spellings_of_one_split(root):
+    edit(root, "b.png,train", "b.png,Train")
+    with pytest.warns(
+        UserWarning, match=r"1 rows have the split 'Train' and do not belong to 'train', which 2 rows have"
+    ):
+        assert FolderDataset(root, "train").names == ("a", "e")
+    edit(root, "a,train", "a,TRAIN")
+    edit(root, "e,train", "e,training")
+    with pytest.raises(DataError, match=r"the split 'train' is empty; .*write one of 'TRAIN', 'Train', 'training'"):
+        FolderDataset(root, "train")
+
+
+def test_an_image_in_two_splits(root):
+    edit(root, "c.d,val,1,0", "c.d,val,1,0\na.jpg,val,1,0")
+    for split in ("train", "val"):
+        with pytest.raises(
+            DataError, match=r"image_labels.csv: the image '.*' is in two splits, '.*' and '.*'; remove"
+        ):
+            FolderDataset(root, split)
+
+
+def test_pictures_are_enough_to_predict(root):
+    options = {"split": "val", "classes": ["background", "cat", "dog"], "need_labels": False}
+    assert FolderDataset(root, **options).names == ("c.d",)
+    (root / "masks" / "c.d.png").write_bytes(b"broken")
+    sample = FolderDataset(root, **options)[0]
+    assert sample.mask is None and sample.labels.tolist() == [1, 0, 0]
+    (root / "image_labels.csv").write_text("image\nb\ne.bmp\n")
+    assert FolderDataset(root, **options).names == ("b", "e")
+    (root / "image_labels.csv").unlink()
+    with pytest.raises(DataError, match="image_labels.csv: cannot read"):
+        FolderDataset(root)
+    data = FolderDataset(root, **options)
+    assert data.names == ("a", "b", "c.d", "e") and data.labels.shape == (4, 3) and not data.has_mask.any()
+    shutil.copy(root / "images" / "b.png", root / "images" / "a.png")
+    assert FolderDataset(root, **options).names == ("a.jpg", "a.png", "b", "c.d", "e")
+    assert FolderDataset(root / "images", need_labels=False).classes == ("background",)
+    with pytest.raises(DataError, match=r"masks: there is no image \(files ending in .bmp, "):
+        shutil.rmtree(root / "masks")
+        (root / "masks").mkdir()
+        FolderDataset(root / "masks", need_labels=False)
+
+
+def test_what_a_mask_holds(root):
+    found, turned = FolderDataset(root).read_mask_ids(1)
+    assert np.flatnonzero(found).tolist() == [0, 2, 255] and not turned
+    assert FolderDataset(root).mask_file(1) == root / "masks" / "b.png"
+    shutil.copy(root / "masks" / "b.png", root / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"a.png: the mask has 8x11 pixels .* its image 8x10"):
+        FolderDataset(root).read_mask_ids(0)

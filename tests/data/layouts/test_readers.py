@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tw_seg.data.layouts.readers import (
     check_classes,
@@ -15,6 +16,7 @@ from tw_seg.data.layouts.readers import (
     read_image,
     read_label_table,
     read_mask,
+    read_size,
 )
 from tw_seg.errors import DataError
 
@@ -213,3 +215,126 @@ def test_unique(tmp_path):
     check_unique(["a", "b"], tmp_path)
     with pytest.raises(DataError, match=f"{tmp_path}: the image 'b' is listed twice"):
         check_unique(["a", "b", "b"], tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_images_and_masks_are_turned_as_viewers_turn_them(tmp_path, suffix, orientation):
+    rng = np.random.default_rng(orientation)
+    picture = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    picture.save(path, exif=exif)
+    with Image.open(path) as opened:
+        shown = np.array(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(read_image(path), shown)
+    assert read_size(path) == (shown.shape[:2], orientation in (2, 3, 4))
+    if suffix == "png":
+        ids = Image.fromarray(rng.integers(0, 3, (6, 9), dtype=np.uint8))
+        ids.save(path, exif=exif)
+        with Image.open(path) as opened:
+            shown = np.array(ImageOps.exif_transpose(opened))
+        np.testing.assert_array_equal(read_mask(path, num_classes=3), shown)
+
+
+def test_a_square_image_that_is_turned(tmp_path):
+    picture = Image.new("RGB", (5, 5))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert read_size(tmp_path / "a.png") == ((5, 5), True)
+
+
+def test_a_mask_whose_sides_are_swapped(tmp_path, mask):
+    path = write(tmp_path / "m.png", mask)
+    with pytest.raises(DataError, match=r"sides are swapped: .*EXIF tag 'orientation'"):
+        read_mask(path, num_classes=3, shape=(9, 6))
+    with pytest.raises(DataError) as caught:
+        read_mask(path, num_classes=3, shape=(9, 7))
+    assert "EXIF" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", [{"exif": b"Exif\x00\x00broken"}, {"icc_profile": b"no profile"}])
+def test_broken_metadata_is_no_broken_image(tmp_path, extra):
+    color = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for suffix in ("png", "webp"):
+        Image.fromarray(color).save(tmp_path / f"a.{suffix}", lossless=True, **extra)
+        np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), color)
+
+
+def test_an_image_that_is_too_large_for_pillow(tmp_path, monkeypatch):
+    path = write(tmp_path / "huge.png", np.zeros((40, 40), dtype=np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    for read in (read_image, read_size, lambda path: read_mask(path, num_classes=2)):
+        with pytest.raises(DataError, match=rf"{path}: .*more pixels than Pillow reads.*into tiles.*MAX_IMAGE_PIXELS"):
+            read(path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), ZeroDivisionError("x"), AttributeError("x"), MemoryError("x")])
+def test_any_error_of_pillow_names_the_file(tmp_path, monkeypatch, error):
+    def fail(*args: object) -> None:
+        raise error
+
+    path = write(tmp_path / "a.png", np.zeros((4, 4), dtype=np.uint8))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(DataError, match=f"{path}: .*image"):
+        read_image(path)
+
+
+def test_other_modes(tmp_path):
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(color).convert("CMYK").save(tmp_path / "cmyk.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "cmyk.tif"), color)
+    Image.fromarray(color).convert("LA").save(tmp_path / "la.png")
+    grey = np.asarray(Image.fromarray(color).convert("L"))
+    np.testing.assert_array_equal(read_image(tmp_path / "la.png"), np.dstack([grey] * 3))
+    for mode in ("I", "F"):
+        Image.fromarray(color).convert(mode).save(tmp_path / "deep.tif")
+        with pytest.raises(
+            DataError, match=rf"deep.tif: expected an 8-bit image, found mode {mode}; convert it to 8-bit"
+        ):
+            read_image(tmp_path / "deep.tif")
+    for mode in ("RGBA", "LA", "F"):
+        Image.fromarray(color).convert(mode).save(tmp_path / "mask.tif")
+        with pytest.raises(DataError, match=rf"mask.tif: expected a mask of class ids .* found mode {mode}; write"):
+            read_mask(tmp_path / "mask.tif", num_classes=3)
+
+
+def test_16_bit_colors_lose_their_lower_bits(tmp_path):
+    color = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), color[..., ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), color >> 8)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_label_tables_with_other_separators(tmp_path, separator, mark):
+    rows = [["Image", "Split", "cat", "dog"], ["a,b", "train", "1", "0"], ["c", " val", "0", "1"]]
+    if separator == ",":
+        rows[1][0] = '"a,b"'
+    found = read_label_table(table(tmp_path, mark + "\n".join(separator.join(row) for row in rows)))
+    assert found.images == ("a,b", "c") and found.splits == ("train", "val")
+    assert found.classes == ("background", "cat", "dog")
+    np.testing.assert_array_equal(found.labels, [[1, 1, 0], [1, 0, 1]])
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    path = table(tmp_path, "image,cat,cat,note,note\na,1,0,x,y\n")
+    with pytest.raises(DataError, match=rf"{path}: the column 'cat' is there twice; remove one"):
+        read_label_table(path, ["background", "cat"])
+    path = table(tmp_path, "image,cat,note,note\na,1,x,y\n")
+    assert read_label_table(path, ["background", "cat"]).images == ("a",)
+
+
+def test_a_table_of_names(tmp_path):
+    path = table(tmp_path, "image,shot\na,yes\nb,no\n")
+    found = read_label_table(path, ["background", "cat"], need_labels=False)
+    assert found.images == ("a", "b") and found.classes == ("background", "cat")
+    np.testing.assert_array_equal(found.labels, [[1, 0], [1, 0]])
+    path = table(tmp_path, "image\na\n")
+    assert read_label_table(path, need_labels=False).classes == ("background",)
+    with pytest.raises(DataError, match="expected 2 to 255 classes"):
+        read_label_table(path)

@@ -87,6 +87,7 @@ def test_missing_files(root):
     (root / "JPEGImages" / "2007_3.jpg").unlink()
     with pytest.raises(DataError, match=r"2007_3.jpg: .*val.txt lists this image, but there is no such file"):
         VOCDataset(root, "val")
+    (root / "SegmentationClass" / "2007_3.png").unlink()
     (root / "SegmentationClass" / "2007_1.png").unlink()
     with pytest.raises(DataError, match=r"2007_1.png: the mask file is missing and there is no .*image_labels.csv"):
         VOCDataset(root, "train")
@@ -122,3 +123,78 @@ def test_msrc_objects(shared_data):
         assert set(present[(present > 0) & (present < 255)]) <= set(np.flatnonzero(sample.labels))
         seen += np.bincount(sample.mask.ravel(), minlength=256)
     assert seen[255] > 0 and seen[1:16].any() and not seen[16:255].any()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "2007_3.jpg",
+        "JPEGImages/2007_3.jpg",
+        "JPEGImages/2007_3.jpg SegmentationClass/2007_3.png",
+        "/JPEGImages/2007_3.jpg\t/SegmentationClass/2007_3.png",
+        "2007_3.jpg 2007_3.png",
+    ],
+)
+def test_lists_of_files(root, line):
+    (root / "ImageSets/Segmentation/val.txt").write_text(f"{line}\n")
+    data = VOCDataset(root, "val")
+    assert data.names == ("2007_3",) and data.has_mask.all()
+
+
+def test_names_with_dots_spaces_and_folders(root):
+    (root / "JPEGImages" / "street").mkdir()
+    (root / "SegmentationClass" / "street").mkdir()
+    for name in ("a b.jpg.v2", "street/c"):
+        (root / "JPEGImages" / f"{name}.JPG").write_bytes((root / "JPEGImages" / "2007_3.jpg").read_bytes())
+        (root / "SegmentationClass" / f"{name}.PNG").write_bytes(
+            (root / "SegmentationClass" / "2007_3.png").read_bytes()
+        )
+    (root / "ImageSets/Segmentation/val.txt").write_text("a b.jpg.v2\nstreet/c\n")
+    data = VOCDataset(root, "val")
+    assert data.names == ("a b.jpg.v2", "street/c") and data.has_mask.all()
+    assert data[1].mask.shape == (9, 12)
+
+
+@pytest.mark.parametrize(
+    "line", ["2007_3 1", "2007_3.jpg SegmentationClassAug/2007_3.png", "2007_3 2007_1.png", "2007_3 2007_3.png 1"]
+)
+def test_lists_of_something_else(root, line):
+    (root / "ImageSets/Segmentation/val.txt").write_text(f"{line}\n")
+    with pytest.raises(
+        DataError, match=r"val.txt: expected a name alone, or the files of an image and of its mask .*found"
+    ):
+        VOCDataset(root, "val")
+
+
+def test_a_mask_that_the_list_names_but_is_not_there(root):
+    (root / "ImageSets/Segmentation/val.txt").write_text("2007_3.jpg 2007_3.png\n")
+    (root / "SegmentationClass" / "2007_3.png").unlink()
+    with pytest.raises(DataError, match=r"2007_3.png: .*val.txt lists this mask, but there is no such file"):
+        VOCDataset(root, "val")
+
+
+def test_an_image_that_is_almost_there(root):
+    (root / "ImageSets/Segmentation/val.txt").write_text("2007_03\n")
+    with pytest.raises(DataError, match=r"'2007_3' is like it, but with other zeros in front of a number"):
+        VOCDataset(root, "val")
+    (root / "ImageSets/Segmentation/val.txt").write_text("x\n")
+    with pytest.raises(DataError, match=r"\(there is 2007_1.jpg, 2007_2.jpg, 2007_3.jpg\)"):
+        VOCDataset(root, "val")
+
+
+def test_masks_that_match_no_image(root):
+    (root / "SegmentationClass" / "2007_4.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"SegmentationClass: 1 of 4 mask files belong to no image by name"):
+        assert "2007_4.png" in VOCDataset(root, "train").mask_search
+    (root / "SegmentationClass" / "2007_4.png").rename(root / "SegmentationClass" / "2007_3.bmp")
+    (root / "SegmentationClass" / "2007_3.png").unlink()
+    with pytest.raises(DataError, match=r"2007_3.bmp: masks must be PNG files"):
+        VOCDataset(root, "val")
+
+
+def test_a_list_is_enough_to_predict(root):
+    for path in (root / "SegmentationClass").iterdir():
+        path.unlink()
+    data = VOCDataset(root, "train", classes=["background", "cat"], need_labels=False)
+    assert data.classes == ("background", "cat") and data.labels.tolist() == [[1, 0], [1, 0]]
+    assert data[0].mask is None and not data.has_mask.any()

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tw_seg.data.layouts.file_names import (
+    IMAGE_SUFFIXES,
+    describe_strays,
+    find_near_name,
+    list_by_stem,
+    list_files,
+    show_names,
+)
 from tw_seg.data.layouts.image_files import ImageFiles
-from tw_seg.data.layouts.readers import check_classes, check_unique, read_classes, read_label_table
+from tw_seg.data.layouts.readers import (
+    BACKGROUND_NAME,
+    LabelTable,
+    check_classes,
+    check_unique,
+    read_classes,
+    read_label_table,
+)
 from tw_seg.errors import DataError
+from tw_seg.types import BACKGROUND
 
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+_SPELLINGS = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "testing": "test",
+}
 
 
 class FolderDataset(ImageFiles):
@@ -22,13 +46,18 @@ class FolderDataset(ImageFiles):
     Layout: ``images/NAME.jpg`` (or png, bmp, tif, webp), ``masks/NAME.png`` (class ids, single-channel or
     palette; 255 = ignore; an image without one is unlabelled), ``image_labels.csv`` with a column ``image``
     (file name, with or without its suffix), optionally ``split``, and one 0/1 column for each class, and
-    optionally ``classes.txt``.
+    optionally ``classes.txt``. Image files are shown as viewers show them, see
+    :func:`tw_seg.data.layouts.readers.read_image`.
 
     Args:
         root: The folder.
-        split: Value of the column ``split``; ``None`` takes all rows.
+        split: Value of the column ``split``; ``None`` takes all rows. Where no row has it, another spelling of it
+            (``validation`` for ``val``, ``Train``) is taken.
         classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
             ``classes.txt``, or else every further column of the table.
+        need_labels: Without it, to predict, pictures are enough: no label and no mask is read, and all labels but the
+            background's are 0. The table may lack, and then ``root`` itself may hold the images; without a table or
+            its column ``split`` all images are taken.
 
     Attributes:
         classes: The class names; index 0 is the background.
@@ -42,7 +71,12 @@ class FolderDataset(ImageFiles):
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], split: str | None = None, *, classes: Sequence[str] | None = None
+        self,
+        root: str | os.PathLike[str],
+        split: str | None = None,
+        *,
+        classes: Sequence[str] | None = None,
+        need_labels: bool = True,
     ) -> None:
         root = Path(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
@@ -50,47 +84,104 @@ class FolderDataset(ImageFiles):
             classes = check_classes(classes, "classes")
         elif classes_path.is_file():
             classes = read_classes(classes_path)
-        table = read_label_table(csv_path, classes)
+        if not need_labels and not csv_path.is_file():
+            self._list_pictures(root, tuple(classes or (BACKGROUND_NAME,)))
+            return
+        table = read_label_table(csv_path, classes, need_labels=need_labels)
         rows = np.arange(len(table.images))
-        if split is not None:
-            if table.splits is None:
-                raise DataError(
-                    f"{csv_path}: no column 'split' to find the split {split!r} in; add it, or use split=None"
-                )
-            rows = np.flatnonzero(np.array(table.splits) == split)
-            if len(rows) == 0:
-                found = ", ".join(sorted(set(table.splits)))
-                raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}")
-        images = _list_by_stem(root / "images")
+        if split is not None and (need_labels or table.splits is not None):
+            rows = _find_rows(table, split, csv_path)
+        images = list_by_stem(root / "images")
         self._images = [_find_image(table.images[row], images, root / "images", csv_path) for row in rows]
         self.names = tuple(path.stem for path in self._images)
         check_unique(self.names, csv_path)
+        _check_splits(table, set(rows.tolist()), self._images, images, csv_path)
         self.classes = table.classes
         self.labels = table.labels[rows]
-        masks = _list_by_stem(root / "masks") if (root / "masks").is_dir() else {}
+        masks = list_by_stem(root / "masks") if need_labels and (root / "masks").is_dir() else {}
         self._masks = [_find_mask(name, masks) for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
+        listed = {name for entry in table.images for name in (entry, Path(entry).stem)}
+        strays = describe_strays(masks, images, listed)
+        if strays:
+            warnings.warn(strays, stacklevel=2)
+        self.mask_search = _describe_masks(root, self.names[0], strays)
+
+    def _list_pictures(self, root: Path, classes: tuple[str, ...]) -> None:
+        """All images of a folder that has no table."""
+        folder = root / "images" if (root / "images").is_dir() else root
+        by_stem = list_by_stem(folder)
+        if not by_stem:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"{folder}: there is no image (files ending in {suffixes}); check the path")
+        self._images = [path for paths in by_stem.values() for path in paths]
+        # Two files of one name, such as a.jpg and a.png, are told apart by their suffix.
+        self.names = tuple(path.stem if len(by_stem[path.stem]) == 1 else path.name for path in self._images)
+        self._masks = [None] * len(self._images)
+        self.classes = classes
+        self.labels = np.zeros((len(self._images), len(classes)), dtype=np.float32)
+        self.labels[:, BACKGROUND] = 1
+        self.has_mask = np.zeros(len(self._images), dtype=bool)
 
 
-def _list_by_stem(folder: Path) -> dict[str, list[Path]]:
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot list the folder ({error.strerror}); check the path") from error
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
-            by_stem[path.stem].append(path)
-    return dict(by_stem)
+def _find_rows(table: LabelTable, split: str, csv_path: Path) -> np.ndarray:
+    """The rows of a split; in another spelling if no row has that very one."""
+    if table.splits is None:
+        raise DataError(f"{csv_path}: no column 'split' to find the split {split!r} in; add it, or use split=None")
+    counts = Counter(table.splits)
+    found = ", ".join(name or "(empty)" for name in sorted(counts))
+    similar = sorted(name for name in counts if name != split and _spell_split(name) == _spell_split(split))
+    if split not in counts and len(similar) != 1:
+        many = f"; write one of {', '.join(map(repr, similar))}" if similar else ""
+        raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}{many}")
+    if split in counts and similar:
+        rows = sum(counts[name] for name in similar)
+        warnings.warn(
+            f"{csv_path}: {rows} rows have the split {', '.join(map(repr, similar))} and do not belong to {split!r}, "
+            f"which {counts[split]} rows have; write one spelling if they should",
+            stacklevel=3,
+        )
+    return np.flatnonzero(np.array(table.splits) == (split if split in counts else similar[0]))
 
 
-def _find_image(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_path: Path) -> Path:
-    """The file that a row of the table means: by its whole name, or by its name without suffix."""
+def _spell_split(split: str) -> str:
+    lower = split.strip().lower()
+    return _SPELLINGS.get(lower, lower)
+
+
+def _check_splits(
+    table: LabelTable, chosen: set[int], paths: Sequence[Path], by_stem: Mapping[str, list[Path]], csv_path: Path
+) -> None:
+    """Refuse an image of this split that is in another one as well."""
+    if table.splits is None or len(chosen) == len(table.images):
+        return
+    own = set(paths)
+    for row, entry in enumerate(table.images):
+        if row not in chosen:
+            found = _look_up(entry, by_stem)
+            if len(found) == 1 and found[0] in own:
+                raise DataError(
+                    f"{csv_path}: the image {entry!r} is in two splits, {table.splits[row]!r} and "
+                    f"{table.splits[min(chosen)]!r}; remove one of the two lines, or the scores are those of images "
+                    "that were trained on"
+                )
+
+
+def _look_up(entry: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
     exact = [path for path in by_stem.get(Path(entry).stem, []) if path.name == entry]
-    found = exact or by_stem.get(entry, [])
+    return exact or by_stem.get(entry, [])
+
+
+def _find_image(entry: str, by_stem: Mapping[str, list[Path]], folder: Path, csv_path: Path) -> Path:
+    """The file that a row of the table means: by its whole name, or by its name without suffix."""
+    found = _look_up(entry, by_stem)
     if not found:
+        near = find_near_name(Path(entry.replace("\\", "/")).name, by_stem)
+        like = "" if near is None else f" ({by_stem[near[0]][0].name!r} is like it, but {near[1]})"
+        if len(Path(entry.replace("\\", "/")).parts) > 1:
+            like += " (write its name without folders)"
         raise DataError(
-            f"{folder / entry}: {csv_path} lists this image, but there is no such file; add it or remove it"
+            f"{folder / entry}: {csv_path} lists this image, but there is no such file{like}; add it or remove it"
         )
     if len(found) > 1:
         files = ", ".join(path.name for path in found)
@@ -98,9 +189,20 @@ def _find_image(entry: str, by_stem: dict[str, list[Path]], folder: Path, csv_pa
     return found[0]
 
 
-def _find_mask(name: str, by_stem: dict[str, list[Path]]) -> Path | None:
+def _find_mask(name: str, by_stem: Mapping[str, list[Path]]) -> Path | None:
     found = by_stem.get(name, [])
     masks = [path for path in found if path.suffix.lower() == ".png"]
     if found and not masks:
         raise DataError(f"{found[0]}: masks must be PNG files (others change class ids); convert it")
     return masks[0] if masks else None
+
+
+def _describe_masks(root: Path, name: str, strays: str) -> str:
+    """Where masks were looked for, and what is there instead."""
+    folder = root / "masks"
+    wanted = f"looked for {folder / name}.png and the like"
+    if not folder.is_dir():
+        return f"{wanted}, but there is no folder {folder}"
+    files = [path.name for path in list_files(folder)]
+    found = strays or (f"there is {show_names(files)}" if files else "the folder is empty")
+    return f"{wanted}; {found}"

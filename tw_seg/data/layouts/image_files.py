@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.layouts.readers import read_image, read_mask
+from tw_seg.data.layouts.readers import read_image, read_mask, read_size
 from tw_seg.types import Sample
 
 
@@ -18,12 +18,14 @@ class ImageFiles:
         names: The N sample names.
         labels: Image-level multi-hot labels, float32, shape (N, K).
         has_mask: Which images have a mask, bool, shape (N,).
+        mask_search: Where masks were looked for, for messages.
     """
 
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: np.ndarray
     has_mask: np.ndarray
+    mask_search: str = "no mask was looked for"
     _images: list[Path]
     _masks: list[Path | None]
 
@@ -45,3 +47,23 @@ class ImageFiles:
         path = self._masks[index] if mask else None
         ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
         return Sample(image, ids, self.labels[index], self.names[index])
+
+    def mask_file(self, index: int) -> Path:
+        """The mask file of an image that has one."""
+        path = self._masks[index]
+        assert path is not None
+        return path
+
+    def read_mask_ids(self, index: int) -> tuple[np.ndarray, bool]:
+        """The values that the mask at ``index`` holds.
+
+        Returns:
+            Whether each of 256 values is there, bool, shape (256,), and whether an EXIF tag turns the image at the same
+            size.
+
+        Raises:
+            DataError: As `load`; of the image the size is read only.
+        """
+        size, turned = read_size(self._images[index])
+        ids = read_mask(self.mask_file(index), num_classes=len(self.classes), shape=size)
+        return np.bincount(ids.ravel(), minlength=256) > 0, turned

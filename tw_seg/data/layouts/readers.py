@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import DataError
@@ -18,6 +20,22 @@ BACKGROUND_NAME = "background"
 
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _INTEGER = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What a viewer does with the stored pixels, by the value of the EXIF tag "orientation"."""
+_SWAP_SIDES = (5, 6, 7, 8)
+
+_SEPARATORS = (",", ";", "\t")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,21 +56,27 @@ class LabelTable:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an 8-bit image as RGB, uint8, shape (H, W, 3); grey and palette images are converted.
+    """Read an 8-bit image as viewers show it, as RGB, uint8, shape (H, W, 3).
+
+    Grey, palette and CMYK images are converted, transparency is left out (the colours under it count), 16-bit colours
+    lose their lower 8 bits, and an image is turned as its EXIF tag "orientation" says.
 
     Raises:
         DataError: If the file is missing, unreadable, truncated or not 8-bit.
     """
     image = _open_image(path, "image")
     if image.mode not in _EIGHT_BIT:
-        raise DataError(f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB")
+        raise DataError(
+            f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB, with one "
+            "scale for all images of the data set"
+        )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an integer or palette mask, uint8, shape (H, W), values 0 to ``num_classes - 1`` and 255.
+    """Read an integer or palette mask as viewers show it, uint8, shape (H, W), values 0 to ``num_classes - 1`` and 255.
 
     Args:
         path: A single-channel image file; of a palette image the indices count, not the colours.
@@ -74,9 +98,35 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
         raise DataError(
             f"{path}: the mask has {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its image "
             f"{shape[0]}x{shape[1]}; they must be equal, so export the mask again at the image's size"
+            + (_SWAPPED if mask.shape == tuple(shape)[::-1] else "")
         )
     check_mask_ids(mask, num_classes, name=f"{path}: the mask", error=DataError)
     return mask.astype(np.uint8)
+
+
+_SWAPPED = (
+    ". The sides are swapped: an image is turned as its EXIF tag 'orientation' says, as every viewer does, and its "
+    "mask must be drawn on what is shown; if it was drawn on the stored pixels, turn it or take the tag off the image"
+)
+
+
+def read_size(path: Path) -> tuple[tuple[int, int], bool]:
+    """Height and width of an image as viewers show it, and whether its EXIF tag turns it at the same size.
+
+    Raises:
+        DataError: If the file is missing or unreadable.
+    """
+
+    def read(image: Image.Image) -> tuple[tuple[int, int], bool]:
+        orientation = _find_orientation(image)
+        if orientation in _SWAP_SIDES and image.format == "TIFF":
+            image.load()  # Pillow turns TIFFs itself: before that the size depends on its version
+            width, height = image.size
+        else:
+            width, height = image.size[::-1] if orientation in _SWAP_SIDES else image.size
+        return (height, width), orientation in _TURNS and (width == height or orientation not in _SWAP_SIDES)
+
+    return _read_file(path, "image", read)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -123,32 +173,43 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: expected UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def read_label_table(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
+def read_label_table(path: Path, classes: Sequence[str] | None = None, *, need_labels: bool = True) -> LabelTable:
     """Read ``image_labels.csv``: a column ``image``, optionally ``split``, and a 0/1 column for each class.
+
+    Commas, semicolons or tabs separate the columns.
 
     Args:
         path: The file.
         classes: Class names, the background first (it needs no column); other columns are skipped. Default:
             every column but ``image`` and ``split`` is a class.
+        need_labels: Without it no class column is read: every label but the background's is 0.
 
     Raises:
-        DataError: If the file is missing, has no row, lacks a column, or a class column holds anything but 0
-            and 1.
+        DataError: If the file is missing, has no row, lacks a column or has it twice, or a class column holds anything
+            but 0 and 1.
     """
-    reader = csv.reader(read_lines(path))
-    header = [column.strip() for column in next(reader, [])]
+    lines = read_lines(path)
+    reader = csv.reader(lines, delimiter=_find_separator(lines))
+    header = [_spell(column.strip()) for column in next(reader, [])]
     if "image" not in header:
-        raise DataError(f"{path}: expected a column 'image' in the first line, found {header}; add the header")
+        raise DataError(
+            f"{path}: expected a column 'image' in the first line, found {header}; add the header, with commas, "
+            "semicolons or tabs between the columns"
+        )
     if classes is None:
         others = [column for column in header if column not in ("image", "split", BACKGROUND_NAME)]
-        classes = check_classes([BACKGROUND_NAME, *others], str(path))
-    lacking = [name for name in classes[1:] if name not in header]
+        classes = check_classes([BACKGROUND_NAME, *others], str(path)) if need_labels else (BACKGROUND_NAME, *others)
+    read = list(classes[1:]) if need_labels else []
+    lacking = [name for name in read if name not in header]
     if lacking:
         raise DataError(
             f"{path}: no column for the classes {', '.join(lacking)}; found {', '.join(header)}; add a 0/1 "
             "column for each class, or correct the class list"
         )
-    columns = [header.index(name) for name in classes[1:]]
+    twice = [name for name, count in Counter(header).items() if count > 1 and name in ("image", "split", *read)]
+    if twice:
+        raise DataError(f"{path}: the column {twice[0]!r} is there twice; remove one")
+    columns = [header.index(name) for name in read]
     rows: list[list[str]] = []
     labels: list[list[float]] = []
     for row in reader:
@@ -157,7 +218,8 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None) -> LabelT
         if len(row) != len(header):
             raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
         rows.append([cell.strip() for cell in row])
-        labels.append([1.0, *(_parse_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns)])
+        shown = [_parse_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns]
+        labels.append([1.0, *(shown if need_labels else [0.0] * (len(classes) - 1))])
     if not rows:
         raise DataError(f"{path}: no row below the header; add one row per image")
     image, split = header.index("image"), header.index("split") if "split" in header else None
@@ -179,15 +241,51 @@ def check_unique(names: Sequence[str], path: Path) -> None:
 
 
 def _open_image(path: Path, what: str) -> Image.Image:
+    def load(image: Image.Image) -> Image.Image:
+        image.load()
+        turn = _TURNS.get(_find_orientation(image))
+        return image if turn is None else image.transpose(turn)
+
+    return _read_file(path, what, load)
+
+
+def _read_file(path: Path, what: str, read: Callable[[Image.Image], _T]) -> _T:
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
+            return read(image)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the {what} file is missing; add it or take it off the list") from error
-    # Pillow's decoders raise all of these on broken files.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"{path}: the {what} has more pixels than Pillow reads ({error}); cut it into tiles, or, if you trust the "
+            "file and have the memory, raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except MemoryError as error:
+        raise DataError(f"{path}: the {what} does not fit into the memory; cut it into tiles") from error
+    except Exception as error:  # Pillow's decoders raise errors of every class on broken files
         raise DataError(f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated") from error
+
+
+def _find_orientation(image: Image.Image) -> int:
+    """The EXIF tag "orientation"; 1, as stored, where there is none or the EXIF data is broken, as viewers do."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of every class, as above
+        return 1
+
+
+def _find_separator(lines: Sequence[str]) -> str:
+    """What separates the columns: the first that makes ``image`` one of them, a comma if none does."""
+    for separator in _SEPARATORS:
+        header = next(csv.reader(lines[:1], delimiter=separator), [])
+        if "image" in [_spell(column.strip()) for column in header]:
+            return separator
+    return ","
+
+
+def _spell(column: str) -> str:
+    """The columns that the package names, in any case."""
+    return column.lower() if column.lower() in ("image", "split", BACKGROUND_NAME) else column
 
 
 def _parse_zero_or_one(text: str, path: Path, line: int, column: str) -> float:

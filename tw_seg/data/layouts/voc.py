@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, describe_strays, find_near_name, list_by_stem, show_names
 from tw_seg.data.layouts.image_files import ImageFiles
-from tw_seg.data.layouts.readers import check_unique, read_classes, read_label_table, read_lines, read_mask
+from tw_seg.data.layouts.readers import (
+    check_classes,
+    check_unique,
+    read_classes,
+    read_label_table,
+    read_lines,
+    read_mask,
+)
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
@@ -33,13 +43,18 @@ class VOCDataset(ImageFiles):
     """Photographs with palette masks, 255 = void.
 
     Layout: ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` (an image without one is unlabelled),
-    ``ImageSets/Segmentation/SPLIT.txt`` with one name per line, and optionally ``classes.txt`` (default: the
+    ``ImageSets/Segmentation/SPLIT.txt`` with one name per line (or the image's file, or ``JPEGImages/NAME.jpg
+    SegmentationClass/NAME.png``), and optionally ``classes.txt`` (default: the
     20 VOC classes) and ``image_labels.csv`` (a column ``image`` and one 0/1 column per class; default: the
     labels are taken from the masks, which are then all read at the beginning).
 
     Args:
         root: The folder; for the original data ``VOCdevkit/VOC2012``.
         split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``.
+        need_labels: Without it, to predict, a list of images is enough: no label and no mask is read, and all
+            labels but the background's are 0.
+        classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
+            ``classes.txt``, or else the 20 VOC classes.
 
     Attributes:
         classes: The class names; index 0 is the background.
@@ -52,23 +67,42 @@ class VOCDataset(ImageFiles):
             for.
     """
 
-    def __init__(self, root: str | os.PathLike[str], split: str) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str,
+        *,
+        classes: Sequence[str] | None = None,
+        need_labels: bool = True,
+    ) -> None:
         root = Path(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
-        self.classes = read_classes(classes_path) if classes_path.is_file() else VOC_CLASSES
+        if classes is not None:
+            self.classes = check_classes(classes, "classes")
+        else:
+            self.classes = read_classes(classes_path) if classes_path.is_file() else VOC_CLASSES
         split_path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not split_path.is_file():
             found = ", ".join(sorted(path.stem for path in split_path.parent.glob("*.txt"))) or "none"
             raise DataError(f"{split_path}: there is no split {split!r}; found: {found}")
-        self.names = tuple(line.strip() for line in read_lines(split_path) if line.strip())
-        if not self.names:
+        lines = [line.strip() for line in read_lines(split_path) if line.strip()]
+        if not lines:
             raise DataError(f"{split_path}: the split {split!r} is empty; write one image name per line")
+        images, masks = _Files(root / "JPEGImages"), _Files(root / "SegmentationClass")
+        self.names = tuple(_read_name(line, images, masks, split_path) for line in lines)
         check_unique(self.names, split_path)
-        self._images = [_find_image(root / "JPEGImages", name, split_path) for name in self.names]
-        masks = [root / "SegmentationClass" / f"{name}.png" for name in self.names]
-        self._masks = [path if path.is_file() else None for path in masks]
+        self._images = [_find_image(images, name, split_path) for name in self.names]
+        self._masks = [_find_mask(masks, name) if need_labels else None for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
-        self.labels = self._read_labels(csv_path) if csv_path.is_file() else self._collect_labels(masks, csv_path)
+        if not need_labels:
+            self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
+            self.labels[:, BACKGROUND] = 1
+            return
+        strays = describe_strays(masks.top(), images.top())
+        self.mask_search = f"looked for {masks.root / self.names[0]}.png and the like" + (strays and f"; {strays}")
+        if strays:
+            warnings.warn(strays, stacklevel=2)
+        self.labels = self._read_labels(csv_path) if csv_path.is_file() else self._collect_labels(masks.root, csv_path)
 
     def _read_labels(self, csv_path: Path) -> np.ndarray:
         table = read_label_table(csv_path, self.classes)
@@ -81,12 +115,13 @@ class VOCDataset(ImageFiles):
             )
         return table.labels[[row_of[name] for name in self.names]]
 
-    def _collect_labels(self, masks: list[Path], csv_path: Path) -> np.ndarray:
+    def _collect_labels(self, folder: Path, csv_path: Path) -> np.ndarray:
         labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
-        for row, path in enumerate(masks):
-            if self._masks[row] is None:
+        for row, path in enumerate(self._masks):
+            if path is None:
                 raise DataError(
-                    f"{path}: the mask file is missing and there is no {csv_path}; one must give the labels"
+                    f"{folder / self.names[row]}.png: the mask file is missing and there is no {csv_path}; one must "
+                    "give the labels"
                 )
             ids = np.unique(read_mask(path, num_classes=len(self.classes)))
             labels[row, ids[ids != IGNORE_INDEX]] = 1
@@ -94,11 +129,76 @@ class VOCDataset(ImageFiles):
         return labels
 
 
-def _find_image(folder: Path, name: str, split_path: Path) -> Path:
-    for suffix in (".jpg", ".jpeg", ".png"):
-        path = folder / f"{name}{suffix}"
-        if path.is_file():
-            return path
+class _Files:
+    """The images of a folder and of the folders in it, each listed once; a name may begin with folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[Path, dict[str, list[Path]]] = {}
+
+    def top(self) -> dict[str, list[Path]]:
+        """Those in the folder itself, by name."""
+        return self._list(self.root)
+
+    def find(self, name: str) -> list[Path]:
+        """The files of a name without suffix."""
+        return self.beside(name).get(Path(name).name, [])
+
+    def beside(self, name: str) -> dict[str, list[Path]]:
+        """All that is in the folder of a name, by name."""
+        return self._list((self.root / name).parent)
+
+    def _list(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._listed:
+            self._listed[folder] = list_by_stem(folder) if folder.is_dir() else {}
+        return self._listed[folder]
+
+
+def _read_name(line: str, images: _Files, masks: _Files, split_path: Path) -> str:
+    """The name that a line of the list means: as such, as the image's file, or as the files of image and mask."""
+    if images.find(line):
+        return line
+    first, *others = line.split()
+    image = _strip_folder(first, images.root) if others else _strip_folder(line, images.root)
+    name = image[: -len(Path(image).suffix)] if Path(image).suffix.lower() in IMAGE_SUFFIXES else image
+    if not images.find(name):
+        return line  # which is then said to be missing
+    if not others or line == image:
+        return name
+    mask = _strip_folder(others[0], masks.root)
+    if len(others) > 1 or mask != f"{name}.png":
+        raise DataError(
+            f"{split_path}: expected a name alone, or the files of an image and of its mask (JPEGImages/NAME.jpg "
+            f"SegmentationClass/NAME.png), found {line!r}; masks are read from {masks.root} and have the image's name"
+        )
+    if not masks.find(name):
+        raise DataError(f"{masks.root / mask}: {split_path} lists this mask, but there is no such file; add it")
+    return name
+
+
+def _strip_folder(path: str, folder: Path) -> str:
+    """A path of a list without the data set's own folder in front."""
+    return path.lstrip("/").removeprefix(f"{folder.name}/")
+
+
+def _find_image(images: _Files, name: str, split_path: Path) -> Path:
+    found = {path.suffix.lower(): path for path in reversed(images.find(name))}
+    for suffix in (".jpg", ".jpeg", ".png", *sorted(IMAGE_SUFFIXES)):
+        if suffix in found:
+            return found[suffix]
+    near = find_near_name(Path(name).name, images.beside(name))
+    like = "" if near is None else f" ({near[0]!r} is like it, but {near[1]})"
+    there = [path.name for paths in images.top().values() for path in paths]
+    like = like or (f" (there is {show_names(there)})" if there else " (there is no image)")
     raise DataError(
-        f"{folder / name}.jpg: {split_path} lists this image, but there is no such file; add it or remove it"
+        f"{images.root / name}.jpg: {split_path} lists this image, but there is no such file{like}; add it or remove "
+        "it; a list has names alone, without folder or suffix"
     )
+
+
+def _find_mask(masks: _Files, name: str) -> Path | None:
+    found = masks.find(name)
+    pngs = [path for path in found if path.suffix.lower() == ".png"]
+    if found and not pngs:
+        raise DataError(f"{found[0]}: masks must be PNG files (others change class ids); convert it")
+    return pngs[0] if pngs else None

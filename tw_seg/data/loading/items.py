@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.sampler import Draw
+from tw_seg.errors import DataError, InputError
 from tw_seg.types import Sample
 
 
@@ -59,7 +60,11 @@ class FileSource:
         load = getattr(self._data, "load", None)
         sample: Sample = self._data[index] if load is None else load(index, mask=mask)
         height, width = sample.image.shape[:2]
-        return Resized(self._transform.resize(sample.image), sample.mask if mask else None, (height, width))
+        try:
+            image = self._transform.resize(sample.image)
+        except InputError as error:
+            raise DataError(f"{sample.name}: {error}") from error
+        return Resized(image, sample.mask if mask else None, (height, width))
 
 
 class Item(NamedTuple):

@@ -238,4 +238,13 @@ def init_worker(worker_id: int) -> None:
 
 
 def _resize_array(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=interpolation)
+    if array.shape[:2] == size:
+        return array
+    try:
+        return cv2.resize(array, size[::-1], interpolation=interpolation)
+    except cv2.error as error:
+        height, width = array.shape[:2]
+        raise InputError(
+            f"OpenCV cannot resize {height}x{width} pixels (height x width) to {size[0]}x{size[1]} ({error}); cut the "
+            "image into tiles"
+        ) from error

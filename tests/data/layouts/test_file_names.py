@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from tw_seg.data.layouts.file_names import describe_strays, find_near_name, list_by_stem, show_names
+from tw_seg.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "how"),
+    [
+        ("im0", "im0_mask", "with '_mask' in its name"),
+        ("im0", "mask_im0", "with 'mask_' in its name"),
+        ("im0", "im0-labelIds", "with '-labelIds' in its name"),
+        ("im0_img", "im0_seg", "with '_seg' in its name"),
+        ("IMG_0", "img_0", "in another case"),
+        ("caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9"), "in another Unicode form (NFC, NFD)"),
+        ("a", "a.jpg", "with a suffix or a space in its name"),
+        ("im7", "im0007", "with other zeros in front of a number"),
+    ],
+)
+def test_near_names(name, other, how):
+    assert find_near_name(name, ["else", name, other]) == (other, how)
+
+
+@pytest.mark.parametrize("other", ["im1", "im01", "image", "xim0", "im0_1", "im00_b"])
+def test_names_that_are_not_near(other):
+    assert find_near_name("im10", [other]) is None and find_near_name("im10", ["im10"]) is None
+
+
+def paths(*names: str) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for name in names:
+        found.setdefault(Path(name).stem, []).append(Path("masks") / name)
+    return found
+
+
+def test_strays():
+    assert describe_strays(paths("a.png", "b.png"), paths("a.jpg", "b.png", "c.png")) == ""
+    assert describe_strays(paths("a.png"), {}, {"a"}) == ""
+    said = describe_strays(paths("a.png", "x.png", "b_gt.png"), paths("a.jpg", "b.jpg"))
+    assert "masks: 2 of 3 mask files belong to no image by name and are not used (x.png, b_gt.png)" in said
+    assert "'b_gt.png' is like the image 'b.jpg', but with '_gt' in its name: rename it" in said
+    assert "an image here is 'b.jpg'" in describe_strays(paths("y.png"), paths("b.jpg"))
+    assert "there is no image" in describe_strays(paths("y.png"), {})
+
+
+def test_listing(tmp_path):
+    for name in ("a.JPG", "a.png", "b.tif", "notes.txt"):
+        (tmp_path / name).touch()
+    assert {stem: [path.name for path in found] for stem, found in list_by_stem(tmp_path).items()} == {
+        "a": ["a.JPG", "a.png"],
+        "b": ["b.tif"],
+    }
+    with pytest.raises(DataError, match="nowhere: cannot list the folder"):
+        list_by_stem(tmp_path / "nowhere")
+    assert show_names([1, 2]) == "1, 2"

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tw_seg.data.consistency import MaskFiles, check_masks
+from tw_seg.data.layouts.folder import FolderDataset
+from tw_seg.errors import DataError
+
+
+class Masks:
+    """Masks as lists of values beside labels of a cat and a dog."""
+
+    classes = ("background", "cat", "dog")
+
+    def __init__(self, *images: tuple[str, list[int]], turned: tuple[int, ...] = ()) -> None:
+        self.labels = np.array([[1, "c" in named, "d" in named] for named, _ in images], dtype=np.float32)
+        self._ids = [ids for _, ids in images]
+        self._turned = turned
+
+    def mask_file(self, index: int) -> Path:
+        return Path(f"masks/{index}.png")
+
+    def read_mask_ids(self, index: int) -> tuple[np.ndarray, bool]:
+        return np.isin(np.arange(256), self._ids[index]), index in self._turned
+
+
+def check(*images: tuple[str, list[int]], turned: tuple[int, ...] = ()) -> list[str]:
+    """What is said about all of them."""
+    data = Masks(*images, turned=turned)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_masks(data, range(len(images)), "masks of val")
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [],
+        [("c", [0, 1]), ("d", [0, 2]), ("cd", [0, 1, 2, 255]), ("", [0])],
+        [("c", [0, 1]), ("d", [0, 255])],  # ignored pixels may hide the dog
+        [("", [0]), ("", [0])],
+    ],
+)
+def test_nothing_is_said_where_nothing_is_wrong(images):
+    assert check(*images) == []
+
+
+def test_masks_of_0_and_255():
+    for count in (1, 3):
+        with pytest.raises(
+            DataError, match=rf"masks of val: the labels of {count} .*only values 0 and 255 \(masks/0.png"
+        ):
+            check(*[("c", [0, 255])] * count, ("", [0]))
+    with pytest.raises(DataError, match="of 2 images"):
+        check(("c", [0, 255]), ("d", [0]))
+    (said,) = check(("", [0, 255]), ("", [0]))  # labels that were taken from such masks name nothing
+    assert "no mask has a pixel of any object, and 1 have pixels of 255 (masks/0.png)" in said
+
+
+def test_one_class_of_0_and_255():
+    (said,) = check(("c", [0, 1]), ("d", [0, 255]), ("d", [0, 255]))
+    assert "2 of 3 masks have no pixel of a class that the labels say is there: dog in 2; first masks/1.png" in said
+    assert "255 means 'ignore'" in said
+
+
+def test_labels_without_a_pixel_of_a_full_mask():
+    (said,) = check(("c", [0, 1]), ("cd", [0, 1]), ("c", [0]), ("d", [0, 2]))
+    assert "2 of 4 masks have no pixel of a class that the labels say is there: cat in 1, dog in 1" in said
+    assert "masks/1.png, masks/2.png" in said and "255" not in said
+    (said,) = check(("c", [0]), ("c", [0]))
+    assert "cat in 2" in said
+
+
+def test_pixels_without_a_label():
+    (said,) = check(("c", [0, 1, 2]), ("", [0, 2]), ("d", [2]), ("", [1, 255]))
+    assert "3 of 4 masks have pixels of a class that the labels say is not there: cat in 1, dog in 2" in said
+    assert "first masks/0.png, masks/1.png, masks/3.png; correct" in said
+
+
+def test_classes_in_another_order_are_refused():
+    with pytest.raises(
+        DataError, match=r"in none of 2 images .*\(masks/0.png, masks/2.png\); check the order of the class"
+    ):
+        check(("c", [0, 2]), ("", [0]), ("d", [0, 1]))
+    with pytest.raises(DataError, match="in none of 2 images"):
+        check(("", [0, 2]), ("", [0, 1]))
+    assert len(check(("c", [0, 2]))) == 2  # one image alone is no rule
+
+
+def test_images_that_are_turned_at_the_same_size():
+    (said,) = check(("c", [0, 1]), ("d", [2]), turned=(1,))
+    assert "1 of 2 images are turned by their EXIF tag 'orientation'" in said and "first masks/1.png" in said
+
+
+def test_only_the_chosen_masks_are_read():
+    data = Masks(("c", [0, 1]), ("c", [0, 255]))
+    check_masks(data, np.array([0]), "masks")
+    with pytest.raises(DataError, match="of 1 images"):
+        check_masks(data, np.array([1]), "masks")
+
+
+def test_folders_on_disk_are_checked():
+    assert issubclass(FolderDataset, object) and {"mask_file", "read_mask_ids"} <= set(dir(FolderDataset))
+    assert isinstance(Masks(("c", [1])), MaskFiles)
