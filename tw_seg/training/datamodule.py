@@ -149,14 +149,12 @@ class SegmentationDataModule(pl.LightningDataModule):
                 self._compare_classes(role)
         if stage in ("fit", None) and self.hparams["labelled_per_batch"] > 0:
             self.budget = self._choose_budget()
-            if (
-                self.trainer is not None
-                and self.trainer.is_global_zero
-                and not getattr(self.trainer, "fast_dev_run", False)
-            ):
-                self.budget.save(find_run_directory(self.trainer) / BUDGET_FILE)
         for role in roles:
             self._check_masks(role)
+        trainer = self.trainer if stage in ("fit", None) else None
+        if self.budget is not None and trainer is not None and trainer.is_global_zero:
+            if not getattr(trainer, "fast_dev_run", False):
+                self.budget.save(find_run_directory(trainer) / BUDGET_FILE)
 
     def count_masks(self, role: str) -> int:
         """How many images of ``"train"``, ``"val"`` or ``"test"`` have a mask."""
