@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from experiments.support_table import torchvision_names
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import create_classifier
+from tw_seg.models.baselines import MultiTaskUNet, UNet
 from tw_seg.models.segmenter import HeatmapSegmenter
 from tw_seg.models.weights import COUNTER, find_head
 
@@ -217,3 +221,136 @@ def test_loading_draws_the_same_random_numbers(server):
         torch.manual_seed(3)
         heads.append((create_classifier("squeezenet1_1", weights, classes=5).classifier[1].weight, torch.rand(1)))
     assert torch.equal(heads[0][0], heads[1][0]) and torch.equal(heads[0][1], heads[1][1])
+
+
+ROWS = json.loads((Path(__file__).resolve().parents[2] / "docs" / "support.json").read_text())
+TIMM_FAMILIES = [
+    pytest.param(row["name"], marks=pytest.mark.slow if row["parameters"] > 3_000_000 else ())
+    for row in ROWS
+    if row["name"].startswith("timm/") and 0 < row["parameters"] < 40_000_000
+]
+
+
+@pytest.mark.parametrize("name", TIMM_FAMILIES)
+def test_each_family_of_timm_is_what_timm_makes_of_it(name, tmp_path):
+    short = name.removeprefix("timm/")
+    published = randomise(timm.create_model(short, num_classes=10))
+    state = {key: value for key, value in published.state_dict().items() if not key.endswith(COUNTER)}
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, file)
+    # timm's own loader, with the file in place of its server.
+    config = {"pretrained_cfg_overlay": {"file": str(file), "num_classes": 10}}
+    expected = timm.create_model(short, pretrained=True, num_classes=4, **config).state_dict()
+    found = create_classifier(name, str(file), classes=4).state_dict()
+    assert found.keys() == expected.keys()
+    loaded = [key for key in state if found[key].shape == state[key].shape]
+    assert all(torch.equal(found[key], state[key]) for key in loaded)
+    assert all(torch.equal(found[key], expected[key]) for key in loaded)
+    heads = {key.rpartition(".")[0] for key in state if key not in loaded}
+    assert heads and all(len(found[f"{head}.weight"]) == 4 for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "resized"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}, "pos_embed"),
+        pytest.param(
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 256, "window_size": 8},
+            "layers.0.blocks.0.attn.relative_position_bias_table",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_positions_of_timm_are_resized_by_timm(name, kwargs, resized, tmp_path, caplog):
+    published = randomise(timm.create_model(name, num_classes=10))
+    torch.save({"model": published.state_dict(), "epoch": 300}, tmp_path / "w.pth")
+    config = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.pth"), "num_classes": 10}}
+    expected = timm.create_model(name, pretrained=True, num_classes=4, **config, **kwargs)
+    with caplog.at_level(logging.INFO, logger="tw_seg"):
+        found = create_classifier(f"timm/{name}", str(tmp_path / "w.pth"), classes=4, encoder_kwargs=kwargs)
+    assert_same_state(found, expected, but=("head", "head.fc"))
+    assert found.state_dict()[resized].shape != published.state_dict()[resized].shape
+    assert "w.pth is not in timm's present form" in caplog.text
+
+
+def test_older_names_of_timm_models(tmp_path):
+    state = publish("densenet121", num_classes=9)
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pth")
+    expected = timm.create_model("densenet121", num_classes=9)
+    expected.load_state_dict(torchvision_densenet(state))
+    for classes, but in ((9, ()), (4, ("classifier",))):
+        assert_same_state(
+            create_classifier("timm/densenet121", str(tmp_path / "w.pth"), classes=classes), expected, but
+        )
+    grey = create_classifier("timm/densenet121", str(tmp_path / "w.pth"), classes=4, in_channels=1)
+    stem = "features.conv0.weight"
+    torch.testing.assert_close(grey.state_dict()[stem], state[stem].sum(1, keepdim=True))
+
+
+def torchvision_densenet(state: OrderedDict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key): value for key, value in state.items()}
+
+
+def test_auxiliary_heads_that_timm_leaves_out(tmp_path):
+    state = publish("inception_v3", num_classes=9)
+    torch.save(state, tmp_path / "w.pth")
+    found = create_classifier("timm/inception_v3", str(tmp_path / "w.pth"), classes=9).state_dict()
+    assert not any(key.startswith("AuxLogits") for key in found)
+    assert all(torch.equal(found[key], state[key]) for key in found if not key.endswith(COUNTER))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "dla46x_c"])
+def test_partial_weights_of_timm_are_refused(name, tmp_path):
+    own = timm.create_model(name, num_classes=4)
+    left_out = next(
+        key for key in reversed(own.state_dict()) if key.endswith("weight") and own.state_dict()[key].ndim > 1
+    )
+    state = {key: value for key, value in own.state_dict().items() if key != left_out}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf"w.pth does not fit.*1 missing: {left_out}.*timm's own loader cannot"):
+        create_classifier(f"timm/{name}", str(tmp_path / "w.pth"), classes=4)
+    torch.save(timm.create_model(name, num_classes=4, in_chans=1).state_dict(), tmp_path / "grey.pth")
+    with pytest.raises(InputError, match=r"grey.pth does not fit.*\(\d+, 1, \d+, \d+\) instead of"):
+        create_classifier(f"timm/{name}", str(tmp_path / "grey.pth"), classes=4)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnet18", "timm/densenet121"])
+def test_all_models_start_from_the_very_same_numbers(name, tmp_path):
+    state = publish(name.removeprefix("timm/"), num_classes=5)
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    arguments = {"encoder_name": name, "encoder_weights": str(tmp_path / "w.pth"), "classes": 3}
+    classifier = HeatmapSegmenter(**arguments).classifier.state_dict()
+    loaded = torchvision_densenet(state)
+    assert all(torch.equal(classifier[key], loaded[key]) for key in loaded if len(loaded[key]) != 5)
+    plain = {key.replace(".", "_"): value for key, value in classifier.items()}
+    for model in (UNet(**arguments), MultiTaskUNet(**arguments)):
+        encoder = {
+            re.sub("^(model_)+", "", key.replace(".", "_")): value
+            for key, value in model.net.encoder.state_dict().items()
+        }
+        assert len(encoder) > 100 and all(torch.equal(value, plain[key]) for key, value in encoder.items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.decoder.classifier."])
+@pytest.mark.parametrize("model_class", [HeatmapSegmenter, UNet, MultiTaskUNet])
+def test_a_warm_start_of_a_checkpoint(model_class, prefix):
+    arguments = {"encoder_name": "timm/resnet10t", "classes": 3, "encoder_kwargs": {"channels": [8, 8, 16, 16]}}
+    classifier = randomise(create_classifier(**arguments))
+    state = {f"{prefix}{k}": v for k, v in classifier.state_dict().items() if not k.endswith(COUNTER)}
+    if prefix.startswith("model."):
+        state["model.log_scale"] = torch.ones(1)
+    one, other = model_class(**arguments), model_class(**arguments)
+    one.load_classifier_state(state)
+    other.load_classifier_state(classifier.state_dict())
+    other.load_state_dict({k: v for k, v in one.state_dict().items() if k.endswith(COUNTER)}, strict=False)
+    trained = [key for key in one.state_dict() if "net.decoder" not in key and "segmentation_head" not in key]
+    assert len(trained) > 50 and all(torch.equal(one.state_dict()[key], other.state_dict()[key]) for key in trained)
+
+
+def test_the_background_of_a_prefixed_classifier_is_dropped():
+    arguments = {"encoder_name": "timm/resnet10t", "encoder_kwargs": {"channels": [8, 8, 16, 16]}}
+    state = create_classifier(**arguments, classes=4).state_dict()
+    model = HeatmapSegmenter(**arguments, classes=4, background="constant")
+    model.load_classifier_state({f"module.{key}": value for key, value in state.items()})
+    assert torch.equal(model.classifier.fc.weight, state["fc.weight"][1:])

@@ -126,15 +126,17 @@ def load_timm(
     """
     try:
         load_weights(model, state, classes=classes, source=source)
+        return
     except InputError as error:
-        state = clean_state_dict(remove_prefix(model, state, source=source))
-        try:
-            loaded = _build_by_timm(model, name, state, kwargs)
-        except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, IndexError) as refusal:
-            reason = str(refusal).split("\n")[0]
-            raise InputError(f"{error} timm's own loader: {type(refusal).__name__}: {reason}") from error
-        log.info("%s is not in timm's present form: timm's own loader has converted it.", source)
-        load_weights(model, loaded.state_dict(), classes=classes, source=source)
+        misfit = error
+    state = clean_state_dict(remove_prefix(model, state, source=source))
+    try:
+        loaded = _build_by_timm(model, name, state, kwargs)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, IndexError, AttributeError) as refusal:
+        reason = " ".join(str(refusal).split())[:200]
+        raise InputError(f"{misfit} timm's own loader cannot ({type(refusal).__name__}: {reason}).") from misfit
+    log.info("%s is not in timm's present form: timm's own loader has converted it.", source)
+    load_weights(model, loaded.state_dict(), classes=classes, source=source)
 
 
 def _build_by_timm(model: nn.Module, name: str, state: Mapping[str, Tensor], kwargs: Mapping[str, Any]) -> nn.Module:
@@ -143,7 +145,9 @@ def _build_by_timm(model: nn.Module, name: str, state: Mapping[str, Tensor], kwa
     classes = _count_classes(model, state, config)
     stem = find_stem(model)
     weight = state.get(f"{stem[0]}.weight") if stem else None
-    channels = weight.shape[1] if weight is not None and weight.ndim == 4 else config["input_size"][0]
+    channels = config["input_size"][0]
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == kwargs["in_chans"]:
+        channels = kwargs["in_chans"]
     overlay = {
         **kwargs.get("pretrained_cfg_overlay", {}),
         "state_dict": dict(state),
@@ -154,13 +158,21 @@ def _build_by_timm(model: nn.Module, name: str, state: Mapping[str, Tensor], kwa
     arguments = {**kwargs, "pretrained_cfg_overlay": overlay, "num_classes": classes, "pretrained": True}
     with torch.random.fork_rng(devices=[]):
         try:
-            loaded: nn.Module = timm.create_model(name, **arguments, pretrained_strict=True)
-        except TypeError:  # models that timm always loads in part: what they leave aside may only be too much
-            loaded = timm.create_model(name, **arguments)
-            missing = [key for key in loaded.state_dict() if key not in state and not key.endswith(COUNTER)]
-            if missing:
-                raise KeyError(missing[0]) from None
+            return _call_timm(name, {**arguments, "pretrained_strict": True})
+        except TypeError as error:
+            if "pretrained_strict" not in str(error):
+                raise
+        # A model that timm always loads in part: what the two do not share may only be too much in the file.
+        loaded = _call_timm(name, arguments)
+    missing = [key for key in loaded.state_dict() if key not in state and not key.endswith(COUNTER)]
+    if missing:
+        raise RuntimeError(f"it would leave {len(missing)} keys random")
     return loaded
+
+
+def _call_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    model: nn.Module = timm.create_model(name, **arguments)
+    return model
 
 
 def _count_classes(model: nn.Module, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
