@@ -336,3 +336,61 @@ def test_the_command_line_itself(folder):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("tw-seg: error: the label budget asks for 99 images")
+
+
+def write_pictures(root: Path, *, masks: int = 4) -> None:
+    """Four images of two splits, of which the first ``masks`` have one."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for index in range(4):
+        Image.effect_noise((32, 32), 60).convert("RGB").save(root / "images" / f"{index}.png")
+        mask = Image.new("L", (32, 32))
+        mask.paste(1, (4, 4, 12, 12))
+        if index < masks:
+            mask.save(root / "masks" / f"{index}.png")
+    rows = [f"{index},{'train' if index < 2 else 'val'},1" for index in range(4)]
+    (root / "image_labels.csv").write_text("\n".join(["image,split,thing", *rows]))
+
+
+OWN = ["--data.dataset=folder", "--data.split_kwargs=null", "--data.budget=2", "--data.dataset_kwargs={root: own}"]
+
+
+def test_validation_without_masks_needs_another_monitor(folder, capsys):
+    write_pictures(folder / "own", masks=2)
+    assert main([*FIT, *OWN, "--run_dir=runs/a"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("tw-seg: error: BestCheckpoint monitors 'val/miou', which is NaN in every epoch")
+    assert "--best.monitor val/cls/map" in last
+    assert not Path("runs/a").exists()
+    assert main([*FIT, *OWN, "--run_dir=runs/a", "--best.monitor=val/cls/map"]) == 0
+    assert "checkpoints/best.ckpt" in files("runs/a")
+
+
+def test_a_folder_of_pictures_is_predicted(folder):
+    write_pictures(folder / "own")
+    assert main([*FIT, *OWN, "--run_dir=runs/a"]) == 0
+    (folder / "new").mkdir()
+    for name in ("x.png", "y.jpg"):
+        Image.new("RGB", (20, 30)).save(folder / "new" / name)
+    again = ["--config=runs/a/config.yaml", "--run_dir=runs/a", "--ckpt_path=best"]
+    assert main(["predict", *again, "--data.dataset_kwargs={root: new}"]) == 0
+    assert {path for path in files("runs/a") if "predictions" in path} == {
+        "predictions/masks/x.png",
+        "predictions/masks/y.png",
+        "predictions/probabilities.csv",
+    }
+    with Image.open("runs/a/predictions/masks/x.png") as mask:
+        assert mask.size == (20, 30)
+    assert Path("runs/a/predictions/probabilities.csv").read_text().splitlines()[0] == "image,background,thing"
+
+
+def test_a_checkpoint_of_other_classes_is_refused(folder, capsys):
+    write_pictures(folder / "own")
+    assert main([*FIT, *OWN, "--run_dir=runs/a"]) == 0
+    table = folder / "own" / "image_labels.csv"
+    table.write_text(table.read_text().replace("thing", "other"))
+    assert main(["validate", "--config=runs/a/config.yaml", "--run_dir=runs/a", "--ckpt_path=best"]) == 2
+    assert (
+        "the checkpoint has the classes background, thing, the data set background, other: they"
+        in capsys.readouterr().err
+    )

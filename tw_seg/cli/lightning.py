@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import (
@@ -44,6 +45,7 @@ from tw_seg.cli.deep_keys import merge_deep_keys
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
+    BestCheckpoint,
     ExampleImages,
     ExportClassifier,
     GatedInference,
@@ -129,6 +131,7 @@ class SegmentationCLI(LightningCLI):
     """
 
     run_dir: Path | None = None
+    _trained_classes: list[str] | None = None  # those of the checkpoint
 
     def __init__(self, args: ArgsType = None) -> None:
         given = sys.argv[1:] if args is None else args
@@ -165,7 +168,7 @@ class SegmentationCLI(LightningCLI):
         )
         # Two checkpoints: with a metric to monitor, Lightning writes `save_last` only when the metric got
         # better, which would send a resumed run back to its best epoch.
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(BestCheckpoint, "best")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.set_defaults(
             {
@@ -202,12 +205,24 @@ class SegmentationCLI(LightningCLI):
             config.ckpt_path = str(_find_checkpoint(self.run_dir, config.ckpt_path))
         if config.ckpt_path is not None:
             config.model.warm_start = None  # the checkpoint has all weights
+            self._trained_classes = _read_class_names(Path(config.ckpt_path))
+            if command == "predict" and config.data.classes is None:
+                config.data.classes = self._trained_classes
         config.trainer.default_root_dir = str(self.run_dir)
         for checkpoint in (config.best, config.last):
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / CHECKPOINTS)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             _fill_in_wandb(logger, self.run_dir)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of other classes: the model above takes their names from the data."""
+        found = list(self.model.class_names)
+        if self._trained_classes is not None and self._trained_classes != found:
+            raise InputError(
+                f"the checkpoint has the classes {', '.join(self._trained_classes)}, the data set {', '.join(found)}: "
+                "they must be the same in the same order; correct the class list (classes.txt), or train on these data"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         command = str(self.subcommand)
@@ -320,6 +335,15 @@ def _make_loggers(setting: Any, run_dir: Path, command: str) -> list[Logger]:
         return []
     asked = [logger for logger in _as_list(setting) if isinstance(logger, Logger)]
     return [RunLogger(run_dir, command), *asked]
+
+
+def _read_class_names(checkpoint: Path) -> list[str] | None:
+    """The classes of the run that wrote a checkpoint; ``None`` where it names none or is no file."""
+    if not checkpoint.is_file():
+        return None
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    names = content.get("hyper_parameters", {}).get("class_names")
+    return None if names is None else list(names)
 
 
 def _fill_in_wandb(logger: Any, run_dir: Path) -> None:

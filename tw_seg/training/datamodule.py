@@ -28,6 +28,7 @@ from tw_seg.data.loading.transforms import (
     init_worker,
 )
 from tw_seg.errors import BudgetError, InputError
+from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
 
 BUDGET_FILE = "label_budget.json"
@@ -139,7 +140,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
         Raises:
             DataError: If files are missing or inconsistent, or masks contradict labels.
-            InputError: If the model has other classes than the data.
+            InputError: If the model has other classes than the data, or a callback monitors scores of masks that
+                val does not have.
             BudgetError: If the label budget does not fit the data.
         """
         roles = _STAGES[stage] if stage is not None else tuple(_SPLITS)
@@ -151,6 +153,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             self.budget = self._choose_budget()
         for role in roles:
             self._check_masks(role)
+        if stage == "fit" and self.trainer is not None:
+            check_monitors(self.trainer, self.count_masks("val"))
         trainer = self.trainer if stage in ("fit", None) else None
         if self.budget is not None and trainer is not None and trainer.is_global_zero:
             if not getattr(trainer, "fast_dev_run", False):

@@ -134,6 +134,11 @@ class SegmentationTask(pl.LightningModule):
         """Number of classes K, background included."""
         return len(self.class_names)
 
+    @property
+    def mask_metrics(self) -> frozenset[str]:
+        """What is logged of validation masks, and is NaN without any."""
+        return frozenset(f"val/{name}" for name in self._metrics("val").compute_masks())
+
     def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
         """The model's output for images (N, C, H, W); see :class:`tw_seg.types.SegOutput`."""
         output: SegOutput = self.model(images, classes=classes, samples=samples)

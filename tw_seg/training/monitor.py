@@ -1,0 +1,32 @@
+"""Whether what a callback monitors can be computed at all."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+
+from tw_seg.errors import InputError
+
+REMEDY = "'val/cls/map' (--best.monitor val/cls/map), or 'val/loss' (with --best.mode min)"
+"""What to monitor where no mask can be scored."""
+
+
+def check_monitors(trainer: pl.Trainer, masks: int) -> None:
+    """Refuse a callback that would choose, or stop, by scores of masks that do not exist.
+
+    Args:
+        trainer: With its callbacks, and a module that names its scores of masks as ``mask_metrics``.
+        masks: Number of validation images that have a mask.
+
+    Raises:
+        InputError: Names the callback, what it monitors and what it could monitor.
+    """
+    scores: frozenset[str] = getattr(trainer.lightning_module, "mask_metrics", frozenset())
+    if masks or not trainer.limit_val_batches:
+        return
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if monitor in scores:
+            raise InputError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is NaN in every epoch, as no validation image "
+                f"has a mask: add masks to val, or monitor {REMEDY}"
+            )
