@@ -82,8 +82,17 @@ def test_a_budget_is_kept(budget: float, graph_pair: float) -> None:
 @pytest.mark.parametrize(
     ("schedule", "named"),
     [
-        ({"chunk_size": 0}, "chunk_size must be at least 1 class, or None to have it chosen, got 0"),
-        ({"chunk_size": "3"}, "chunk_size must be at least 1 class, or None to have it chosen, got '3'"),
+        *(
+            ({"chunk_size": value}, f"chunk_size must be a whole number of classes, at least 1, .* got {value!r}")
+            for value in (0, "3", True, 2.0)
+        ),
+        *(
+            ({"recompute": value}, f"recompute must be True or False, got {value!r}")
+            for value in ("false", "no", 1, None)
+        ),
+        ({"memory_budget": True}, "memory_budget must be a number of GiB > 0, .* got True"),
+        ({"gradient_threshold": False}, "gradient_threshold must be within 0..1, .* got False"),
+        ({"gradient_threshold": "0"}, "gradient_threshold must be within 0..1, .* got '0'"),
         ({"memory_budget": 0.0}, "memory_budget must be a number of GiB > 0, .* got 0.0 and chunk_size=None"),
         ({"memory_budget": "1"}, "memory_budget must be a number of GiB > 0, .* got '1'"),
         ({"memory_budget": 1.0, "chunk_size": 2}, "chunk_size be left out, got 1.0 and chunk_size=2"),

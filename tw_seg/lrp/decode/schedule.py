@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tw_seg.arguments import is_number
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
 
@@ -57,7 +58,7 @@ class Schedule:
             others. Not together with ``recompute``.
 
     Raises:
-        InputError: For numbers outside of their range, and for those that exclude each other.
+        InputError: For values of another type, numbers outside of their range, and those that exclude each other.
     """
 
     chunk_size: int | None = None
@@ -68,14 +69,19 @@ class Schedule:
     def __post_init__(self) -> None:
         """Check the numbers."""
         chunk_size, memory_budget, threshold = self.chunk_size, self.memory_budget, self.gradient_threshold
-        if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
-            raise InputError(f"chunk_size must be at least 1 class, or None to have it chosen, got {chunk_size!r}")
+        if not isinstance(self.recompute, bool):
+            raise InputError(f"recompute must be True or False, got {self.recompute!r}")
+        if chunk_size is not None and not (isinstance(chunk_size, int) and _is_number(chunk_size, 0, math.inf)):
+            raise InputError(
+                "chunk_size must be a whole number of classes, at least 1, or None to have it chosen, got "
+                f"{chunk_size!r}"
+            )
         if memory_budget is not None and (chunk_size is not None or not _is_number(memory_budget, 0, math.inf)):
             raise InputError(
                 f"memory_budget must be a number of GiB > 0, and chunk_size be left out, got {memory_budget!r} and "
                 f"chunk_size={chunk_size!r}"
             )
-        if threshold is not None and (self.recompute or not (threshold == 0 or _is_number(threshold, 0, 1))):
+        if threshold is not None and (self.recompute or not (_is_number(threshold, -1, 1) and threshold >= 0)):
             raise InputError(
                 f"gradient_threshold must be within 0..1, and recompute be left out as it recomputes anyway, got "
                 f"{threshold!r} and recompute={self.recompute!r}"
@@ -84,7 +90,7 @@ class Schedule:
 
 def _is_number(value: Any, low: float, high: float) -> bool:
     """Whether a value is a number between two others that are excluded."""
-    return isinstance(value, (int, float)) and low < value < high
+    return is_number(value) and bool(low < value < high)
 
 
 def create_schedule(schedule: Schedule | Mapping[str, Any] | None) -> Schedule:
