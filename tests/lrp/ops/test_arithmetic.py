@@ -186,6 +186,11 @@ POWER = {
         lambda s, x: (lambda y: y * y.detach().sqrt())((lambda u: u * u.detach().sign())(s.a(x)) + 0.1),
     ),
 }
+POWER["pow with a parameter"] = Case(
+    lambda s, x: s.a(x).abs().add(0.1) ** (s.p + 2),
+    lambda s, x: (lambda y: y * y.detach() ** (s.p + 1))((lambda u: u * u.detach().sign())(s.a(x)) + 0.1),
+    modules=two,
+)
 ADDCMUL = spellings(
     "addcmul",
     lambda s, x: torch.addcmul(s.a(x), s.p, s.b(x)),
@@ -258,7 +263,7 @@ def test_a_sum_with_a_stabiliser(epsilon: float, kind: str, sign: int) -> None:
 
 
 REFUSED = {
-    "pow with a tensor": lambda s, x: s.a(x) ** s.p,
+    "pow with a value": lambda s, x: s.a(x) ** s.b(x),
     "pow of a number": lambda s, x: torch.pow(2, s.a(x)),
     "div of a constant": lambda s, x: 1 / s.a(x),
     "three values": lambda s, x: torch.addcmul(s.a(x), s.b(x), s.a(x)),

@@ -106,6 +106,6 @@ def test_wrong_coefficients(name: str) -> None:
 
 
 def test_without_the_rule_the_message_names_the_way_out() -> None:
-    net, _ = build(CASES["function"])
+    net, _ = build(CASES["function, nothing to one input"])
     with pytest.raises(UnsupportedOpError, match="custom_rules="):
         HeatmapDecoder(net)

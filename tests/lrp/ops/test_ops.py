@@ -25,8 +25,11 @@ from tests.lrp.ops import (
     test_norm,
     test_pool,
     test_shape,
+    test_spellings,
+    test_statistics,
 )
 from tests.lrp.ops.harness import CONV, Many
+from tests.lrp.trace import test_rewriting
 from tw_seg.lrp.composite import Assign, Composite
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Call, Channels, Memory, Op, map_leaves
@@ -45,9 +48,11 @@ FAMILIES = {
     family.__name__.rpartition("test_")[2]: family.CASES
     for family in (
         test_linear, test_batch_norm, test_pool, test_interpolate, test_activation, test_dropout, test_arithmetic,
-        test_attention, test_norm, test_shape, test_indexing, test_custom,
+        test_attention, test_norm, test_shape, test_indexing, test_spellings, test_statistics,
+        test_custom,
     )
 }  # fmt: skip
+FAMILIES["rewritten"] = test_rewriting.CASES
 FAMILIES["cast"] = test_shape.CASTS
 CASES = {f"{name}: {key}": case for name, cases in FAMILIES.items() for key, case in cases.items()}
 

@@ -119,16 +119,16 @@ def test_statistics_choices_and_sizes_are_constants(function) -> None:
 def test_every_unsupported_call_is_listed_before_computing() -> None:
     def function(s, x):
         x = torch.erf(s.p(s.c(x)))
-        return torch.cumsum(s.s(x), 1) ** s.c.bias.view(4, 1, 1)
+        return torch.cumsum(s.s(x), 1) ** x
 
     ran: list[int] = []
-    net = Calls(function, c=conv(), p=nn.LPPool2d(2, 2), s=nn.Sequential(nn.Softsign(), nn.LogSigmoid()))
+    net = Calls(function, c=conv(), p=nn.CrossMapLRN2d(2), s=nn.Sequential(nn.RReLU(), nn.AlphaDropout()))
     net.c.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(UnsupportedOpError) as caught:
         trace(net, False)
     message = str(caught.value)
     assert "6 call(s)" in message and not ran
-    for line in ("p: LPPool2d", "(root): erf", "s.0: Softsign", "s.1: LogSigmoid", "(root): cumsum", "(root): pow"):
+    for line in ("p: CrossMapLRN2d", "(root): erf", "s.0: RReLU", "s.1: AlphaDropout", "(root): cumsum", "(root): pow"):
         assert line in message
     assert "custom_rules" in message
 
@@ -140,9 +140,8 @@ def test_every_unsupported_call_is_listed_before_computing() -> None:
         (lambda s, x: s.c(x) + x.mean(), "mean over every axis"),
         (lambda s, x: s.c(x) + x.sum(), "sum over every axis"),
         (lambda s, x: torch.add(s.c(x), 1, out=x), "add"),
-        (lambda s, x: s.r(x), "padding_mode='reflect'"),
         (lambda s, x: 1 / (s.c(x) + 9), "truediv of a constant by a value that depends on the images"),
-        (lambda s, x: s.c(x) ** s.c(x), "pow with an exponent that is no number"),
+        (lambda s, x: s.c(x) ** s.c(x), "pow with an exponent that depends on the images"),
         (lambda s, x: torch.addcmul(s.c(x), s.c(x), s.c(x)), "addcmul of three values"),
         (lambda s, x: torch.cat(s.c(x).chunk(2, 1)), "cat of a list that is not written out"),
         (lambda s, x: torch.cat(s.c(x).split(1, 1)[1:], 1), "several parts at once"),

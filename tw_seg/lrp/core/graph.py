@@ -84,6 +84,7 @@ class Op:
         fuses_norms: Whether BatchNorms beside it can be multiplied into its weight.
         fusible: Whether it can be multiplied into the weight of such a call.
         gate: Whether its value scales another one: in a product all relevance goes to the other factor.
+        scales: Whether its value is a statistic to normalise by: in a product all relevance goes to the other factor.
         spreads: Whether it only copies, repeats or resizes its input, so that what was a gate still is one.
         rearranges: Whether its value holds the elements of its first argument: a parameter seen through it is still
             that parameter.
@@ -117,6 +118,7 @@ class Op:
     fuses_norms: bool = False
     fusible: bool = False
     gate: bool = False
+    scales: bool = False
     spreads: bool = False
     rearranges: bool = False
     moved: Callable[[Any, Call, int], int] | None = None

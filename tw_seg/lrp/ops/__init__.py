@@ -9,7 +9,9 @@ import copyreg
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Names, Op
 from tw_seg.lrp.ops import (
@@ -25,10 +27,12 @@ from tw_seg.lrp.ops import (
     norm,
     pool,
     shape,
+    statistics,
 )
 
 FAMILIES = (
-    linear, batch_norm, pool, interpolate, activation, dropout, arithmetic, attention, norm, shape, indexing, custom
+    linear, batch_norm, pool, interpolate, activation, dropout, arithmetic, attention, norm, statistics,
+    shape, indexing, custom,
 )  # fmt: skip
 
 OPS: dict[str, Op] = {op.kind: op for family in FAMILIES for op in family.OPS}
@@ -41,6 +45,24 @@ FUNCTIONS: dict[Callable[..., Any] | str, tuple[Op, Names]] = {
     function: (op, names) for op in OPS.values() for function, names in op.functions.items()
 }
 """Function or method name -> operation and the names of its positional arguments."""
+
+
+def _find_in_place_twins() -> dict[Callable[..., Any] | str, Callable[..., Any] | str]:
+    """By torch's naming ``relu_`` is ``relu``, written into its first argument."""
+    twins: dict[Callable[..., Any] | str, Callable[..., Any] | str] = {}
+    for function in FUNCTIONS:
+        if isinstance(function, str):
+            if callable(getattr(Tensor, function + "_", None)):
+                twins[function + "_"] = function
+            continue
+        for namespace in (torch, F):
+            if callable(twin := vars(namespace).get(f"{getattr(function, '__name__', '')}_")):
+                twins.setdefault(twin, function)
+    return twins
+
+
+IN_PLACE = _find_in_place_twins()
+"""Function or method that changes its first argument -> the same that returns a new tensor."""
 
 KIND_GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(op.kind for op in OPS.values() if op.group == group)

@@ -20,7 +20,7 @@ from tw_seg.lrp.core.graph import Adjoint, Call, Channels, Forward, Memory, Name
 from tw_seg.lrp.core.linear_map import channels_last, times
 from tw_seg.lrp.core.rule import ActivationRule, Rule
 from tw_seg.lrp.core.tape import Tape
-from tw_seg.lrp.ops.op import name_functions, name_rule, never_negative, of_any_sign, sign_of_inputs
+from tw_seg.lrp.ops.op import name_rule, never_negative, of_any_sign, sign_of_inputs, spell
 
 _ONE = ("input", "inplace")
 _BOUNDS = ("input", "min", "max")
@@ -79,6 +79,10 @@ def _relu6(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
 
 def _leaky_relu(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
     return torch.ones_like(u).masked_fill(u <= 0, o.get("negative_slope", 0.01))
+
+
+def _sqrt(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:
+    return torch.where(y > 0, 1 / torch.where(y > 0, y, torch.ones_like(y)), torch.zeros_like(y))
 
 
 def _by_rule(plain: Adjoint) -> Adjoint:
@@ -195,7 +199,7 @@ OPS = (
         "relu",
         _relu,
         never_negative,
-        name_functions(_ONE, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+        spell(_ONE, "relu"),
         nn.ReLU,
         forward=_run(F.relu),
         save=_save_gate,
@@ -203,22 +207,22 @@ OPS = (
         fresh=True,
         overwrite=_relu_in_place,
     ),
-    _activation("relu6", _multiply(_relu6), never_negative, {F.relu6: _ONE}, nn.ReLU6, forward=_run(F.relu6)),
+    _activation("relu6", _multiply(_relu6), never_negative, spell(_ONE, "relu6"), nn.ReLU6, forward=_run(F.relu6)),
     _activation(
         "leaky_relu",
         _multiply(_leaky_relu),
         sign_of_inputs,
-        {F.leaky_relu: ("input", "negative_slope", "inplace")},
+        spell(("input", "negative_slope", "inplace"), "leaky_relu"),
         nn.LeakyReLU,
         options=("negative_slope",),
         forward=_run(F.leaky_relu, "negative_slope"),
     ),
-    _activation("prelu", _prelu, of_any_sign, {F.prelu: ("input", "weight")}, nn.PReLU, weighted=True),
+    _activation("prelu", _prelu, of_any_sign, spell(("input", "weight"), "prelu"), nn.PReLU, weighted=True),
     _activation(
         "elu",
         _multiply(_elu),
         of_any_sign,
-        {F.elu: ("input", "alpha", "inplace")},
+        spell(("input", "alpha", "inplace"), "elu"),
         nn.ELU,
         options=("alpha",),
         forward=_run(F.elu, "alpha"),
@@ -227,20 +231,25 @@ OPS = (
         "celu",
         _multiply(_celu),
         of_any_sign,
-        {F.celu: ("input", "alpha", "inplace")},
+        spell(("input", "alpha", "inplace"), "celu"),
         nn.CELU,
         options=("alpha",),
         forward=_run(F.celu, "alpha"),
     ),
-    _activation("selu", _multiply(_selu), of_any_sign, {F.selu: _ONE}, nn.SELU, forward=_run(F.selu)),
+    _activation("selu", _multiply(_selu), of_any_sign, spell(_ONE, "selu"), nn.SELU, forward=_run(F.selu)),
     _activation(
-        "gelu", _multiply(_gelu), sign_of_inputs, {F.gelu: ("input", "approximate")}, nn.GELU, options=("approximate",)
+        "gelu",
+        _multiply(_gelu),
+        sign_of_inputs,
+        spell(("input", "approximate"), "gelu"),
+        nn.GELU,
+        options=("approximate",),
     ),
     _activation(
         "silu",
         _multiply(lambda u, y, o: torch.sigmoid(u)),
         sign_of_inputs,
-        {F.silu: _ONE},
+        spell(_ONE, "silu"),
         nn.SiLU,
         forward=_run(F.silu),
     ),
@@ -248,7 +257,7 @@ OPS = (
         "mish",
         _multiply(lambda u, y, o: torch.tanh(F.softplus(u))),
         of_any_sign,
-        {F.mish: _ONE},
+        spell(_ONE, "mish"),
         nn.Mish,
         forward=_run(F.mish),
     ),
@@ -256,7 +265,7 @@ OPS = (
         "hardswish",
         _multiply(lambda u, y, o: F.hardsigmoid(u)),
         sign_of_inputs,
-        {F.hardswish: _ONE},
+        spell(_ONE, "hardswish"),
         nn.Hardswish,
         forward=_run(F.hardswish),
     ),
@@ -264,7 +273,7 @@ OPS = (
         "hardtanh",
         _multiply(_clipped),
         of_any_sign,
-        {F.hardtanh: ("input", "min_val", "max_val", "inplace")},
+        spell(("input", "min_val", "max_val", "inplace"), "hardtanh"),
         nn.Hardtanh,
         options=("min_val", "max_val"),
         forward=_run(F.hardtanh, "min_val", "max_val"),
@@ -273,7 +282,11 @@ OPS = (
         "clamp",
         _multiply(_clipped),
         of_any_sign,
-        name_functions(_BOUNDS, torch.clamp, "clamp", "clamp_", torch.clip, "clip"),
+        {
+            **spell(_BOUNDS, "clamp clip"),
+            **spell(("input", "min"), "clamp_min"),
+            **spell(("input", "max"), "clamp_max"),
+        },
         None,
         forward=_clamp_forward,
         conserves=False,
@@ -282,7 +295,7 @@ OPS = (
         "tanh",
         _multiply(_tanh),
         of_any_sign,
-        name_functions(("input",), torch.tanh, "tanh", "tanh_"),
+        spell(("input",), "tanh"),
         nn.Tanh,
         forward=_run(torch.tanh),
         gate=True,
@@ -291,21 +304,37 @@ OPS = (
         "square",
         _multiply(lambda u, y, o: u),
         never_negative,
-        name_functions(("input",), torch.square, "square"),
+        spell(("input",), "square"),
         None,
+    ),
+    _activation(
+        "sqrt",
+        _multiply(_sqrt),
+        never_negative,
+        spell(("input",), "sqrt"),
+        None,
+        scales=True,
+    ),
+    _expansion(
+        "rsqrt",
+        lambda u, y, o: -0.5 * y**3,
+        never_negative,
+        spell(("input",), "rsqrt"),
+        None,
+        scales=True,
     ),
     _activation(
         "abs",
         _multiply(lambda u, y, o: torch.sign(u)),
         never_negative,
-        name_functions(("input",), torch.abs, "abs"),
+        spell(("input",), "abs absolute"),
         None,
     ),
     _expansion(
         "sigmoid",
         lambda u, y, o: y * (1 - y),
         never_negative,
-        name_functions(("input",), torch.sigmoid, "sigmoid", "sigmoid_"),
+        spell(("input",), "sigmoid expit"),
         nn.Sigmoid,
         forward=_run(torch.sigmoid),
         gate=True,
@@ -314,7 +343,7 @@ OPS = (
         "hardsigmoid",
         lambda u, y, o: (u.abs() < 3).to(u.dtype) / 6,
         never_negative,
-        {F.hardsigmoid: _ONE},
+        spell(_ONE, "hardsigmoid"),
         nn.Hardsigmoid,
         forward=_run(F.hardsigmoid),
         gate=True,
@@ -323,7 +352,7 @@ OPS = (
         "softplus",
         _softplus,
         never_negative,
-        {F.softplus: ("input", "beta", "threshold")},
+        spell(("input", "beta", "threshold"), "softplus"),
         nn.Softplus,
         options=("beta", "threshold"),
     ),
@@ -331,7 +360,7 @@ OPS = (
         "exp",
         lambda u, y, o: y,
         never_negative,
-        name_functions(("input",), torch.exp, "exp"),
+        spell(("input",), "exp"),
         None,
     ),
 )

@@ -26,11 +26,13 @@ from tw_seg.lrp.ops.op import (
     of_any_sign,
     only_stabilised,
     sign_of_operands,
+    spell,
     stabilize_terms,
 )
 
 _ADD = ("input", "other", "alpha")
 _TWO = ("input", "other")
+_POWER = ("input", "exponent")
 
 
 def _sum_to_shape(backward: Backward, call: Call, name: str, c: Tensor) -> Tensor:
@@ -102,8 +104,9 @@ def _run_on_two(function: Callable[[Any, Any], Any]) -> Forward:
 
 
 def _pow(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
-    name, exponent = call.inputs[0], call.options["exponent"]
-    return {name: times(c, backward.value(name) ** (exponent - 1), backward.axis(call.name))}
+    name, axis = call.inputs[0], backward.axis(call.name)
+    exponent, _ = backward.operand(backward.parameter(call.options["exponent"]), backward.tape.values[call.name], axis)
+    return {name: _sum_to_shape(backward, call, name, times(c, backward.value(name) ** (exponent - 1), axis))}
 
 
 def _addcmul(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
@@ -147,8 +150,13 @@ def _bind_product(call: Call, known: Known) -> Call | str:
     bound = bind(call, known)
     if isinstance(bound, str) or len(bound.inputs) != 2:
         return bound
-    gates = [_comes_from_gate(name, known) for name in bound.inputs]
-    return bound if gates[0] == gates[1] else replace(bound, inputs=(bound.inputs[gates.index(False)],))
+    for gates in (
+        [_comes_from_gate(name, known) for name in bound.inputs],
+        [_comes_from_scale(name, known) for name in bound.inputs],
+    ):
+        if gates[0] != gates[1]:
+            return replace(bound, inputs=(bound.inputs[gates.index(False)],))
+    return bound
 
 
 def _comes_from_gate(name: str, known: Known) -> bool:
@@ -156,6 +164,17 @@ def _comes_from_gate(name: str, known: Known) -> bool:
     while call is not None and len(call.inputs) == 1 and (call.op.spreads or call.op.memory is not Memory.NEW):
         call = known.calls.get(call.inputs[0])
     return call is not None and call.op.gate
+
+
+def _comes_from_scale(name: str, known: Known) -> bool:
+    """Whether a value is a statistic, or one that constants were added to, multiplied with or put into a power."""
+    call = known.calls.get(name)
+    while call is not None and len(call.inputs) == 1 and not call.op.scales:
+        kept = call.op.spreads or call.op.memory is not Memory.NEW
+        if not (kept or call.op.group == "addition" or call.kind in ("mul", "div", "pow", "clamp", "mean")):
+            return False
+        call = known.calls.get(call.inputs[0])
+    return call is not None and call.op.scales
 
 
 def _describe_product(backward: Backward, call: Call, handed: frozenset[str]) -> str:
@@ -166,10 +185,15 @@ def _describe_product(backward: Backward, call: Call, handed: frozenset[str]) ->
     return "half each" if len(call.inputs) > 1 else "pass"
 
 
+def _bind_quotient(call: Call, known: Known) -> Call | str:
+    rounding = call.options.get("rounding_mode")
+    return bind_first(call, known) if rounding is None else f"{call.spelling}(rounding_mode={rounding!r})"
+
+
 def _bind_power(call: Call, known: Known) -> Call | str:
     bound = bind_first(call, known)
-    if not isinstance(bound, str) and not isinstance(call.options.get("exponent"), (int, float)):
-        return f"{call.spelling} with an exponent that is no number"
+    if not isinstance(bound, str) and known.is_relevant(call.options.get("exponent")):
+        return f"{call.spelling} with an exponent that depends on the images"
     return bound
 
 
@@ -186,7 +210,7 @@ _SUM = Op(
     Memory.NEW,
     sign_of_operands,
     Channels.KEPT,
-    functions=name_functions(_ADD, operator.add, operator.iadd, torch.add, "add", "add_"),
+    functions={**name_functions(_ADD, operator.add, operator.iadd), **spell(_ADD, "add")},
     group="addition",
     forward=_add_forward,
     axis=aligned_axis,
@@ -202,7 +226,7 @@ MAXIMUM = Op(
     Memory.NEW,
     of_any_sign,
     Channels.KEPT,
-    functions={torch.maximum: _TWO},
+    functions=spell(_TWO, "maximum"),
     axis=aligned_axis,
     text="winner",
     conserves=False,
@@ -214,7 +238,7 @@ _ADDCMUL = Op(
     Memory.NEW,
     of_any_sign,
     Channels.KEPT,
-    functions={torch.addcmul: ("input", "tensor1", "tensor2", "value")},
+    functions=spell(("input", "tensor1", "tensor2", "value"), "addcmul"),
     bind=_bind_addcmul,
     axis=aligned_axis,
     absorbed=_addcmul_absorbed,
@@ -229,7 +253,7 @@ OPS = (
         _SUM,
         kind="sub",
         sign=of_any_sign,
-        functions=name_functions(_ADD, operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+        functions={**name_functions(_ADD, operator.sub, operator.isub), **spell(_ADD, "sub subtract")},
     ),
     Op(
         "neg",
@@ -237,7 +261,7 @@ OPS = (
         Memory.NEW,
         of_any_sign,
         Channels.KEPT,
-        functions=name_functions(("input",), operator.neg, torch.neg, "neg"),
+        functions={operator.neg: ("input",), **spell(("input",), "neg negative")},
         reads=no_values,
     ),
     Op(
@@ -246,7 +270,7 @@ OPS = (
         Memory.NEW,
         sign_of_operands,
         Channels.KEPT,
-        functions=name_functions(_TWO, operator.mul, operator.imul, torch.mul, "mul", "mul_", torch.multiply),
+        functions={**name_functions(_TWO, operator.mul, operator.imul), **spell(_TWO, "mul multiply")},
         bind=_bind_product,
         forward=_run_on_two(operator.mul),
         axis=aligned_axis,
@@ -259,8 +283,11 @@ OPS = (
         Memory.NEW,
         of_any_sign,
         Channels.KEPT,
-        functions=name_functions(_TWO, operator.truediv, operator.itruediv, torch.div, "div", "div_"),
-        bind=bind_first,
+        functions={
+            **name_functions(_TWO, operator.truediv, operator.itruediv),
+            **spell(_TWO, "div divide true_divide"),
+        },
+        bind=_bind_quotient,
         forward=_run_on_two(operator.truediv),
         axis=aligned_axis,
         text="divisor constant",
@@ -272,10 +299,12 @@ OPS = (
         Memory.NEW,
         of_any_sign,
         Channels.KEPT,
-        functions=name_functions(("input", "exponent"), operator.pow, torch.pow, "pow"),
+        functions={operator.pow: _POWER, **spell(_POWER, "pow")},
         bind=_bind_power,
+        axis=aligned_axis,
+        factors=("exponent",),
     ),
     _ADDCMUL,
     MAXIMUM,
-    replace(MAXIMUM, kind="minimum", functions={torch.minimum: _TWO}),
+    replace(MAXIMUM, kind="minimum", functions=spell(_TWO, "minimum")),
 )

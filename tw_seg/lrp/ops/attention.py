@@ -6,13 +6,13 @@ the terms, half to each factor (eq. 14 and 15), with the epsilon of the call's r
 
 from __future__ import annotations
 
+import math
 import operator
 import string
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import UnsupportedOpError
@@ -22,11 +22,14 @@ from tw_seg.lrp.core.linear_map import accumulate, expand, times, unbroadcast
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.ops.op import (
     Known,
+    bind_reduction,
     is_input,
     keep_batch,
-    name_functions,
     never_negative,
     of_any_sign,
+    reduced_axis,
+    resolve_dims,
+    spell,
     stabilize_terms,
 )
 
@@ -39,6 +42,16 @@ def _softmax(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     weights, axis = backward.value(call.name), backward.axis(call.name)
     mean = times(c, weights, axis).sum(dim, keepdim=True)
     return {call.inputs[0]: times(c - mean, weights, axis).to(backward.tape.values[call.inputs[0]].dtype)}
+
+
+def _logsumexp(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    name, axis = call.inputs[0], backward.axis(call.inputs[0])
+    u, y = backward.value(name), backward.value(call.name)
+    if not call.options.get("keepdim"):
+        for dim in sorted(resolve_dims(call.options["dim"], u.ndim)):
+            c, y = c.unsqueeze(dim), y.unsqueeze(dim)
+    weights = torch.exp(u - y.masked_fill(y == -math.inf, 0.0))
+    return {name: times(c, weights, axis)}
 
 
 def _matmul_axis(tape: Tape, call: Call) -> int:
@@ -173,7 +186,7 @@ _PRODUCT = Op(
     Memory.NEW,
     of_any_sign,
     Channels.KEPT,
-    functions=name_functions(_TWO, torch.matmul, torch.bmm, operator.matmul, torch.mm, "matmul", "bmm", "mm"),
+    functions={operator.matmul: _TWO, **spell(_TWO, "matmul bmm mm")},
     group="product",
     forward=_matmul_forward,
     axis=_matmul_axis,
@@ -203,11 +216,23 @@ OPS = (
         never_negative,
         Channels.KEPT,
         modules=(nn.Softmax,),
-        functions=name_functions(("input", "dim"), F.softmax, torch.softmax, "softmax"),
+        functions=spell(("input", "dim"), "softmax"),
         options=("dim",),
         text="first order",
         conserves=False,
         gate=True,
+    ),
+    Op(
+        "logsumexp",
+        _logsumexp,
+        Memory.NEW,
+        of_any_sign,
+        Channels.KEPT,
+        functions=spell(("input", "dim", "keepdim"), "logsumexp"),
+        bind=bind_reduction,
+        axis=reduced_axis,
+        text="first order",
+        conserves=False,
     ),
     _PRODUCT,
     _EINSUM,

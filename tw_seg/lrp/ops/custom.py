@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.core.graph import Call, Channels, Memory, Op
+from tw_seg.lrp.core.graph import Call, Channels, Memory, Op, Ref, map_leaves
 from tw_seg.lrp.core.linear_map import accumulate, expand
 from tw_seg.lrp.ops.op import of_any_sign
+
+
+class Arguments(NamedTuple):
+    """All arguments of a call, for a rule that has a parameter ``arguments``.
+
+    Attributes:
+        args: The positional ones; activations have the rows of the coefficient, as ``inputs`` has them.
+        kwargs: The keyword arguments, likewise.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _tell_arguments(function: Any, backward: Backward, call: Call, c: Tensor) -> dict[str, Arguments]:
+    """The keyword argument ``arguments``, for a function of the user that asks for it."""
+    try:
+        asked = "arguments" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a callable written in C
+        asked = False
+    return {"arguments": _find_arguments(backward, call, c)} if asked else {}
+
+
+def _find_arguments(backward: Backward, call: Call, c: Tensor) -> Arguments:
+    axis, tape = backward.axis(call.name), backward.tape
+
+    def find(value: Any) -> Any:
+        if not isinstance(value, Ref) or value.name not in tape.axes:
+            return tape.resolve(value)
+        return expand(backward.value(value.name), c, backward.axis(value.name), of=axis)
+
+    return Arguments(map_leaves(call.args, find), map_leaves(call.kwargs, find))
 
 
 def _gather_arguments(backward: Backward, call: Call, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
@@ -24,7 +57,8 @@ def _gather_arguments(backward: Backward, call: Call, c: Tensor) -> tuple[Tensor
 
 def _custom(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     given = _gather_arguments(backward, call, c)
-    inputs, found = given[1], call.options["rule"](*given)
+    inputs, rule = given[1], call.options["rule"]
+    found = rule(*given, **_tell_arguments(rule, backward, call, c))
     parts = found if isinstance(found, (tuple, list)) else (found,)
     if len(parts) != len(inputs):
         raise InputError(
@@ -49,7 +83,8 @@ def _absorb(backward: Backward, call: Call, c: Tensor) -> Tensor:
     absorbed = getattr(call.options["rule"], "absorbed", None)
     if absorbed is None:
         return torch.zeros_like(c)
-    found: Tensor = absorbed(*_gather_arguments(backward, call, c))
+    given = _gather_arguments(backward, call, c)
+    found: Tensor = absorbed(*given, **_tell_arguments(absorbed, backward, call, c))
     if found.shape != c.shape:
         raise InputError(
             f"`absorbed` of the rule for {call.path or call.name!r} returned relevance of shape {tuple(found.shape)}; "

@@ -12,7 +12,7 @@ from torch import Tensor
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Call, Channels, Memory, Op
-from tw_seg.lrp.core.linear_map import Parts, accumulate, unbroadcast
+from tw_seg.lrp.core.linear_map import Parts, accumulate, expand, unbroadcast
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.ops.op import (
     Known,
@@ -20,11 +20,11 @@ from tw_seg.lrp.ops.op import (
     bind_first,
     is_input,
     keep_batch,
-    name_functions,
     no_values,
     of_any_sign,
     resolve_dims,
     sign_of_inputs,
+    spell,
 )
 
 
@@ -146,6 +146,14 @@ def _index_select(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor
     return {call.inputs[0]: c.new_zeros(backward.shape(call, c)).index_add(dim[0], index, c)}
 
 
+def _gather(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
+    (dim,) = resolve_dims(call.options["dim"], c.ndim)
+    keep_batch(backward.tape, call, (dim,))
+    axis = backward.axis(call.name)
+    places = expand(backward.rows(backward.tape.resolve(call.options["index"]), axis), c, axis)
+    return {call.inputs[0]: c.new_zeros(backward.shape(call, c)).scatter_add(dim, places, c)}
+
+
 def _masked_fill(backward: Backward, call: Call, c: Tensor) -> dict[str, Tensor]:
     return {call.inputs[0]: backward.multiply(c, ~backward.tape.resolve(call.options["mask"]), call)}
 
@@ -202,9 +210,9 @@ _SPLIT = Op(
     sign_of_inputs,
     Channels.KEPT,
     functions={
-        **name_functions(("input", "chunks", "dim"), torch.chunk, "chunk"),
-        **name_functions(("input", "sizes", "dim"), torch.split, "split", "split_with_sizes"),
-        **name_functions(("input", "sections", "dim"), torch.tensor_split, "tensor_split"),
+        **spell(("input", "chunks", "dim"), "chunk"),
+        **spell(("input", "sizes", "dim"), "split split_with_sizes"),
+        **spell(("input", "sections", "dim"), "tensor_split"),
     },
     axis=_split_axis,
     reads=no_values,
@@ -228,14 +236,14 @@ _ALONG_AXIS = replace(_ITEM, bind=None, rearranges=False)
 
 OPS = (
     _SPLIT,
-    replace(_SPLIT, kind="unbind", functions=name_functions(("input", "dim"), torch.unbind, "unbind")),
+    replace(_SPLIT, kind="unbind", functions=spell(("input", "dim"), "unbind")),
     _PART,
     _ITEM,
-    replace(_ALONG_AXIS, kind="select", functions=name_functions(("input", "dim", "index"), "select", torch.select)),
+    replace(_ALONG_AXIS, kind="select", functions=spell(("input", "dim", "index"), "select")),
     replace(
         _ALONG_AXIS,
         kind="narrow",
-        functions=name_functions(("input", "dim", "start", "length"), "narrow", torch.narrow),
+        functions=spell(("input", "dim", "start", "length"), "narrow"),
     ),
     Op(
         "setitem",
@@ -254,7 +262,16 @@ OPS = (
         Memory.NEW,
         sign_of_inputs,
         Channels.KEPT,
-        functions=name_functions(("input", "dim", "index"), torch.index_select, "index_select"),
+        functions=spell(("input", "dim", "index"), "index_select"),
+        reads=no_values,
+    ),
+    Op(
+        "gather",
+        _gather,
+        Memory.NEW,
+        sign_of_inputs,
+        Channels.KEPT,
+        functions=spell(("input", "dim", "index"), "gather"),
         reads=no_values,
     ),
     Op(
@@ -263,7 +280,7 @@ OPS = (
         Memory.NEW,
         of_any_sign,
         Channels.KEPT,
-        functions=name_functions(("input", "mask", "value"), "masked_fill", "masked_fill_", torch.masked_fill),
+        functions=spell(("input", "mask", "value"), "masked_fill"),
         bind=bind_first,
         forward=_masked_fill_forward,
         conserves=False,

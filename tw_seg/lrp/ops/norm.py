@@ -21,6 +21,8 @@ from tw_seg.lrp.ops.op import keep_batch, name_functions, of_any_sign, only_inpu
 
 _LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
 _RMS = ("input", "normalized_shape", "weight", "eps")
+_INSTANCE = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+_TORCH_INSTANCE = ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps")
 _GROUP = ("input", "num_groups", "weight", "bias", "eps")
 
 
@@ -69,9 +71,12 @@ def _absorb_bias(backward: Backward, call: Call, c: Tensor) -> Tensor:
 
 
 def _run_instance_norm(tape: Tape, call: Call) -> Tensor:
-    module = tape.modules[call.target]
-    if getattr(module, "track_running_stats", False):
-        raise UnsupportedOpError(f"{call.path}: InstanceNorm with running statistics has no relevance rule")
+    if call.fx_op == "call_module":
+        running = getattr(tape.modules[call.target], "track_running_stats", False)
+    else:
+        running = not tape.resolve(call.options.get("use_input_stats", True))
+    if running:
+        raise UnsupportedOpError(f"{call.place}: InstanceNorm with running statistics has no relevance rule")
     value: Tensor = tape.execute(call)
     return value
 
@@ -116,7 +121,7 @@ OPS = (
         _GROUP_NORM,
         kind="instance_norm",
         modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-        functions={},
+        functions={F.instance_norm: _INSTANCE, torch.instance_norm: _TORCH_INSTANCE},
         options=(),
         forward=_run_instance_norm,
     ),

@@ -6,6 +6,8 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tw_seg.errors import UnsupportedOpError
@@ -201,6 +203,27 @@ def stabilize_terms(backward: Backward, call: Call, c: Tensor, factors: int = 1)
 def name_rule(backward: Backward, call: Call, handed: frozenset[str]) -> str:
     """``text`` of an operation whose rule the composite chooses."""
     return str(backward.rules[call.name])
+
+
+def spell(names: Names, words: str) -> dict[Any, Names]:
+    """``functions`` of an operation: every public form of some words that this torch has, methods among them.
+
+    In-place twins (``abs_``) need no word of their own.
+
+    Args:
+        names: Names of the positional arguments, the same for all forms.
+        words: Names of functions and methods, synonyms of each other.
+    """
+    found: dict[Any, Names] = {}
+    for word in words.split():
+        for namespace in (torch, F, torch.special, torch.linalg):
+            function = vars(namespace).get(word)
+            # F.tanh and F.sigmoid call the method.
+            if callable(function) and not (namespace is F and callable(getattr(Tensor, word, None))):
+                found[function] = names
+        if callable(getattr(Tensor, word, None)):
+            found[word] = names
+    return found
 
 
 def name_functions(names: Names, *functions: Any) -> dict[Any, Names]:

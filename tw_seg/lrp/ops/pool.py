@@ -30,6 +30,7 @@ from tw_seg.lrp.ops.op import (
     resolve_dims,
     sign_of_inputs,
     sign_of_numbers,
+    spell,
 )
 
 _AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -176,7 +177,7 @@ _MEAN = Op(
     Memory.NEW,
     sign_of_inputs,
     Channels.KEPT,
-    functions=name_functions(_REDUCE, torch.mean, "mean"),
+    functions=spell(_REDUCE, "mean"),
     bind=bind_reduction,
     group="pool",
     axis=reduced_axis,
@@ -209,7 +210,7 @@ _LARGEST = Op(
     Memory.NEW,
     sign_of_inputs,
     Channels.KEPT,
-    functions=name_functions(_REDUCE, torch.amax, "amax"),
+    functions=spell(_REDUCE, "amax"),
     bind=bind_reduction,
     axis=reduced_axis,
     reads=only_input,
@@ -230,7 +231,7 @@ OPS = (
         linear_map=_adaptive_avg_pool,
     ),
     _MEAN,
-    replace(_MEAN, kind="sum", functions=name_functions(_REDUCE, torch.sum, "sum")),
+    replace(_MEAN, kind="sum", functions=spell(_REDUCE, "sum")),
     _WINDOW_MAXIMUM,
     replace(
         _WINDOW_MAXIMUM,
@@ -247,7 +248,7 @@ OPS = (
         _LARGEST,
         kind="max",
         adjoint=_max,
-        functions=name_functions(_REDUCE, torch.max, "max"),
+        functions=spell(_REDUCE, "max"),
         bind=_bind_max,
         returns_tuple=True,
     ),

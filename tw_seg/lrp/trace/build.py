@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 
 from tw_seg.errors import TraceError, UnsupportedOpError
 from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Call, Graph, Ref, map_leaves, refs
-from tw_seg.lrp.ops import FUNCTIONS, MODULES
-from tw_seg.lrp.ops.constants import CONSTANT_ATTRIBUTES, CONSTANT_FUNCTIONS
+from tw_seg.lrp.ops import FUNCTIONS, IN_PLACE, MODULES
+from tw_seg.lrp.ops.constants import CONSTANT_ATTRIBUTES, CONSTANT_FUNCTIONS, STATISTICS, hold_constant
 from tw_seg.lrp.ops.custom import CUSTOM
 from tw_seg.lrp.ops.op import Known, bind
 from tw_seg.lrp.trace.aliasing import Aliases, find_live
@@ -58,14 +58,43 @@ def trace(
         classifier,
         training=training,
         image_shape=image_shape,
-        known_functions={key for key in (*FUNCTIONS, *rules) if callable(key) and not isinstance(key, type)},
+        known_functions={key for key in (*FUNCTIONS, *rules, hold_constant) if not isinstance(key, type)},
         leaves=tuple(key for key in rules if isinstance(key, type)),
         defaults=defaults,
     )
-    inputs = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    builder = _Builder(dict(classifier.named_modules()), inputs[0].name, rules)
+    builder, output = _build(traced.graph, classifier, rules)
+    reached = _find_reached(builder.calls, output)
+    if constants := builder.statistics - reached:  # a divisor, a scale: no relevance asks for its rule
+        builder, output = _build(traced.graph, classifier, rules, constants)
+        reached = _find_reached(builder.calls, output)
+    live = find_live(builder.calls, output, builder.aliases.changes)
+    calls = [call for call in builder.calls if call.name in live]
+    problems = [p for name, p in builder.problems.items() if name in reached or name in builder.aliases.changes]
+    if problems:
+        raise UnsupportedOpError(
+            f"{type(classifier).__name__} has {len(problems)} call(s) without a relevance rule:\n  "
+            + "\n  ".join(problems)
+            + "\nReplace them in the classifier, or give them a custom rule: "
+            "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
+        )
+    return Graph(annotate(calls), builder.images, output, traced.specialised)
+
+
+def _build(
+    graph: fx.Graph, classifier: nn.Module, rules: dict[Any, CustomRule], constants: Set[str] = frozenset()
+) -> tuple[_Builder, str]:
+    """The calls of a traced forward, and the name of the one that makes the logits.
+
+    Args:
+        graph: The trace.
+        classifier: The classifier.
+        rules: The user's rules.
+        constants: Names of statistics that carry no relevance.
+    """
+    images = next(node.name for node in graph.nodes if node.op == "placeholder")
+    builder = _Builder(dict(classifier.named_modules()), images, rules, constants)
     output = ""
-    for node in traced.graph.nodes:
+    for node in graph.nodes:
         if node.op == "output":
             result = node.args[0]
             if isinstance(result, fx.Node) and isinstance(result.target, type) and issubclass(result.target, tuple):
@@ -77,25 +106,19 @@ def trace(
             output = builder.find_present(result)
         else:
             builder.add(node)
-    live = find_live(builder.calls, output, builder.aliases.changes)
-    calls = [call for call in builder.calls if call.name in live]
-    reached = _find_reached(calls, output)
-    problems = [p for name, p in builder.problems.items() if name in reached or name in builder.aliases.changes]
-    if problems:
-        raise UnsupportedOpError(
-            f"{type(classifier).__name__} has {len(problems)} call(s) without a relevance rule:\n  "
-            + "\n  ".join(problems)
-            + "\nReplace them in the classifier, or give them a custom rule: "
-            "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
-        )
-    return Graph(annotate(calls), inputs[0].name, output, traced.specialised)
+    return builder, output
 
 
 class _Builder:
     """Turns fx nodes into calls."""
 
-    def __init__(self, modules: dict[str, nn.Module], images: str, rules: dict[Any, CustomRule]) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], images: str, rules: dict[Any, CustomRule], constants: Set[str]
+    ) -> None:
         self.modules = modules
+        self.images = images
+        self.constants = constants
+        self.statistics: set[str] = set()
         self.rules = rules
         self.named: dict[str, Call] = {}
         self.problems: dict[str, str] = {}
@@ -121,8 +144,10 @@ class _Builder:
         call = Call(node.name, path, CONSTANT, node.op, node.target, tuple(args), dict(kwargs), ())
         if node.target is torch._assert:
             self.aliases.changes.add(node.name)  # it has no readers, and must run
+        if call.spelling in STATISTICS:
+            self.statistics.add(call.name)
         sources = [self.find_present(n) for n in node.all_input_nodes]
-        if not any(name in self.relevant for name in sources) or _is_constant(call):
+        if not any(name in self.relevant for name in sources) or call.name in self.constants or _is_constant(call):
             call = replace(call, parameter=self._find_parameter(call))
         else:
             self.relevant.add(node.name)
@@ -168,11 +193,15 @@ class _Builder:
             return replace(call, op=CUSTOM, inputs=known, options={"rule": self.rules[call.target]})
         if call.target in (getattr, operator.getitem) and known and known[0] in self.problems:
             return replace(call, op=UNSUPPORTED, inputs=known)  # a part of what is listed already
-        if call.target not in FUNCTIONS or "out" in call.kwargs:
+        in_place = call.target in IN_PLACE
+        if in_place:
+            call = replace(call, target=IN_PLACE[call.target])
+        if call.target not in FUNCTIONS or call.kwargs.get("out") is not None:
             return self._refuse(call, call.spelling)
         op, names = FUNCTIONS[call.target]
         named = {_NUMPY_NAMES.get(key, key): value for key, value in call.kwargs.items()}
-        call = replace(call, op=op, options={**dict(zip(names, call.args, strict=False)), **named})
+        options = {**dict(zip(names, call.args, strict=False)), **named}
+        call = replace(call, op=op, options={**options, "inplace": True} if in_place else options)
         bound = (op.bind or bind)(call, self.known)
         return self._refuse(call, bound) if isinstance(bound, str) else bound
 

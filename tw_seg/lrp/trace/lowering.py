@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import TraceError
+from tw_seg.lrp.trace.rewriting import REWRITTEN_FUNCTIONS, rewrite_module
 
 
 def _attention(
@@ -228,8 +229,9 @@ LOWERED_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.glu: _glu,
     F.normalize: _normalize,
     F.softmin: _softmin,
+    **REWRITTEN_FUNCTIONS,
 }
-"""Function of torch -> the same in simpler operations."""
+"""Function of torch, or name of a method -> the same in simpler operations."""
 
 LOWERED_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.MultiheadAttention: _multi_head_module,
@@ -238,3 +240,8 @@ LOWERED_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Softmax2d: lambda module, input: torch.softmax(input, dim=-3),
 }
 """Module class of torch -> its forward in simpler operations, from the module and its arguments."""
+
+
+def find_lowered(kind: type[nn.Module], module: nn.Module) -> Callable[..., Any] | None:
+    """A module's forward in simpler operations, where it is written out; some are only with some of their options."""
+    return LOWERED_MODULES.get(kind) or rewrite_module(kind, module)

@@ -84,14 +84,14 @@ class _RecordedIndexing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__") and not self.tracer.running and _holds_proxy(args):
+        if name in ("__getitem__", "__setitem__") and not self.tracer.running and holds_proxy(args):
             return self.tracer.create_proxy("call_method", name, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
 def _recorder(tracer: Recording, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.running and (always or _holds_proxy(args) or _holds_proxy(kwargs)):
+        if not tracer.running and (always or holds_proxy(args) or holds_proxy(kwargs)):
             target = function if kind == "call_function" else function.__name__
             return tracer.create_proxy(kind, target, args, kwargs)
         return function(*args, **kwargs)
@@ -100,11 +100,12 @@ def _recorder(tracer: Recording, kind: str, function: Any, *, always: bool = Fal
     return recorded
 
 
-def _holds_proxy(value: Any) -> bool:
+def holds_proxy(value: Any) -> bool:
+    """Whether a traced value is among nested arguments."""
     if isinstance(value, (tuple, list)):
-        return any(map(_holds_proxy, value))
+        return any(map(holds_proxy, value))
     if isinstance(value, dict):
-        return any(map(_holds_proxy, value.values()))
+        return any(map(holds_proxy, value.values()))
     if isinstance(value, slice):
-        return any(map(_holds_proxy, (value.start, value.stop, value.step)))
+        return any(map(holds_proxy, (value.start, value.stop, value.step)))
     return isinstance(value, fx.Proxy)

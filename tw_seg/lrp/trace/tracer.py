@@ -3,7 +3,7 @@
 Three things are added to torch.fx. Where the forward needs a number or a truth value, the graph so far is run on
 fake tensors, which have shapes and no data (Python's ``if``, ``int``, ``range``, ``math.ceil`` on sizes). Functions
 that others marked as opaque (``torch.fx.wrap``) are traced into. And a few functions and modules are written out in
-simpler operations (``LOWERED_FUNCTIONS``, ``LOWERED_MODULES``), such as attention.
+simpler operations (``lowering``, ``rewriting``), such as attention.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from torch.nn.utils import parametrize
 
 from tw_seg.errors import TraceError
 from tw_seg.lrp.trace.examples import BATCHES, Examples, Failed, default_image_shape
-from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, LOWERED_MODULES
-from tw_seg.lrp.trace.recording import record_torch
+from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, find_lowered
+from tw_seg.lrp.trace.outside import let_einops_record, record_functions
+from tw_seg.lrp.trace.recording import holds_proxy, record_torch
 
 IN_PLACE_OPERATORS = {
     "__iadd__": operator.iadd,
@@ -60,7 +61,7 @@ def symbolic_trace(
     *,
     training: bool,
     image_shape: tuple[int, ...] | None,
-    known_functions: Collection[Callable[..., Any]],
+    known_functions: Collection[Callable[..., Any] | str],
     leaves: tuple[type, ...] = (),
     defaults: Mapping[str, Any],
 ) -> Traced:
@@ -70,7 +71,7 @@ def symbolic_trace(
         classifier: Maps (N, C, H, W) to (N, K).
         training: Whether to trace the path that it takes in training mode.
         image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
-        known_functions: Functions that are recorded as they are: neither traced into nor written out.
+        known_functions: Functions, and names of methods, that are recorded as they are: not traced into nor written out.
         leaves: Module classes likewise.
         defaults: Values of the forward's other arguments, which the trace holds constant.
 
@@ -85,7 +86,13 @@ def symbolic_trace(
         raise TraceError(f"the classifier must take one argument (images), it takes {names}")
     tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(known_functions), leaves, defaults)
     try:
-        with training_mode(classifier, training), _undo_assignments(classifier), record_torch(tracer):
+        with (
+            training_mode(classifier, training),
+            _undo_assignments(classifier),
+            let_einops_record((_Proxy, _Attribute)),
+            record_torch(tracer),
+            record_functions(tuple(known_functions), tracer.record),
+        ):
             graph = tracer.trace(classifier)
     except Exception as error:
         cause = tracer.failure or error
@@ -224,7 +231,7 @@ class _Tracer(fx.Tracer):
     def __init__(
         self,
         image_shape: tuple[int, ...],
-        known: frozenset[Callable[..., Any]],
+        known: frozenset[Callable[..., Any] | str],
         leaves: tuple[type, ...],
         defaults: Mapping[str, Any],
     ) -> None:
@@ -278,12 +285,18 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if kind == "call_method" and target.startswith("__"):  # of a tensor that is not traced, with one that is
             kind, target, args = _operator(target, args)
-        if kind == "call_function" and target not in self.known:
+        if kind in ("call_function", "call_method") and target not in self.known:
             if target in LOWERED_FUNCTIONS:
                 return LOWERED_FUNCTIONS[target](*args, **kwargs)
-            if _is_python(target):
+            if kind == "call_function" and _is_python(target):
                 return target(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+
+    def record(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The call of a function that is recorded as it is, where a traced value enters it."""
+        if self.running or not (holds_proxy(args) or holds_proxy(kwargs)):
+            return NotImplemented
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
@@ -331,7 +344,7 @@ class _Tracer(fx.Tracer):
 
     def _lowered(self, m: nn.Module) -> Callable[..., Any] | None:
         kind = parametrize.type_before_parametrizations(m)
-        return None if kind in self.leaves else LOWERED_MODULES.get(kind)
+        return None if kind in self.leaves else find_lowered(kind, m)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return (obj[i] for i in range(self.length(obj)))  # type: ignore[index]
