@@ -116,7 +116,7 @@ def list_public() -> dict[str, bool]:
         for function in functions:
             name = getattr(function, "__name__", "_")
             if not name.startswith("_"):
-                known = _is_known(name if holder is Tensor else function, name)
+                known = _is_known(name if holder is Tensor else getattr(holder, name, function), name)
                 found[name] = known and found.get(name, True)
     for name, value in vars(nn).items():
         if isinstance(value, type) and issubclass(value, nn.Module):

@@ -20,6 +20,8 @@ def modules():
         "p": nn.Parameter(torch.zeros(4, 1, 8)),
         "m": nn.Parameter(torch.zeros(8, 5)),
         "v": nn.Parameter(torch.zeros(8)),
+        "w": nn.Parameter(torch.zeros(4)),
+        "z": nn.Parameter(torch.zeros(4)),
         "e": nn.Parameter(torch.zeros(1)),
         "k": nn.Parameter(torch.zeros(5, 8, 8)),
     }
@@ -68,7 +70,7 @@ PLACES = spellings(
     lambda s, x: torch.rot90(s.a(x), k=-2, dims=(2, 3)),
     lambda s, x: torch.hstack([s.a(x), s.b(x)]),
     lambda s, x: torch.dstack((s.a(x), s.b(x))),
-    lambda s, x: torch.cat(torch.split_with_sizes(s.a(x), [1, 3], 1)[::-1], 1),
+    lambda s, x: (lambda parts: torch.cat([parts[1], parts[0]], 1))(torch.split_with_sizes(s.a(x), [1, 3], 1)),
     lambda s, x: torch.hsplit(s.a(x), 2)[1],
     lambda s, x: s.a(x).dsplit([2, 3])[0],
     modules=modules,
@@ -176,14 +178,14 @@ NORMS = {
     "SyncBatchNorm": Case(lambda s, x: s.n(s.a(x)), modules=lambda: {"n": nn.SyncBatchNorm(4)}),
     "torch.batch_norm": Case(
         lambda s, x: torch.batch_norm(
-            s.a(x), s.v[:4], s.v[4:], x.new_full((4,), 0.3), x.new_full((4,), 1.7), False, 0.1, 1e-3, False
+            s.a(x), s.w, s.z, x.new_full((4,), 0.3), x.new_full((4,), 1.7), False, 0.1, 1e-3, False
         ),
         modules=modules,
     ),
     "instance_norm": Case(
-        lambda s, x: F.instance_norm(s.a(x), weight=s.v[:4], bias=s.v[4:]),
+        lambda s, x: F.instance_norm(s.a(x), weight=s.w, bias=s.z),
         lambda s, x: (lambda u: (u - u.mean((2, 3), True)) / (u.detach().var((2, 3), False, True) + 1e-5).sqrt()
-                      * s.v[:4, None, None] + s.v[4:, None, None])(s.a(x)),
+                      * s.w[:, None, None] + s.z[:, None, None])(s.a(x)),
         modules=modules,
     ),
     "torch.instance_norm": Case(

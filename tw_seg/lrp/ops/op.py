@@ -218,8 +218,7 @@ def spell(names: Names, words: str) -> dict[Any, Names]:
     for word in words.split():
         for namespace in (torch, F, torch.special, torch.linalg):
             function = vars(namespace).get(word)
-            # F.tanh and F.sigmoid call the method.
-            if callable(function) and not (namespace is F and callable(getattr(Tensor, word, None))):
+            if callable(function) and function not in (F.tanh, F.sigmoid):  # these call the method
                 found[function] = names
         if callable(getattr(Tensor, word, None)):
             found[word] = names

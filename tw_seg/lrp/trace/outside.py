@@ -9,7 +9,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 
 @contextmanager
@@ -30,6 +30,18 @@ def let_einops_record(proxies: Sequence[type[fx.Proxy]]) -> Iterator[None]:
     finally:
         for proxy in proxies:
             known.pop(proxy, None)
+
+
+def find_einops_forward(kind: type[nn.Module]) -> Callable[..., Any] | None:
+    """The forward of a layer of einops as a call of its function: the layer looks its recipe up by a number."""
+    layers, einops = sys.modules.get("einops.layers.torch"), sys.modules.get("einops")
+    if layers is None or einops is None:
+        return None
+    if kind is layers.Rearrange:
+        return lambda module, input: einops.rearrange(input, module.pattern, **module.axes_lengths)
+    if kind is layers.Reduce:
+        return lambda module, input: einops.reduce(input, module.pattern, module.reduction, **module.axes_lengths)
+    return None
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 from tw_seg.errors import TraceError
 from tw_seg.lrp.trace.examples import BATCHES, Examples, Failed, default_image_shape
 from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, find_lowered
-from tw_seg.lrp.trace.outside import let_einops_record, record_functions
+from tw_seg.lrp.trace.outside import find_einops_forward, let_einops_record, record_functions
 from tw_seg.lrp.trace.recording import holds_proxy, record_torch
 
 IN_PLACE_OPERATORS = {
@@ -71,7 +71,7 @@ def symbolic_trace(
         classifier: Maps (N, C, H, W) to (N, K).
         training: Whether to trace the path that it takes in training mode.
         image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
-        known_functions: Functions, and names of methods, that are recorded as they are: not traced into nor written out.
+        known_functions: Functions, and names of methods, that are recorded as they are: not traced into or rewritten.
         leaves: Module classes likewise.
         defaults: Values of the forward's other arguments, which the trace holds constant.
 
@@ -344,7 +344,7 @@ class _Tracer(fx.Tracer):
 
     def _lowered(self, m: nn.Module) -> Callable[..., Any] | None:
         kind = parametrize.type_before_parametrizations(m)
-        return None if kind in self.leaves else find_lowered(kind, m)
+        return None if kind in self.leaves else find_lowered(kind, m) or find_einops_forward(kind)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return (obj[i] for i in range(self.length(obj)))  # type: ignore[index]
