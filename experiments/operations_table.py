@@ -113,10 +113,13 @@ def list_public() -> dict[str, bool]:
     for holder, functions in get_overridable_functions().items():
         if holder not in (torch, torch.functional, F, Tensor):
             continue
+        # As it is now: torch keeps its list, which may have been made while functions were replaced by a tracer.
+        present = {getattr(value, "__name__", ""): value for value in vars(holder).values()}
+        present.update(vars(holder))
         for function in functions:
             name = getattr(function, "__name__", "_")
             if not name.startswith("_"):
-                known = _is_known(name if holder is Tensor else getattr(holder, name, function), name)
+                known = _is_known(name if holder is Tensor else present.get(name, function), name)
                 found[name] = known and found.get(name, True)
     for name, value in vars(nn).items():
         if isinstance(value, type) and issubclass(value, nn.Module):
