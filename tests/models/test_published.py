@@ -250,7 +250,7 @@ def test_each_family_of_timm_is_what_timm_makes_of_it(name, tmp_path):
     assert heads and all(len(found[f"{head}.weight"]) == 4 for head in heads)
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted..:UserWarning")  # timm's interpolation of tables
+@pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")  # its use of torch
 @pytest.mark.parametrize(
     ("name", "kwargs", "resized"),
     [
