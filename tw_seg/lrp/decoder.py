@@ -207,7 +207,7 @@ class HeatmapDecoder(nn.Module):
     def coefficients(
         self, images: Tensor, classes: Sequence[int] | Tensor | None = None
     ) -> tuple[Tape, dict[str, Tensor]]:
-        """The tape and the coefficient (K'*N, ...) at every call's output: what ``checks`` looks at."""
+        """The tape and the coefficient (K'*N, ...) at every call's output: what ``lrp.conservation`` looks at."""
         check_signals(images, self._image_axes)
         tape = Tape(self.classifier, self._plan(images).graph, images)
         backward = self.prepare(tape)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tests.oracles import nets
 from tests.oracles.nets import Calls, conv
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.conservation.diagnose import bias_relevance, completeness, conservation, non_finite
-from tw_seg.lrp.conservation.report import format_table
+from tw_seg.lrp.conservation.diagnose import completeness, conservation, non_finite
 
 COMPOSITES = [
     ("epsilon", {}),
@@ -44,7 +43,7 @@ def test_logit_is_heatmap_and_bias_relevance(quick) -> None:
     net, images = quick
     decoder = HeatmapDecoder(net)
     decoded = decoder(images, classes=[2, 0])
-    bias = bias_relevance(decoder, images, [2, 0])
+    bias = completeness(decoder, images, [2, 0]).bias
     scale = float(decoded.logits.abs().max())
     assert bias.abs().max() > 1e-3 * scale
     torch.testing.assert_close(
@@ -81,7 +80,7 @@ def test_read_outs(place: str, epsilon: float) -> None:
 
 def test_a_bias_is_the_bias() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double()
-    found = bias_relevance(HeatmapDecoder(net), pictures(2, 3, 2, 2))
+    found = completeness(HeatmapDecoder(net), pictures(2, 3, 2, 2)).bias
     torch.testing.assert_close(found, net[1].bias.detach().expand(2, 3))
 
 
@@ -133,7 +132,7 @@ def test_checks_leave_no_trace() -> None:
     net = nets.tiny()
     decoder = HeatmapDecoder(net)
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    for check in (conservation, completeness, bias_relevance, non_finite):
+    for check in (conservation, completeness, non_finite):
         check(decoder, pictures())
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -149,11 +148,3 @@ def test_non_finite_names_the_origin() -> None:
     lines = non_finite(decoder, pictures())
     assert lines[0].startswith("conv2 (conv 'conv2')") and "activation" in lines[0]
     assert any("coefficient" in line for line in lines)
-
-
-def test_format_table() -> None:
-    table = format_table(conservation(HeatmapDecoder(nets.tiny()), pictures())).splitlines()
-    assert table[0].split() == ["call", "out", "in", "bias", "stabilizer", "missing"]
-    assert len({len(line) for line in table}) == 1
-    assert table[2].startswith("fc (linear)")
-    assert format_table([]).startswith("call")

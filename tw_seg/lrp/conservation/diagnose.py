@@ -88,20 +88,6 @@ def completeness(
     return balance_logits(backward, kept, balances, place)
 
 
-def bias_relevance(
-    decoder: HeatmapDecoder,
-    images: Tensor,
-    classes: Sequence[int] | Tensor | None = None,
-    *,
-    read_out: int = 0,
-) -> Tensor:
-    """Relevance absorbed by biases, BatchNorm shifts and added constants, shape (N, K'), units of the logit.
-
-    With ``epsilon = 0`` and every path through the read-out: ``logit = heatmap sum + bias relevance``.
-    """
-    return completeness(decoder, images, classes, read_out=read_out).bias
-
-
 @torch.no_grad()
 def non_finite(decoder: HeatmapDecoder, images: Tensor, classes: Sequence[int] | Tensor | None = None) -> list[str]:
     """One line for each call whose output or coefficient is not finite, in the order of computing.

@@ -136,18 +136,6 @@ class Report:
         return json.dumps(_finite({**asdict(self), "rules": self.rules}), indent=2, allow_nan=False)
 
 
-def format_table(balances: Sequence[CallBalance]) -> str:
-    """A table for people: means over samples and classes, and the largest share that is missing."""
-    labels = [f"{b.path or '(root)'} ({b.kind})" for b in balances]
-    width = max([len("call"), *map(len, labels)])
-    head = f"{'call':<{width}}  {'out':>11}  {'in':>11}  {'bias':>11}  {'stabilizer':>11}  {'missing':>8}"
-    lines = [head, "-" * len(head)]
-    for label, b in zip(labels, balances, strict=True):
-        cells = "  ".join(f"{term.mean().item():>11.4g}" for term in b.terms)
-        lines.append(f"{label:<{width}}  {cells}  {_compare_missing(b.missing, *b.terms):>8.1e}")
-    return "\n".join(lines)
-
-
 def summarize_call(case: Case, b: CallBalance) -> Row:
     """The row of one call."""
     scale = torch.stack([n.abs() for n in b.terms]).amax(0).sum()
