@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -582,3 +583,34 @@ class Pair(nn.Module):
 def test_logits_come_first_in_a_tuple() -> None:
     images, net = pictures(), Pair()
     assert_equal(HeatmapDecoder(net)(images), HeatmapDecoder(net.net)(images))
+
+
+class Ending(nn.Module):
+    """A classifier with something behind its logits."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.end = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), end
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.end(self.head(torch.relu(self.conv(images)).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("end", "name"),
+    [
+        (nn.Sigmoid(), r"sigmoid at end \('end'\)"),
+        (nn.Softmax(dim=1), r"softmax at end"),
+        (nn.Sequential(nn.Hardsigmoid(), nn.Flatten()), r"hardsigmoid at end\.0"),
+        (torch.sigmoid, r"sigmoid at \(root\)"),
+        (lambda logits: logits.softmax(1).view(-1, 2), r"softmax at \(root\)"),
+    ],
+)
+def test_a_classifier_that_ends_in_probabilities_is_warned_of(end, name):
+    with pytest.warns(UserWarning, match=f"the classifier ends in {name}.*expect logits.*Identity"):
+        HeatmapDecoder(Ending(end))
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Tanh(), lambda logits: logits * logits.sigmoid()])
+def test_other_endings(end):
+    HeatmapDecoder(Ending(end))

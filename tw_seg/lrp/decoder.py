@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,6 +102,7 @@ class HeatmapDecoder(nn.Module):
         self._plans.add(shape, plans)
         if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
+        _warn_of_probabilities(plans[0].graph)
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
 
@@ -248,3 +250,15 @@ class HeatmapDecoder(nn.Module):
             check_copies(self.classifier, plans, self.decoder_weights, shape)
         self._plans.add(shape, plans)
         return plans[int(mode)]
+
+
+def _warn_of_probabilities(graph: Graph) -> None:
+    """Say that a classifier ends in a sigmoid or softmax: with probabilities for logits all goes on, and means less."""
+    call = graph.find_probabilities()
+    if call is not None:
+        warnings.warn(
+            f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are probabilities, but "
+            "seeds and losses expect logits (losses apply a sigmoid themselves, and where a probability saturates a "
+            "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
+            stacklevel=3,
+        )

@@ -85,6 +85,7 @@ class Op:
         fusible: Whether it can be multiplied into the weight of such a call.
         gate: Whether its value scales another one: in a product all relevance goes to the other factor.
         scales: Whether its value is a statistic to normalise by: in a product all relevance goes to the other factor.
+        probabilities: Whether its values are probabilities: seeds and losses expect logits at the end of a classifier.
         spreads: Whether it only copies, repeats or resizes its input, so that what was a gate still is one.
         rearranges: Whether its value holds the elements of its first argument: a parameter seen through it is still
             that parameter.
@@ -119,6 +120,7 @@ class Op:
     fusible: bool = False
     gate: bool = False
     scales: bool = False
+    probabilities: bool = False
     spreads: bool = False
     rearranges: bool = False
     moved: Callable[[Any, Call, int], int] | None = None
@@ -243,6 +245,14 @@ class Graph:
         if not inside:
             raise KeyError(place)
         return inside[-1]
+
+    def find_probabilities(self) -> Call | None:
+        """The call that turns the classifier's logits into probabilities at its end, if there is one."""
+        calls = {call.name: call for call in self.calls}
+        last = calls.get(self.output)
+        while last is not None and (last.op.rearranges or last.op.spreads) and last.inputs:
+            last = calls.get(last.inputs[0])
+        return last if last is not None and last.op.probabilities else None
 
     def _read_at_fraction(self, fraction: float) -> str:
         if not 0 <= fraction <= 1:

@@ -338,6 +338,7 @@ OPS = (
         nn.Sigmoid,
         forward=_run(torch.sigmoid),
         gate=True,
+        probabilities=True,
     ),
     _expansion(
         "hardsigmoid",
@@ -347,6 +348,7 @@ OPS = (
         nn.Hardsigmoid,
         forward=_run(F.hardsigmoid),
         gate=True,
+        probabilities=True,
     ),
     _expansion(
         "softplus",

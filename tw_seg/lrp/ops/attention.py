@@ -221,6 +221,7 @@ OPS = (
         text="first order",
         conserves=False,
         gate=True,
+        probabilities=True,
     ),
     Op(
         "logsumexp",
