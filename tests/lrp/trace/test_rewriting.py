@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.lrp.ops.harness import Case, build, check, spellings
+from tests.lrp.ops.harness import Case, build, check, close, spellings
 from tw_seg.errors import TraceError, UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
 
@@ -230,3 +230,14 @@ def test_a_rule_of_the_user_comes_first() -> None:
     net, images = build(Case(lambda s, x: torch.lerp(s.a(x), s.b(x), 0.25), modules=modules))
     rules = {torch.lerp: lambda c, inputs, output, module: (c * 0, c * 0)}
     assert not HeatmapDecoder(net, custom_rules=rules).eval()(images).heatmaps.any()
+
+
+@pytest.mark.parametrize(
+    "name", ["product 0", "choice 0", "LPPool2d", "LocalResponseNorm", "MaxPool2d with indices", "padding_mode reflect"]
+)
+def test_it_exports_and_decodes_in_training(name: str) -> None:
+    net, images = build(CASES[name])
+    decoder = HeatmapDecoder(net).eval()
+    found = torch.export.export(decoder, (images,)).module()(images)
+    close(found.heatmaps, decoder(images).heatmaps)
+    close(decoder.train()(images).logits, net.train()(images))
