@@ -18,6 +18,7 @@ from tw_seg.losses import SegmentationLoss
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_weights
+from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
 from tw_seg.types import Batch, SegOutput
 
@@ -48,7 +49,8 @@ class SegmentationTask(pl.LightningModule):
 
     Args:
         model: Name of the model, a key of :data:`tw_seg.models.factory.MODELS`.
-        model_kwargs: The model's own arguments; they win over the encoder arguments below.
+        model_kwargs: The model's own arguments, by names and numbers (a :class:`tw_seg.lrp.Schedule` becomes
+            such); they win over the encoder arguments below.
         class_names: Names of the K classes, the background first.
         encoder_name: Encoder, by the name that :func:`tw_seg.models.backbones.create_classifier` knows.
         encoder_weights: Its pretrained weights, by name or file; ``None``: random.
@@ -74,7 +76,8 @@ class SegmentationTask(pl.LightningModule):
         segment: How ``predict`` segments images, if not as :meth:`forward` does; a callback may set it.
 
     Raises:
-        InputError: An argument does not fit; ``warm_start`` is missing or from another encoder.
+        InputError: An argument does not fit, or holds more than names and numbers; ``warm_start`` is missing or from
+            another encoder.
     """
 
     def __init__(
@@ -109,6 +112,9 @@ class SegmentationTask(pl.LightningModule):
             scale_lr_factor=scale_lr_factor,
         )
         check_schedule(scheduler, warmup_steps)
+        model_kwargs = make_plain(model_kwargs, "model_kwargs")
+        encoder_kwargs = make_plain(encoder_kwargs, "encoder_kwargs")
+        encoder_weights = make_plain(encoder_weights, "encoder_weights")
         self.save_hyperparameters(ignore=["warm_start"])
         self.class_names = tuple(class_names)
         self._total_steps = 0  # known when training starts

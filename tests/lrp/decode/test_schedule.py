@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -116,7 +118,7 @@ def test_a_schedule_is_given_as_such_by_names_or_not_at_all() -> None:
 
 
 def test_memory_of_a_pair_is_measured_once() -> None:
-    """And again where other parameters are trained, which changes what autograd keeps."""
+    """And again where other parameters are trained, which changes what autograd keeps, and by a copy."""
     calls: list[int] = []
 
     def decode(backward: Any, classes: Tensor) -> Tensor:
@@ -129,3 +131,8 @@ def test_memory_of_a_pair_is_measured_once() -> None:
     assert kept[0] == kept[1] > backward.tape.classifier.fc.weight.nbytes - 1 and calls == [1, 2]
     backward.tape.classifier.requires_grad_(False)
     assert memory.measure_pair(backward, decode) == 1 and calls == [1, 2, 1, 2]
+    for copied in (copy.copy(memory), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
+        calls.clear()
+        assert copied.measure_pair(backward, decode) == 1 and calls == [1, 2]
+    calls.clear()
+    assert memory.measure_pair(backward, decode) == 1 and calls == []

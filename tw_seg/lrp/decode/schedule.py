@@ -153,6 +153,10 @@ class GraphMemory:
         """Nothing is measured yet."""
         self._known: dict[tuple[Any, ...], int] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, also a pickled one, knows nothing: its graphs are others, which may have the numbers of old ones."""
+        return {"_known": {}}
+
     def measure_pair(self, backward: Backward, decode: Callable[[Backward, Tensor], object]) -> int:
         """What one more class of a sample takes.
 
