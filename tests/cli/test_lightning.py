@@ -14,6 +14,7 @@ from PIL import Image
 from tests.training.tiny import ENCODER
 from tw_seg.cli import main
 from tw_seg.cli.lightning import choose_run_dir, run_command
+from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError
 from tw_seg.training.callbacks import StepSeed
 from tw_seg.training.run_directory import WholeCheckpointIO
@@ -166,9 +167,15 @@ def test_a_budget_of_one_image_is_not_a_budget_of_all(given, count):
     assert len(cli.datamodule.budget.names) == count
 
 
-def test_a_budget_is_a_whole_number():
-    with pytest.raises(SystemExit):
-        run_command([*FIT, "--data.budget=1.0"])
+@pytest.mark.parametrize("value", ["0.1", "1.0"])
+def test_a_budget_is_a_whole_number(value, capsys):
+    """In a file as in an option; the message names the option for shares."""
+    Path("share.yaml").write_text(f"data: {{budget: {value}}}")
+    for given in (["--data.budget", value], ["--config", "share.yaml"]):
+        with pytest.raises(SystemExit):
+            run_command([*FIT, *given])
+        message = f"data.budget must be a whole number of images, got {value}; a share of them is data.budget_share"
+        assert capsys.readouterr().err == f"tw-seg: error: {message}\n"
 
 
 def test_one_batch_is_not_all_batches(capsys):
@@ -287,18 +294,34 @@ def test_a_run_that_fails_at_the_start_leaves_nothing(arguments):
         ("--model.warmup_stpes=1", "--model.warmup_steps"),
         ("--lr=1", "--model.lr"),
         ("--data.max_epochs=1", "--trainer.max_epochs"),
+        ("--data.flip true", "--data.augmentation.flip"),
+        ("--data.recolor 0.1", "--data.augmentation.recolor"),
+        ("--model.gate_tolerance=0.1", "--gate.tolerance"),
         ("--nothing.like.it=1", None),
     ],
 )
 def test_a_mistyped_option_is_one_line_with_the_closest_one(mistyped, meant, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*FIT, mistyped])
+        main([*FIT, *mistyped.split()])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     hint = f"; did you mean {meant}?" if meant else ""
     assert error == (
         f"tw-seg: error: unrecognized arguments: {mistyped}{hint} (tw-seg fit --help-all lists every option)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "meant"),
+    [*(("data", name, f"--data.augmentation.{name}") for name in Augmentation.__annotations__)]
+    + [("model", "gate_tolerance", "--gate.tolerance"), ("data", "max_epochs", "--trainer.max_epochs")],
+)
+def test_a_mistyped_key_of_a_config_is_one_line_with_the_closest_option(part, name, meant, capsys):
+    Path("mistyped.yaml").write_text(yaml.safe_dump({part: {name: 1}}))
+    with pytest.raises(SystemExit):
+        main([*FIT, "--config", "mistyped.yaml"])
+    error = capsys.readouterr().err
+    assert f"'{part}.{name}'; did you mean {meant}? (tw-seg fit --help-all" in error and error.count("\n") == 1
 
 
 def test_a_config_may_come_before_the_command():

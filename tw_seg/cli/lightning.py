@@ -42,6 +42,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.cli import suggest_name
 from tw_seg.cli.deep_keys import merge_deep_keys
+from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
 from tw_seg.training.callbacks import (
@@ -81,14 +82,25 @@ class CommandParser(LightningArgumentParser):
     """A parser whose errors are one line that names the closest option, not the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        mistyped = re.search(r"unrecognized arguments: (--[\w.]+)", message)
+        parser = getattr(ex, "subcommand_parser", self)  # of the command, where a config holds what it does not know
+        mistyped = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
         if mistyped:
-            known = re.findall(r"--[\w.]+", self.format_help())
-            end = re.split(r"[-.]", mistyped[1])[-1]
-            same_end = [option for option in known if option.endswith(f".{end}")]
-            message += suggest_name(mistyped[1], same_end, 0.0) or suggest_name(mistyped[1], known, 0.8)
-            message += f" ({self.prog.replace(' [options]', '')} --help-all lists every option)"
+            message += _suggest_option("--" + (mistyped[1] or mistyped[2]), parser.format_help())
+            message += f" ({parser.prog.replace(' [options]', '')} --help-all lists every option)"
+        elif 'key "data.budget"' in message:
+            given = message.rpartition("Given value: ")[2]
+            message = f"data.budget must be a whole number of images, got {given}; a share of them is data.budget_share"
         self.exit(2, f"tw-seg: error: {message}\n")
+
+
+def _suggest_option(mistyped: str, text: str) -> str:
+    """The option of a help text that ends as a mistyped one does, or else the closest, as a question."""
+    known = re.findall(r"--[\w.]+", text)
+    if mistyped.startswith("--data."):
+        known += [f"--data.augmentation.{name}" for name in Augmentation.__annotations__]
+    end = re.split(r"[-.]", mistyped)[-1]
+    same_end = [option for option in known if option.endswith(f".{end}") or option[2:].replace(".", "_") == end]
+    return suggest_name(mistyped, same_end, 0.0) or suggest_name(mistyped, known, 0.8)
 
 
 class CommandTrainer(Trainer):
