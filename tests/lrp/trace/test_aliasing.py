@@ -57,11 +57,17 @@ def mask_in_place(s, x):
     return s.c(x) * mask
 
 
+def mask_by_an_operator(s, x):
+    z = mask = torch.ones_like(x[:, :1])
+    z += 1
+    return s.c(x) * mask
+
+
 @pytest.mark.parametrize(
     "function",
     [
         dead_in_place, operator_in_place, chain_in_place, view_in_place_read_through_the_view, copy_in_place,
-        mask_in_place,
+        mask_in_place, mask_by_an_operator,
     ],
 )  # fmt: skip
 def test_changes_in_place_that_are_followed(function) -> None:

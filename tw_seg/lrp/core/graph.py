@@ -62,6 +62,7 @@ class Op:
         modules: Module classes that it stands for.
         functions: Functions and names of methods that it stands for, with the names of their positional arguments.
         options: Attributes of its modules that are arguments of the call.
+        only: Attributes of its modules with the one value that has a rule.
         bind: ``bind(call, known)``: the call with its inputs, or why it has no rule, where these do not follow from
             the names of its arguments.
         group: The group of kinds that it belongs to, for composites and rules.
@@ -103,6 +104,7 @@ class Op:
     modules: tuple[type[nn.Module], ...] = ()
     functions: Mapping[Callable[..., Any] | str, Names] = field(default_factory=dict)
     options: Names = ()
+    only: Mapping[str, Any] = field(default_factory=dict)
     bind: Bind | None = None
     group: str | None = None
     forward: Forward | None = None

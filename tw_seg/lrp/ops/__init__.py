@@ -76,5 +76,7 @@ def find_op(kind: str) -> Op:
     return {CONSTANT.kind: CONSTANT, UNSUPPORTED.kind: UNSUPPORTED}.get(kind) or OPS[kind]
 
 
-# Pickled and copied by name: there is one object for each operation, and it holds functions that have no name.
+# There is one object for each operation, so it is copied and pickled by its kind; it holds functions that pickle cannot
+# find. This is the one side effect of an import in the package: a method of Op, in core, would have to find operations
+# in this file, which core must not import. Only Op is concerned, and whoever has an operation has imported this.
 copyreg.pickle(Op, lambda op: (find_op, (op.kind,)))

@@ -25,3 +25,7 @@ CONSTANT_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda"})
 def hold_constant(value: Tensor) -> Tensor:
     """The value, which carries no relevance from here on; unlike ``detach``, gradients pass it."""
     return value.clone()
+
+
+CONSTANT_VIEWS = frozenset({"contiguous", "detach", "data"})
+"""Names of functions, methods and attributes whose value is its argument's memory, where it carries no relevance."""

@@ -135,6 +135,7 @@ _CONVOLUTION = Op(
     modules=(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     functions=name_functions(_CONV, F.conv1d, F.conv2d, F.conv3d),
     options=_SETTINGS,
+    only={"padding_mode": "zeros"},
     group=CONVOLUTION,
     reads=read_unless_plain,
     linear_map=_fused_map,
@@ -160,6 +161,7 @@ OPS = (
         modules=(nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear),
         functions={F.linear: ("input", "weight", "bias")},
         options=(),
+        only={},
         group="dense",
     ),
 )

@@ -40,6 +40,9 @@ class Known:
         return isinstance(value, Ref) and value.name in self.calls and self.calls[value.name].op.returns_tuple
 
 
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x2": "other", "tensors": "input"}
+"""Other names of arguments that torch's functions take."""
+
 _TENSORS = ("input", "other", "tensor1", "tensor2")
 _WEIGHTS = ("weight", "bias", "running_mean", "running_var")
 

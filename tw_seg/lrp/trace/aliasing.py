@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from tw_seg.lrp.core.graph import CONSTANT, Call, Memory, Ref, refs
 from tw_seg.lrp.ops import FUNCTIONS
+from tw_seg.lrp.ops.constants import CONSTANT_VIEWS
 from tw_seg.lrp.trace.tracer import IN_PLACE_OPERATORS
 
 _IN_PLACE_OPERATORS = (*IN_PLACE_OPERATORS.values(), operator.setitem)
@@ -111,19 +111,20 @@ def find_live(calls: Sequence[Call], output: str, changes: set[str]) -> set[str]
 
 def _is_constant_view(call: Call) -> bool:
     """Whether the value of a call that carries no relevance may share its input's memory."""
-    attribute = call.args[1] if call.target is getattr else ""
-    return call.target in ("contiguous", "detach", torch.detach) or attribute == "data"
+    if call.target is getattr:
+        return call.args[1] in CONSTANT_VIEWS
+    return call.fx_op in ("call_function", "call_method") and call.spelling in CONSTANT_VIEWS
 
 
 def _may_view(call: Call) -> bool:
     """Whether a call's value may lie in the memory of its first argument, also where it carries no relevance."""
     op = FUNCTIONS[call.target][0] if call.target in FUNCTIONS else call.op
-    return op.memory is not Memory.NEW or call.target is getattr or call.spelling == "detach"
+    return op.memory is not Memory.NEW or call.target is getattr or _is_constant_view(call)
 
 
 def _writes(call: Call) -> bool:
     """Whether a call without readers still matters: it changes its first argument."""
-    return call.fx_op != "get_attr" and (call.spelling == "setitem" or _is_marked(call))
+    return call.fx_op != "get_attr" and (call.target in _IN_PLACE_OPERATORS or _is_marked(call))
 
 
 def _is_marked(call: Call) -> bool:

@@ -17,7 +17,7 @@ from tw_seg.lrp.core.graph import CONSTANT, UNSUPPORTED, Call, Graph, Ref, map_l
 from tw_seg.lrp.ops import FUNCTIONS, IN_PLACE, MODULES
 from tw_seg.lrp.ops.constants import CONSTANT_ATTRIBUTES, CONSTANT_FUNCTIONS, STATISTICS, hold_constant
 from tw_seg.lrp.ops.custom import CUSTOM
-from tw_seg.lrp.ops.op import Known, bind
+from tw_seg.lrp.ops.op import NUMPY_NAMES, Known, bind
 from tw_seg.lrp.trace.aliasing import Aliases, find_live
 from tw_seg.lrp.trace.annotate import annotate
 from tw_seg.lrp.trace.tracer import symbolic_trace
@@ -27,8 +27,6 @@ CustomRule = Callable[..., Tensor | tuple[Tensor | None, ...]]
 
 CustomRules = Mapping[type[nn.Module] | Callable[..., Any] | str, CustomRule]
 """Module class, function or method name -> the user's rule."""
-
-_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x2": "other", "tensors": "input"}
 
 
 def trace(
@@ -178,9 +176,10 @@ class _Builder:
             return replace(call, op=CUSTOM, inputs=inputs, options={"rule": self.rules[kind]})
         if kind not in MODULES:
             return self._refuse(call, type(module).__name__)
-        if getattr(module, "padding_mode", "zeros") != "zeros":
-            return self._refuse(call, f"{type(module).__name__}(padding_mode={module.padding_mode!r})")
         op = MODULES[kind]
+        for name, value in op.only.items():
+            if (found := getattr(module, name, value)) != value:
+                return self._refuse(call, f"{type(module).__name__}({name}={found!r})")
         options = {name: getattr(module, name) for name in op.options if hasattr(module, name)}
         # A parametrized weight is not looked at: that alone can change buffers (spectral_norm).
         weighted = parametrize.is_parametrized(module, "weight") or getattr(module, "weight", None) is not None
@@ -199,7 +198,7 @@ class _Builder:
         if call.target not in FUNCTIONS or call.kwargs.get("out") is not None:
             return self._refuse(call, call.spelling)
         op, names = FUNCTIONS[call.target]
-        named = {_NUMPY_NAMES.get(key, key): value for key, value in call.kwargs.items()}
+        named = {NUMPY_NAMES.get(key, key): value for key, value in call.kwargs.items()}
         options = {**dict(zip(names, call.args, strict=False)), **named}
         call = replace(call, op=op, options={**options, "inplace": True} if in_place else options)
         bound = (op.bind or bind)(call, self.known)
