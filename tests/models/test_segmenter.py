@@ -237,7 +237,7 @@ def factory(in_channels: int, num_classes: int) -> nn.Module:
     )
 
 
-class Sorted(nn.Module):
+class Cumulated(nn.Module):
     """A classifier with an operation that has no rule."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
@@ -245,7 +245,7 @@ class Sorted(nn.Module):
         self.head = nn.Linear(in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(2).sort(2).values.mean(2))
+        return self.head(x.flatten(2).cumsum(2).mean(2))
 
 
 class Sort(nn.Module):
@@ -253,8 +253,8 @@ class Sort(nn.Module):
         return x.sort(2).values.mean(2)
 
 
-class SortedInAModule(Sorted):
-    """The same, with the operation in a module of its own."""
+class SortedInAModule(Cumulated):
+    """One with its operation in a module of its own."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -336,7 +336,7 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
         ({"decoder_kwargs": ["layer3"]}, InputError, "decoder_kwargs must be a mapping of composite.*got list"),
         ({"decoder_kwargs": {"read_out": "layer9"}}, InputError, "read_out 'layer9'"),
         ({"decoder_kwargs": {"composite": "nothing"}}, InputError, "unknown composite"),
-        ({"encoder_name": "tests.models.test_segmenter:Sorted", "encoder_kwargs": None}, UnsupportedOpError, "sort"),
+        ({"encoder_name": "tests.models.test_segmenter:Cumulated", "encoder_kwargs": None}, UnsupportedOpError, "cumsum"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
