@@ -336,7 +336,11 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
         ({"decoder_kwargs": ["layer3"]}, InputError, "decoder_kwargs must be a mapping of composite.*got list"),
         ({"decoder_kwargs": {"read_out": "layer9"}}, InputError, "read_out 'layer9'"),
         ({"decoder_kwargs": {"composite": "nothing"}}, InputError, "unknown composite"),
-        ({"encoder_name": "tests.models.test_segmenter:Cumulated", "encoder_kwargs": None}, UnsupportedOpError, "cumsum"),
+        (
+            {"encoder_name": "tests.models.test_segmenter:Cumulated", "encoder_kwargs": None},
+            UnsupportedOpError,
+            "cumsum",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
