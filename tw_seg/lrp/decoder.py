@@ -226,7 +226,7 @@ class HeatmapDecoder(nn.Module):
         plan = self._plans.find_graph(tape.graph)
         return Backward(
             tape,
-            plan.calls,
+            tape.calls,
             plan.rules,
             samples,
             name_weights(self.decoder_weights),
@@ -244,6 +244,7 @@ class HeatmapDecoder(nn.Module):
         """The plan for such images in the classifier's present mode, made now if it is not there yet."""
         mode, shape = self.classifier.training, tuple(images.shape[1:])
         if (known := self._plans.find(mode, shape)) is not None:
+            self._plans.compare_late(self.classifier, known, shape)
             return known
         plans = self._plans.make(self.classifier, shape)
         if not self.tie_weights:

@@ -11,7 +11,6 @@ from tests.oracles.gradients import input_x_gradient
 from tests.oracles.nets import Calls, conv
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp import HeatmapDecoder
-from tw_seg.lrp.trace.build import trace
 
 
 def pictures() -> Tensor:
@@ -176,4 +175,4 @@ def test_changes_in_place_that_a_run_out_of_place_would_miss(function, named: st
     net = Calls(function, c=conv())
     net.register_buffer("buffer", torch.zeros(1, 3, 1, 1))
     with pytest.raises(UnsupportedOpError, match=named):
-        trace(net, False)
+        HeatmapDecoder(net)

@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from tests.oracles.nets import Calls, conv, initialise
 from tw_seg.errors import TraceError, UnsupportedOpError
 from tw_seg.lrp.core.graph import Graph
-from tw_seg.lrp.trace.build import trace
+from tw_seg.lrp.trace.build import refuse_unsupported, trace
 
 
 def graph_of(function, **modules) -> Graph:
     return trace(Calls(function, **modules), False)
+
+
+def refuse_all(net: nn.Module) -> None:
+    """Refuse what has no rule on the way to the images."""
+    graph = trace(net, False)
+    refuse_unsupported(net, [(graph, graph.downstream((graph.input,)))])
 
 
 def kinds(function, **modules) -> list[str]:
@@ -125,7 +131,7 @@ def test_every_unsupported_call_is_listed_before_computing() -> None:
     net = Calls(function, c=conv(), p=nn.CrossMapLRN2d(2), s=nn.Sequential(nn.RReLU(), nn.AlphaDropout()))
     net.c.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(UnsupportedOpError) as caught:
-        trace(net, False)
+        refuse_all(net)
     message = str(caught.value)
     assert "6 call(s)" in message and not ran
     for line in ("p: CrossMapLRN2d", "(root): erf", "s.0: RReLU", "s.1: AlphaDropout", "(root): cumsum", "(root): pow"):
@@ -150,7 +156,7 @@ def test_every_unsupported_call_is_listed_before_computing() -> None:
 def test_calls_that_only_look_supported(function, named: str) -> None:
     net = Calls(function, c=conv(), r=conv(padding_mode="reflect"))
     with pytest.raises(UnsupportedOpError, match=named):
-        trace(net, False)
+        refuse_all(net)
 
 
 def test_what_relevance_does_not_reach_needs_no_rule() -> None:
@@ -205,7 +211,7 @@ class NoInput(nn.Module):
 )
 def test_what_does_not_trace(net, named: str) -> None:
     with pytest.raises(TraceError, match=named):
-        trace(net, False)
+        refuse_all(net)
 
 
 Heads = namedtuple("Heads", ["logits", "auxiliary"])

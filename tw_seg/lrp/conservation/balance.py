@@ -177,7 +177,7 @@ def balance_calls(backward: Backward, kept: Mapping[str, Any], wanted: frozenset
     graph = backward.tape.graph
     classes = kept[graph.output].shape[0] // backward.tape.images.shape[0]
     balances = []
-    for call in reversed(graph.calls):
+    for call in reversed(list(backward.calls.values())):
         # A read-out's own call hands nothing on.
         if call.name not in kept or not any(name in wanted for name in call.inputs):
             continue
@@ -307,7 +307,7 @@ def measure_readout(backward: Backward, kept: Mapping[str, Any], place: str) -> 
     classes = kept[graph.output].shape[0] // backward.tape.images.shape[0]
     by_rule: list[Tensor] = []
     if place == graph.input:
-        for call in graph.calls:
+        for call in backward.calls.values():
             at_input = input_relevance(backward, call, kept[call.name]) if call.name in kept else None
             by_rule += [] if at_input is None else [at_input]
     if place not in kept:

@@ -21,7 +21,7 @@ class Backward:
 
     Attributes:
         tape: The recorded forward run, of N images.
-        calls: The calls of its graph by name.
+        calls: The calls of its graph by name, as the tape has them.
         rules: The rule of each call by its name.
         samples: Rows of the images that are decoded, int64 (S,); ``None`` for all.
         weights: The decoder's own weights by dotted name (untied); a weight that is not there is the

@@ -139,7 +139,7 @@ CONSTANT = Op("constant", _no_adjoint, Memory.NEW, lambda call, nonnegative: Fal
 """Of calls that carry no relevance: sizes, choices, parameters and what is computed from them."""
 
 UNSUPPORTED = Op("unsupported", _no_adjoint, Memory.NEW, lambda call, nonnegative: False, Channels.KEPT)
-"""Of calls without a rule that relevance does not reach."""
+"""Of calls without a rule: they are run, and no relevance may have to pass them."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,10 @@ class Call:
         args: Positional arguments; values of earlier calls are ``Ref``.
         kwargs: Keyword arguments, likewise.
         inputs: Names of the calls whose activations are this call's inputs and receive its relevance.
-        options: Arguments by name (stride, padding ...), ``Ref`` where they are tensors.
+        options: Arguments by name (stride, padding ...), ``Ref`` where they are values of earlier calls; a tape puts
+            numbers and sizes in the place of these.
         weight: Dotted name of its weight in the classifier; ``None`` if it has none or computes it.
+        constants: Names of the calls without relevance among its arguments.
         parameter: Dotted name of the parameter or buffer that the value is, or is a rearrangement of, if any.
         norm: Name of the BatchNorm call after it that is fused into this linear call, if any.
         norm_before: Name of the BatchNorm call before it that is fused into this linear call, if any.
@@ -188,6 +190,7 @@ class Call:
     inputs: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     weight: str | None = None
+    constants: Names = ()
     parameter: str | None = None
     norm: str | None = None
     norm_before: str | None = None
@@ -219,12 +222,16 @@ class Graph:
         input: Name of the images.
         output: Name of the logits.
         specialised: Whether the classifier's forward branched on sizes: then it holds for one image shape.
+        unsupported: Why a call has no rule, by its name.
+        unfollowed: Those among them that a run cannot follow: refused also where no relevance is needed.
     """
 
     calls: tuple[Call, ...]
     input: str
     output: str
     specialised: bool = False
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    unfollowed: frozenset[str] = frozenset()
 
     def readout(self, place: str | float) -> str:
         """The call whose output is read at a place.
@@ -282,6 +289,14 @@ class Graph:
         for call in self.calls:
             if any(name in reached for name in call.inputs):
                 reached.add(call.name)
+        return frozenset(reached)
+
+    def upstream(self) -> frozenset[str]:
+        """The activations that relevance reaches from the logits."""
+        reached = {self.output}
+        for call in reversed(self.calls):
+            if call.name in reached:
+                reached.update(call.inputs)
         return frozenset(reached)
 
 

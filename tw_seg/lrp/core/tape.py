@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Tape:
 
     Attributes:
         images: The images.
+        calls: The calls by name, with numbers and sizes in the place of references to them.
         values: Output of each call by name, the images included; where it was let go, an empty tensor of its shape
             (on the device ``meta``, so that looking at its elements is an error).
         axes: The batch axis of each value that carries relevance.
@@ -57,20 +59,21 @@ class Tape:
         self.classifier = classifier
         self.graph = graph
         self.images = images
+        self.calls: dict[str, Call] = {}
         self.values: dict[str, Any] = {graph.input: images}
         self.axes: dict[str, int] = {graph.input: 0}
         self.saved: dict[str, Any] = {}
         self.weights: dict[str, Tensor] = {}
         self.parameters: Mapping[Tensor, Tensor] = {}
-        for call in graph.calls:
+        for traced in graph.calls:
+            call = self.calls[traced.name] = self._fill_constants(traced)
             op = call.op
             self.values[call.name] = op.forward(self, call) if op.forward else self.execute(call)
-            if call.inputs and op is not UNSUPPORTED:
-                self.axes[call.name] = op.axis(self, call) if op.axis else self.axes[call.inputs[0]]
+            if call.inputs:
+                decoded = op is not UNSUPPORTED and (wanted is None or not wanted.isdisjoint(call.inputs))
+                self._find_axis(call, decoded)
                 if op.save and (wanted is None or call.name in wanted):
                     self.saved[call.name] = op.save(self, call)
-                if not torch.compiler.is_compiling():
-                    self._check(call)
             if last_uses and not torch.compiler.is_compiling():  # a compiler finds them by itself
                 for name in last_uses[call.name]:
                     self.values[name] = map_leaves(self.values[name], _shape)
@@ -93,6 +96,33 @@ class Tape:
         logits = self.values[self.graph.output]
         assert isinstance(logits, Tensor)
         return logits
+
+    def _fill_constants(self, call: Call) -> Call:
+        """A call with the values themselves for the references to numbers and sizes in its arguments."""
+        known = {name: self.values[name] for name in call.constants}
+        known = {name: value for name, value in known.items() if not _holds_tensor(value)}
+        if not known:
+            return call
+
+        def fill(leaf: Any) -> Any:
+            return known.get(leaf.name, leaf) if isinstance(leaf, Ref) else leaf
+
+        args, kwargs, options = (map_leaves(part, fill) for part in (call.args, call.kwargs, call.options))
+        return replace(call, args=args, kwargs=kwargs, options=options)
+
+    def _find_axis(self, call: Call, decoded: bool) -> None:
+        """Note the batch axis of a call's value; what is only run, not decoded, may have none."""
+        op, source = call.op, call.inputs[0]
+        if not decoded and source not in self.axes:
+            return
+        try:
+            self.axes[call.name] = op.axis(self, call) if op.axis else self.axes[source]
+            if not torch.compiler.is_compiling():
+                self._check(call)
+        except UnsupportedOpError:
+            if decoded:
+                raise
+            self.axes.pop(call.name, None)
 
     def _check(self, call: Call) -> None:
         value, axis, images = self.values[call.name], self.axes[call.name], self.images.shape[0]
@@ -146,6 +176,12 @@ class Tape:
             value = self.resolve(call.options.get(name))
         assert value is None or isinstance(value, Tensor)
         return value if value is None or not self.parameters else self.parameters.get(value, value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, (Tensor, dict))
 
 
 def _shape(value: Any) -> Any:

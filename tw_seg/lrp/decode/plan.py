@@ -13,7 +13,8 @@ from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Composite
 from tw_seg.lrp.core.graph import CONSTANT, Call, Graph, refs
 from tw_seg.lrp.core.rule import InputRule, Rule
-from tw_seg.lrp.trace.build import CustomRules, trace
+from tw_seg.lrp.trace.build import CustomRules, refuse_unsupported, trace
+from tw_seg.lrp.trace.compare import compare
 from tw_seg.lrp.trace.modes import follow_modes
 
 
@@ -25,7 +26,7 @@ class Plan:
         graph: The calls.
         calls: The same by name.
         readouts: Names of the calls that are read.
-        wanted: The calls from which a read-out can be reached: those whose coefficient is needed.
+        wanted: The calls between the logits and the read-outs: those whose coefficient is needed.
         rules: The rule of each call by its name.
         input_rule: Rule of the linear calls that read the images; ``None``: as every other call.
         heatmap: What is summed over channels: relevance, or the coefficient as it is.
@@ -54,7 +55,7 @@ def make_plan(graph: Graph, composite: Composite, read_out: tuple[str | float, .
     """
     calls = {call.name: call for call in graph.calls}
     readouts = resolve_readouts(graph, read_out)
-    rules, wanted = composite.rules(graph.calls), graph.downstream(readouts)
+    rules, wanted = composite.rules(graph.calls), graph.downstream(readouts) & graph.upstream()
     plan = Plan(graph, calls, readouts, wanted, rules, composite.input, composite.heatmap, {})
     looked_at = _find_values(plan) | {graph.output, *readouts}
     return replace(plan, last_uses=graph.last_uses(looked_at))
@@ -118,6 +119,7 @@ class Plans:
         self.read_out = read_out
         self._custom_rules = custom_rules
         self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
+        self._not_compared: list[Plan] = []  # those whose trace is still to be compared with the classifier
 
     def make(self, classifier: nn.Module, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
         """Trace a classifier at an image shape (C, H, W): in training mode it may take another path.
@@ -128,7 +130,22 @@ class Plans:
         assert len(shape) == 3
         graphs = [trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)]
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
+        refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
+        for mode, plan in ((False, evaluation), (True, training)):
+            if compare(classifier, plan.graph, mode, shape) is None:
+                self._not_compared.append(plan)
         return evaluation, training
+
+    def compare_late(self, classifier: nn.Module, plan: Plan, shape: tuple[int, ...]) -> None:
+        """Compare a trace that could not be compared when it was made, as on the device ``meta``, at real images.
+
+        Raises:
+            TraceError: Naming the first module whose output differs.
+        """
+        late = [other for other in self._not_compared if other is plan]
+        if late and not torch.compiler.is_compiling():
+            compare(classifier, plan.graph, classifier.training, shape)
+            self._not_compared = [other for other in self._not_compared if other is not plan]
 
     def add(self, shape: tuple[int, ...], plans: tuple[Plan, Plan]) -> None:
         """Use the plans that were made at an image shape, for it alone where the forward branches on sizes."""

@@ -29,7 +29,7 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
     del seed  # a coefficient goes as soon as it was handed on
     heatmaps: dict[str, Tensor] = {}
     owned: set[str] = set()  # coefficients that nothing else refers to: they may be written into
-    for call in reversed(graph.calls):
+    for call in reversed(list(backward.calls.values())):
         c = coefficients.pop(call.name, None)
         if c is None:
             continue

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-_SHAPES = frozenset({"size", "dim", "numel", "stride", "ndimension", "get_device", "is_floating_point", "len"})
+SIZES = frozenset({"size", "dim", "numel", "stride", "ndimension", "get_device", "is_floating_point", "len"})
+"""Names of functions and methods that return sizes."""
 _VALUES = frozenset(
     "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like "
     "detach eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isnan isinf isfinite isposinf "
@@ -12,7 +13,7 @@ _VALUES = frozenset(
     "argmax argmin argsort argwhere nonzero count_nonzero searchsorted bucketize".split()
 )
 
-CONSTANT_FUNCTIONS = _SHAPES | _VALUES | {"hold_constant"}
+CONSTANT_FUNCTIONS = SIZES | _VALUES | {"hold_constant"}
 """Names of functions and methods."""
 
 STATISTICS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "var", "std", "rsqrt", "sqrt"})

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tw_seg.errors import UnsupportedOpError
 from tw_seg.lrp.core.backward import Backward
-from tw_seg.lrp.core.graph import Call, Names, Ref, refs
+from tw_seg.lrp.core.graph import CONSTANT, Call, Names, Ref, refs
 from tw_seg.lrp.core.rule import LinearRule, Rule
 from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.ops.constants import SIZES
 
 # How a call of a function is read
 
@@ -34,6 +35,17 @@ class Known:
     def is_relevant(self, value: Any) -> bool:
         """Whether an argument depends on the images."""
         return isinstance(value, Ref) and value.name in self.relevant
+
+    def is_size(self, value: Any) -> bool:
+        """Whether an argument is a number that is computed from sizes, such as ``x.ndim - 1``."""
+        call = self.calls.get(value.name) if isinstance(value, Ref) else None
+        if call is None or call.op is not CONSTANT:
+            return False
+        if call.target is getattr or call.spelling in SIZES:
+            return call.target is not getattr or call.args[1] in ("shape", "ndim")
+        sources = [Ref(name) for name in refs((call.args, call.kwargs))]
+        computed = getattr(call.target, "__module__", None) in ("_operator", "operator", "math")
+        return computed and bool(sources) and all(map(self.is_size, sources))
 
     def is_tuple(self, value: Any) -> bool:
         """Whether an argument is the value of a call that returns several tensors."""

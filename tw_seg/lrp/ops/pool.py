@@ -145,7 +145,7 @@ def _avg_pool_sign(call: Call, nonnegative: Container[str]) -> bool:
 
 def _bind_max(call: Call, known: Known) -> Call | str:
     second = call.options.get("dim")
-    if not isinstance(second, Ref):
+    if not isinstance(second, Ref) or known.is_size(second):
         return bind_reduction(call, known)
     pair = (call.options["input"], second)
     options = {"input": pair[0], "other": pair[1]}

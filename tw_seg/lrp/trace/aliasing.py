@@ -48,7 +48,7 @@ class Aliases:
         source = first.name if isinstance(first, Ref) else next(iter(call.inputs), "")
         memory, view = self._memory.get(source, (source, source))
         problem = ""
-        if source and self._changes_in_place(call):
+        if source and self.changes_in_place(call):
             if call.op is CONSTANT and source not in self._relevant and memory not in self._relevant:
                 # It runs in place, as the classifier does it.
                 if memory in self._attributes:
@@ -76,7 +76,8 @@ class Aliases:
         self.renamed.update({name: call.name for name in same})
         self.renamed.update({old: call.name for old, new in self.renamed.items() if new in same})
 
-    def _changes_in_place(self, call: Call) -> bool:
+    def changes_in_place(self, call: Call) -> bool:
+        """Whether a call changes its first argument."""
         if call.fx_op == "call_module":
             return bool(getattr(self._modules[call.target], "inplace", False))
         if call.fx_op == "call_function" and call.target in _IN_PLACE_OPERATORS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,8 @@ def trace(
 ) -> Graph:
     """Trace a classifier and say what kind of operation each call is. Nothing is computed.
 
+    A call without a relevance rule is listed in the graph's ``unsupported``: see :func:`refuse_unsupported`.
+
     Args:
         classifier: Maps (N, C, H, W) to (N, K) without control flow on values.
         training: Whether to trace the path that it takes in training mode.
@@ -45,8 +47,7 @@ def trace(
         custom_rules: Rules of the user for module classes, functions or methods; they come first.
 
     Raises:
-        TraceError: If torch.fx cannot trace it.
-        UnsupportedOpError: Listing every call that has no relevance rule.
+        TraceError: If torch.fx cannot trace it, or if the run would compute something else than the classifier.
     """
     rules = dict(custom_rules or {})
     parameters = list(inspect.signature(classifier.forward).parameters.values())
@@ -67,15 +68,10 @@ def trace(
         reached = _find_reached(builder.calls, output)
     live = find_live(builder.calls, output, builder.aliases.changes)
     calls = [call for call in builder.calls if call.name in live]
-    problems = [p for name, p in builder.problems.items() if name in reached or name in builder.aliases.changes]
-    if problems:
-        raise UnsupportedOpError(
-            f"{type(classifier).__name__} has {len(problems)} call(s) without a relevance rule:\n  "
-            + "\n  ".join(problems)
-            + "\nReplace them in the classifier, or give them a custom rule: "
-            "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
-        )
-    return Graph(annotate(calls), builder.images, output, traced.specialised)
+    problems = {name: text for name, text in builder.problems.items() if name in live}
+    return Graph(
+        annotate(calls), builder.images, output, traced.specialised, problems, frozenset(builder.faults & live)
+    )
 
 
 def _build(
@@ -107,6 +103,33 @@ def _build(
     return builder, output
 
 
+def refuse_unsupported(classifier: nn.Module, graphs: Iterable[tuple[Graph, frozenset[str]]]) -> None:
+    """Refuse calls that have no rule and need one, of all graphs at once.
+
+    Args:
+        classifier: The classifier.
+        graphs: Graphs of it, each with the names of the activations whose relevance is needed.
+
+    Raises:
+        UnsupportedOpError: Listing every such call.
+    """
+    found: dict[str, None] = {}
+    for graph, wanted in graphs:
+        reached = graph.upstream()
+        for call in graph.calls:
+            if call.name in graph.unsupported and (
+                call.name in graph.unfollowed or (call.name in reached and not wanted.isdisjoint(call.inputs))
+            ):
+                found[graph.unsupported[call.name]] = None
+    if found:
+        raise UnsupportedOpError(
+            f"{type(classifier).__name__} has {len(found)} call(s) without a relevance rule:\n  "
+            + "\n  ".join(found)
+            + "\nReplace them in the classifier, or give them a custom rule: "
+            "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
+        )
+
+
 class _Builder:
     """Turns fx nodes into calls."""
 
@@ -120,6 +143,7 @@ class _Builder:
         self.rules = rules
         self.named: dict[str, Call] = {}
         self.problems: dict[str, str] = {}
+        self.faults: set[str] = set()  # calls that a run cannot follow, whether relevance passes them or not
         self.relevant = {images}
         self.known = Known(self.named, self.relevant)
         self.aliases = Aliases(modules, self.relevant)
@@ -153,9 +177,15 @@ class _Builder:
         for name in sources:
             if name in self.aliases.stale:
                 call = self._refuse(call, f"reads {name!r} after a change in place that it shares (clone it)")
+                self.faults.add(call.name)
         if problem := self.aliases.record(call):
             call = self._refuse(call, problem)
-        self.named[call.name] = call
+            self.faults.add(call.name)
+        if call.op is UNSUPPORTED and self.aliases.changes_in_place(call):
+            self.faults.add(call.name)  # a run makes changes out of place, which needs to know the operation
+        arguments = dict.fromkeys(refs((call.args, call.kwargs, call.options)))
+        constants = tuple(name for name in arguments if name not in self.relevant)
+        self.named[call.name] = replace(call, constants=constants)
 
     def _refer(self, value: Any) -> Any:
         return Ref(self.find_present(value)) if isinstance(value, fx.Node) else value

@@ -1,0 +1,112 @@
+"""The trace's logits against the classifier's own: what differs is refused, and nothing of the classifier changes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tw_seg.errors import TraceError
+from tw_seg.lrp import HeatmapDecoder
+
+
+def small(channels: int = 3) -> nn.Sequential:
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *pool, nn.Linear(8, 4))
+
+
+class Asks(nn.Module):
+    def __init__(self, ask: Callable[[Any], bool], modes: tuple[bool, ...] = (False, True)) -> None:
+        super().__init__()
+        self.ask, self.modes = ask, modes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if self.training in self.modes and self.ask(x) else x
+
+
+ASKS = [lambda x: isinstance(x, Tensor), torch.is_tensor, lambda x: type(x) is Tensor]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_a_forward_that_asks_for_types(ask) -> None:
+    net = nn.Sequential(small()[0], nn.Sequential(Asks(ask)), *small()[1:]).eval()
+    with pytest.raises(TraceError, match=r"in evaluation mode computes other logits.*'1.0' \(Asks\), which left no"):
+        HeatmapDecoder(net)
+
+
+def test_a_difference_in_training_mode_only() -> None:
+    net = nn.Sequential(Asks(torch.is_tensor, modes=(True,)), small()).eval()
+    with pytest.raises(TraceError, match="in training mode computes other logits"):
+        HeatmapDecoder(net)
+
+
+def test_a_network_of_images_of_one_size_only() -> None:
+    net = nn.Sequential(Asks(torch.is_tensor), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 4)).eval()
+    with pytest.raises(TraceError, match=r"shape \(3, 16, 16\) they differ"):
+        HeatmapDecoder(net, image_size=(16, 16))
+
+
+def test_a_network_that_has_no_values_yet_is_compared_at_its_first_images() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(Asks(torch.is_tensor), small()).eval()
+    decoder = HeatmapDecoder(net).to_empty(device="cpu")
+    for tensor in (*decoder.parameters(), *decoder.buffers()):
+        tensor.data.fill_(1)
+    with pytest.raises(TraceError, match="computes other logits"):
+        decoder(torch.rand(1, 3, 8, 8))
+
+
+class Counts(nn.Module):
+    """Draws, counts, and keeps caches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.calls, self.seen = nn.Dropout(0.5), 0, []
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
+        self.last = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean += 0.1
+        self.last.add_(1)
+        return self.dropout(x + self.mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_of_the_classifier_changes(dtype: torch.dtype, training: bool) -> None:
+    counts = Counts()
+    net = nn.Sequential(counts, torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1)), small())
+    net = net.to(dtype).train(training)
+    net[2][1].eval()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    tensors = {name: id(value) for name, value in (*net.named_parameters(), *net.named_buffers())}
+    flags = [m.training for m in net.modules()]
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    HeatmapDecoder(net)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert {name: id(value) for name, value in (*net.named_parameters(), *net.named_buffers())} == tensors
+    assert [m.training for m in net.modules()] == flags and counts.last.item() == 0
+    assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
+    assert np.random.get_state()[1].tolist() == drawn[2]
+
+
+def test_random_numbers_drawn_in_another_order_are_no_difference() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x) if self.training else x
+
+    net = nn.Sequential(Noise(), nn.Dropout2d(), small(), nn.Dropout()).train()
+    decoder, images = HeatmapDecoder(net).eval(), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(decoder(images).logits, net(images))
+
+
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        net = small().train()
+        decoder, images = HeatmapDecoder(net).eval(), torch.rand(2, 3, 8, 8)
+        assert torch.equal(decoder(images).logits, net(images))
