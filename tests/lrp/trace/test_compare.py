@@ -26,7 +26,7 @@ class Asks(nn.Module):
         self.ask, self.modes = ask, modes
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * x if self.training in self.modes and self.ask(x) else x
+        return x * x if self.training in self.modes and self.ask(x) else x
 
 
 ASKS = [lambda x: isinstance(x, Tensor), torch.is_tensor, lambda x: type(x) is Tensor]
@@ -66,13 +66,12 @@ class Counts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dropout, self.calls, self.seen = nn.Dropout(0.5), 0, []
+        self.dropout, self.calls = nn.Dropout(0.5), 0
         self.register_buffer("mean", torch.zeros(3, 1, 1))
-        self.last = torch.zeros(1)
 
     def forward(self, x: Tensor) -> Tensor:
         self.mean += 0.1
-        self.last.add_(1)
+        self.calls += 1
         return self.dropout(x + self.mean)
 
 
@@ -90,7 +89,7 @@ def test_nothing_of_the_classifier_changes(dtype: torch.dtype, training: bool) -
     HeatmapDecoder(net)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert {name: id(value) for name, value in (*net.named_parameters(), *net.named_buffers())} == tensors
-    assert [m.training for m in net.modules()] == flags and counts.last.item() == 0
+    assert [m.training for m in net.modules()] == flags and counts.calls == 0
     assert torch.equal(torch.get_rng_state(), drawn[0]) and random.getstate() == drawn[1]
     assert np.random.get_state()[1].tolist() == drawn[2]
 
@@ -110,3 +109,41 @@ def test_in_inference_mode() -> None:
         net = small().train()
         decoder, images = HeatmapDecoder(net).eval(), torch.rand(2, 3, 8, 8)
         assert torch.equal(decoder(images).logits, net(images))
+
+
+def double_input(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (3 * args[0],)
+
+
+def double_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return 3 * output
+
+
+@pytest.mark.parametrize(
+    ("add", "named"),
+    [
+        (lambda net: net.register_forward_pre_hook(double_input), "computes other logits"),
+        (lambda net: net.register_forward_hook(double_output), "computes other logits"),
+        (lambda net: net[0].register_forward_hook(double_output), "forward hook double_output of '0'"),
+        (lambda net: net[0].register_forward_pre_hook(double_input), "forward pre-hook double_input of '0'"),
+    ],
+)
+def test_hooks_that_change_values(add, named: str) -> None:
+    net = small().eval()
+    handle = add(net)
+    hooks = [dict(m._forward_hooks) | dict(m._forward_pre_hooks) for m in net.modules()]
+    with pytest.raises(TraceError, match=named):
+        HeatmapDecoder(net)
+    assert [dict(m._forward_hooks) | dict(m._forward_pre_hooks) for m in net.modules()] == hooks
+    handle.remove()
+    HeatmapDecoder(net)
+
+
+def test_hooks_of_layers_that_only_look() -> None:
+    net, seen = small().eval(), []
+    net[0].register_forward_hook(lambda module, args, output: seen.append(type(output)))
+    torch.nn.utils.parametrizations.weight_norm(net[5])
+    decoder, images = HeatmapDecoder(net), torch.rand(2, 3, 8, 8)
+    seen.clear()
+    assert torch.equal(decoder(images).logits, net(images))
+    assert seen == [Tensor, Tensor]
