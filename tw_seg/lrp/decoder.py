@@ -111,6 +111,11 @@ class HeatmapDecoder(nn.Module):
         """The places that are read, as they were given."""
         return self._plans.read_out
 
+    @property
+    def classes(self) -> int | None:
+        """Number K of the classifier's logits; ``None`` where it could not be run when the decoder was made."""
+        return self._plans.classes
+
     def forward(
         self,
         images: Tensor,

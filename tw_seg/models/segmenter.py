@@ -113,6 +113,12 @@ class HeatmapSegmenter(SegModel):
         outputs = classes - (background == "constant")
         classifier = self.create_classifier(encoder_weights, classes=outputs)
         self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs))
+        if self.decoder.classes not in (None, outputs):
+            raise InputError(
+                f"the classifier {encoder_name!r} returns {self.decoder.classes} logits, classes={classes} with "
+                f"background={background!r} needs {outputs}: let its factory use "
+                "num_classes, and return the logits first"
+            )
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
         self.offset = nn.Parameter(torch.zeros(classes), requires_grad=learn_scale)

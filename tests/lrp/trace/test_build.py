@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from typing import Any
 
 import pytest
 import torch
@@ -313,3 +314,28 @@ def test_buffers_that_the_forward_changes_itself_are_not_changed_by_tracing() ->
     graph = trace(net, True)
     assert net.n.norm.num_batches_tracked == 0
     assert any(c.target == "add_" and c.kind == "constant" for c in graph.calls)
+
+
+class Two(nn.Module):
+    """Features or an auxiliary head, and logits."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order, self.conv, self.head, self.auxiliary = order, conv(), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.conv(x).relu().mean((2, 3))
+        logits = self.head(features)
+        values = {"features": features, "logits": logits, "soft": logits.softmax(1), "aux": self.auxiliary(features)}
+        return tuple(values[name] for name in self.order.split())
+
+
+@pytest.mark.parametrize("order", ["logits", "logits features", "logits aux", "logits soft", "logits aux features"])
+def test_the_first_of_several_outputs_is_the_logits(order: str) -> None:
+    assert trace(Two(order), False).output == "head"
+
+
+@pytest.mark.parametrize("order", ["features logits", "features aux", "features features soft"])
+def test_features_are_not_taken_for_logits(order: str) -> None:
+    with pytest.raises(TraceError, match="these look like features"):
+        trace(Two(order), False)

@@ -109,6 +109,7 @@ class Plans:
     Attributes:
         composite: Which rule for which call.
         read_out: The places that are read.
+        classes: Number of logits, once the classifier has been run.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Plans:
         """Start without any plan."""
         self.composite = composite
         self.read_out = read_out
+        self.classes: int | None = None
         self._custom_rules = custom_rules
         self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
         self._not_compared: list[Plan] = []  # those whose trace is still to be compared with the classifier
@@ -132,8 +134,11 @@ class Plans:
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
         refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
         for mode, plan in ((False, evaluation), (True, training)):
-            if compare(classifier, plan.graph, mode, shape) is None:
+            logits = compare(classifier, plan.graph, mode, shape)
+            if logits is None:
                 self._not_compared.append(plan)
+            elif logits.ndim == 2:
+                self.classes = logits.shape[1]
         return evaluation, training
 
     def compare_late(self, classifier: nn.Module, plan: Plan, shape: tuple[int, ...]) -> None:

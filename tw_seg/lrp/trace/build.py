@@ -65,7 +65,6 @@ def trace(
     reached = _find_reached(builder.calls, output)
     if constants := builder.statistics - reached:  # a divisor, a scale: no relevance asks for its rule
         builder, output = _build(traced.graph, classifier, rules, constants)
-        reached = _find_reached(builder.calls, output)
     live = find_live(builder.calls, output, builder.aliases.changes)
     calls = [call for call in builder.calls if call.name in live]
     problems = {name: text for name, text in builder.problems.items() if name in live}
@@ -88,18 +87,25 @@ def _build(
     images = next(node.name for node in graph.nodes if node.op == "placeholder")
     builder = _Builder(dict(classifier.named_modules()), images, rules, constants)
     output = ""
+    others: list[fx.Node] = []
     for node in graph.nodes:
         if node.op == "output":
             result = node.args[0]
             if isinstance(result, fx.Node) and isinstance(result.target, type) and issubclass(result.target, tuple):
                 result = result.args  # a named tuple
             if isinstance(result, (tuple, list)) and result:  # auxiliary heads in training: the logits come first
-                result = result[0]
+                result, others = result[0], [node for node in result[1:] if isinstance(node, fx.Node)]
             if not isinstance(result, fx.Node):
                 raise TraceError(f"the classifier must return logits, or a tuple that begins with them, not {result}")
             output = builder.find_present(result)
         else:
             builder.add(node)
+    if _is_followed_by_weights(builder.calls, output, {builder.find_present(node) for node in others}):
+        raise TraceError(
+            f"{type(classifier).__name__} returns several tensors, and layers with weights compute a later one "
+            f"from the first, {output!r}: the first is taken for the logits, and these look like features. Return "
+            "the logits alone, or first"
+        )
     return builder, output
 
 
@@ -128,6 +134,17 @@ def refuse_unsupported(classifier: nn.Module, graphs: Iterable[tuple[Graph, froz
             + "\nReplace them in the classifier, or give them a custom rule: "
             "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
         )
+
+
+def _is_followed_by_weights(calls: Iterable[Call], start: str, ends: set[str]) -> bool:
+    """Whether one of some values is computed from another one through a layer with weights."""
+    direct, weighted = {start}, set()
+    for call in calls:
+        if not weighted.isdisjoint(call.inputs) or (call.op.weighted and not direct.isdisjoint(call.inputs)):
+            weighted.add(call.name)
+        elif not direct.isdisjoint(call.inputs):
+            direct.add(call.name)
+    return not weighted.isdisjoint(ends)
 
 
 class _Builder:
