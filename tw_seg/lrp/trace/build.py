@@ -138,7 +138,8 @@ def refuse_unsupported(classifier: nn.Module, graphs: Iterable[tuple[Graph, froz
 
 def _is_followed_by_weights(calls: Iterable[Call], start: str, ends: set[str]) -> bool:
     """Whether one of some values is computed from another one through a layer with weights."""
-    direct, weighted = {start}, set()
+    direct: set[str] = {start}
+    weighted: set[str] = set()
     for call in calls:
         if not weighted.isdisjoint(call.inputs) or (call.op.weighted and not direct.isdisjoint(call.inputs)):
             weighted.add(call.name)
