@@ -496,6 +496,16 @@ def test_wrong_custom_rules(rule, named: str) -> None:
         ({"schedule": {"skip": 0.0}}, "schedule must hold no other names"),
         ({"composite": "nothing"}, "unknown composite"),
         ({"composite_kwargs": {"epsilon": -1}}, "epsilon"),
+        *(
+            ({"image_size": size}, "image_size must be .height, width. in pixels")
+            for size in (64, [64], "64", [64, 0], [64, True], [6.4, 64])
+        ),
+        *(({"read_out": place}, "read_out must be 'input', the name") for place in (None, True, [None], {"input": 1})),
+        ({"composite_kwargs": [1]}, r"composite_kwargs must be a mapping or None, got \[1\]"),
+        ({"custom_rules": 3}, "custom_rules must be a mapping or None, got 3"),
+        ({"seed": ["logit"]}, r"seed must be one name, got \['logit'\]"),
+        ({"composite": ["a"]}, r"composite must be one name, got \['a'\]"),
+        ({"tie_weights": "false"}, "tie_weights must be true or false, got 'false'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], named: str) -> None:

@@ -37,3 +37,27 @@ def test_an_unknown_argument_lists_the_arguments():
 def test_a_missing_argument_is_named():
     with pytest.raises(InputError, match="missing a required.* 'classes'"):
         create_model("unet", encoder_name="resnet18")
+
+
+@pytest.mark.parametrize("name", ["composite", "read_out", "tie_weights", "seed", "schedule"])
+def test_an_argument_of_the_decoder_is_told_its_place(name):
+    with pytest.raises(
+        InputError, match=rf"{name}'\. It takes .*decoder_kwargs.*\. {name} belongs in decoder_kwargs\.$"
+    ):
+        create_model("heatmap", **ENCODER, **{name: None})
+    with pytest.raises(InputError, match="It takes") as error:
+        create_model("unet", **ENCODER, **{name: None})
+    assert "belongs" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("chunk_size", "chunk_size belongs in schedule, in decoder_kwargs"),
+        ("own_rules", "own_rules is custom_rules, in decoder_kwargs"),
+    ],
+)
+def test_an_argument_further_inside_is_told_its_place(name, place):
+    for kwargs in ({name: 2}, {"decoder_kwargs": {name: 2}}):
+        with pytest.raises(InputError, match=rf"'{name}'.*[;.] {place}\.?$"):
+            create_model("heatmap", **ENCODER, **kwargs)

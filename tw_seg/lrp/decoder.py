@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
+from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor, is_number
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.core.backward import Backward
@@ -58,7 +58,7 @@ class HeatmapDecoder(nn.Module):
     Raises:
         TraceError: If the classifier cannot be traced.
         UnsupportedOpError: If it holds calls without a relevance rule, all of them listed.
-        InputError: For an unknown composite or read-out.
+        InputError: For an argument of another type, or an unknown composite, seed or read-out.
 
     Reference:
         Bach et al. 2015 (LRP); Yu et al. 2024, arXiv 2407.03009 (unrolled LRP).
@@ -80,10 +80,14 @@ class HeatmapDecoder(nn.Module):
         read_out: str | float | Sequence[str | float] = "input",
         seed: str = "logit",
         schedule: Schedule | Mapping[str, Any] | None = None,
-        image_size: tuple[int, int] | None = None,
+        image_size: Sequence[int] | None = None,
         custom_rules: CustomRules | None = None,
     ) -> None:
         super().__init__()
+        _check_names(composite=composite, seed=seed)
+        _check_mappings(composite_kwargs=composite_kwargs, custom_rules=custom_rules)
+        if not isinstance(tie_weights, bool):  # a string would count as true
+            raise InputError(f"tie_weights must be true or false, got {tie_weights!r}")
         self.classifier = classifier
         self.seed = create_seed(seed)
         rules = create_composite(composite, composite_kwargs)
@@ -93,10 +97,10 @@ class HeatmapDecoder(nn.Module):
         self.tie_weights = tie_weights
         self.schedule = create_schedule(schedule)
         self._memory = GraphMemory()
-        places = (read_out,) if isinstance(read_out, (str, int, float)) else tuple(read_out)
+        places = _list_places(read_out)
         shape = default_image_shape(classifier)
         if image_size is not None:
-            shape = (shape[0], *image_size)
+            shape = (shape[0], *_check_size(image_size))
         self._plans = Plans(rules, places, custom_rules)
         plans = self._plans.make(classifier, shape)
         self._plans.add(shape, plans)
@@ -268,3 +272,37 @@ def _warn_of_probabilities(graph: Graph) -> None:
             "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
             stacklevel=3,
         )
+
+
+def _check_names(**values: object) -> None:
+    """Check that each argument is a string."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise InputError(f"{name} must be one name, got {value!r}")
+
+
+def _check_mappings(**values: object) -> None:
+    """Check that each argument is a mapping or ``None``."""
+    for name, value in values.items():
+        if not isinstance(value, Mapping | None):
+            raise InputError(f"{name} must be a mapping or None, got {value!r}")
+
+
+def _list_places(read_out: Any) -> tuple[str | float, ...]:
+    """The places to read, of one or several."""
+    several = isinstance(read_out, Sequence) and not isinstance(read_out, str)
+    places = tuple(read_out) if several else (read_out,)
+    if not all(isinstance(place, str) or is_number(place) for place in places):
+        raise InputError(
+            f"read_out must be 'input', the name of a module or call, a fraction of the depth, or a list of these, got "
+            f"{read_out!r}"
+        )
+    return places
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    """Height and width in pixels."""
+    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
+    if len(pair) != 2 or not all(isinstance(side, int) and is_number(side) and side >= 1 for side in pair):
+        raise InputError(f"image_size must be (height, width) in pixels, or None, got {size!r}")
+    return pair[0], pair[1]

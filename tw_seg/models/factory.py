@@ -12,7 +12,7 @@ from tw_seg.models.classifier import ImageClassifier
 from tw_seg.models.posthoc.cam import CAM
 from tw_seg.models.posthoc.gradcam import GradCAM
 from tw_seg.models.posthoc.input_x_gradient import InputXGradient
-from tw_seg.models.segmenter import HeatmapSegmenter
+from tw_seg.models.segmenter import HeatmapSegmenter, find_place
 
 MODELS: dict[str, type[SegModel]] = {
     "heatmap": HeatmapSegmenter,
@@ -38,5 +38,8 @@ def create_model(name: str, **kwargs: Any) -> SegModel:
     try:
         signature.bind(**kwargs)
     except TypeError as error:
-        raise InputError(f"Model {name!r}: {error}. It takes {', '.join(signature.parameters)}.") from error
+        takes = signature.parameters
+        places = [find_place(key) for key in kwargs if key not in takes] if "decoder_kwargs" in takes else []
+        hint = "".join(f" {place}." for place in places if place)
+        raise InputError(f"Model {name!r}: {error}. It takes {', '.join(takes)}.{hint}") from error
     return MODELS[name](**kwargs)

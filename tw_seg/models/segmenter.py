@@ -218,11 +218,24 @@ def read_decoder_kwargs(decoder_kwargs: DecoderKwargs | Mapping[str, Any] | None
         raise InputError(f"decoder_kwargs must be a mapping of {', '.join(known)}, got {type(decoder_kwargs).__name__}")
     kwargs = dict(decoder_kwargs or {})
     if unknown := sorted(kwargs.keys() - known):
-        raise InputError(f"decoder_kwargs knows {', '.join(known)}, not {', '.join(map(repr, unknown))}")
-    if not isinstance(kwargs.get("tie_weights", True), bool):  # a string would count as true
-        raise InputError(f"tie_weights of decoder_kwargs must be true or false, got {kwargs['tie_weights']!r}")
+        places = "".join(f"; {place}" for name in unknown if (place := find_place(name)))
+        raise InputError(f"decoder_kwargs knows {', '.join(known)}, not {', '.join(map(repr, unknown))}{places}")
     rules = kwargs.get("custom_rules")
     return {**kwargs, "custom_rules": import_custom_rules(rules)} if isinstance(rules, str) else kwargs
+
+
+def find_place(name: str) -> str:
+    """Where an argument of the decoder belongs that was given elsewhere, as a clause; empty for any other name.
+
+    Example:
+        >>> find_place("chunk_size")
+        'chunk_size belongs in schedule, in decoder_kwargs'
+    """
+    if name == "own_rules":
+        return "own_rules is custom_rules, in decoder_kwargs"
+    if name in Schedule.__annotations__:
+        return f"{name} belongs in schedule, in decoder_kwargs"
+    return f"{name} belongs in decoder_kwargs" if name in DecoderKwargs.__annotations__ else ""
 
 
 def import_custom_rules(place: str) -> CustomRules:
