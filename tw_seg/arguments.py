@@ -133,6 +133,27 @@ def class_tensor(classes: Sequence[int] | Tensor, device: torch.device) -> Tenso
     return torch.tensor(classes, dtype=torch.int64, device=device)
 
 
+def check_class_count(count: int, *, name: str = "class_names", error: type[TwSegError] = InputError) -> None:
+    """Check that a class list has 2 to 255 names, as many as masks of 8 bits can tell from ignored pixels.
+
+    Args:
+        count: How many it has, the background included.
+        name: What the list is, for the message.
+        error: What to raise.
+
+    Raises:
+        TwSegError: Of the type ``error``.
+
+    Example:
+        >>> check_class_count(1)
+        Traceback (most recent call last):
+        ...
+        tw_seg.errors.InputError: class_names: expected 2 to 255 classes, background included, found 1
+    """
+    if not 2 <= count <= IGNORE_INDEX:
+        raise error(f"{name}: expected 2 to {IGNORE_INDEX} classes, background included, found {count}")
+
+
 def check_samples(samples: Tensor | None, device: torch.device | None = None) -> Tensor | None:
     """Check a choice of rows: ``None`` (all) or an int64 tensor (S,), S may be 0.
 

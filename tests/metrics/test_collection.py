@@ -183,7 +183,7 @@ def test_no_image_is_nan():
 
 @pytest.mark.parametrize("count", [0, 1, 256])
 def test_class_counts_that_cannot_be_scored(count):
-    with pytest.raises(InputError, match=f"got {count}"):
+    with pytest.raises(InputError, match=f"found {count}"):
         SegmentationMetrics(["x"] * count)
 
 

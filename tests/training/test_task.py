@@ -174,7 +174,7 @@ def test_freeze_batchnorm_holds_through_validation(freeze, tmp_path):
         ({"scheduler": "linear"}, "cosine, onecycle, none"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"ce": -1.0}, "seg/ce"),
-        ({"class_names": ["background"]}, "2 to 255 names"),
+        ({"class_names": ["background"]}, "2 to 255 classes"),
         ({"model": "nonsense"}, "nonsense"),
     ],
 )

@@ -23,7 +23,7 @@ from torchmetrics.classification import (
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities.data import dim_zero_cat
 
-from tw_seg.arguments import check_mask_ids
+from tw_seg.arguments import check_class_count, check_mask_ids
 from tw_seg.errors import InputError
 from tw_seg.metrics.confusion import dice_per_class, iou_per_class, pixel_accuracy
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
@@ -49,10 +49,7 @@ class SegmentationMetrics(nn.Module):
         super().__init__()
         self.class_names = tuple(class_names)
         count = len(self.class_names)
-        if not 2 <= count <= IGNORE_INDEX:
-            raise InputError(
-                f"class_names must hold 2 to {IGNORE_INDEX} names, the background first, got {count} names"
-            )
+        check_class_count(count)
         self.pixels = MetricCollection(
             {
                 "miou": MulticlassJaccardIndex(count, average="macro", ignore_index=IGNORE_INDEX, validate_args=False),

@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image
 
-from tw_seg.arguments import check_mask_ids
+from tw_seg.arguments import check_class_count, check_mask_ids
 from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, IGNORE_INDEX
+from tw_seg.types import BACKGROUND
 
 BACKGROUND_NAME = "background"
 
@@ -154,8 +154,7 @@ def check_classes(classes: Sequence[str], source: str) -> tuple[str, ...]:
     if len(set(classes)) != len(classes):
         twice = sorted({name for name in classes if list(classes).count(name) > 1})
         raise DataError(f"{source}: class names must be unique, found twice: {', '.join(twice)}")
-    if not 2 <= len(classes) <= IGNORE_INDEX:
-        raise DataError(f"{source}: expected 2 to {IGNORE_INDEX} classes, background included, found {len(classes)}")
+    check_class_count(len(classes), name=source, error=DataError)
     return tuple(classes)
 
 
