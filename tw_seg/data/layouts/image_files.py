@@ -45,7 +45,8 @@ class ImageFiles:
         """
         image = read_image(self._images[index])
         path = self._masks[index] if mask else None
-        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=image.shape[:2])
+        height, width, _ = image.shape
+        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=(height, width))
         return Sample(image, ids, self.labels[index], self.names[index])
 
     def mask_file(self, index: int) -> Path:
