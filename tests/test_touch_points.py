@@ -128,21 +128,22 @@ EXAMPLES = {
             "tw_seg/lrp/ops/activation.py": [
                 (
                     r"OPS = \(",
-                    "def _tanhshrink(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:\n"
+                    "def _sin(u: Tensor, y: Tensor, o: dict[str, Any]) -> Tensor:\n"
                     "    safe = torch.where(u == 0, torch.ones_like(u), u)\n"
-                    "    return torch.where(u == 0, torch.zeros_like(u), y / safe)\n\n\n",
+                    "    return torch.where(u == 0, torch.ones_like(u), y / safe)\n\n\n",
                 ),
                 (
                     "    _activation\\($",
-                    "    _activation(\n        'tanhshrink', _multiply(_tanhshrink), sign_of_inputs, "
-                    "{F.tanhshrink: ('input',)}, nn.Tanhshrink\n    ),\n",
+                    "    _activation(\n        'sin', _multiply(_sin), of_any_sign, "
+                    "{torch.sin: ('input',)}, None\n    ),\n",
                 ),
             ]
         },
         NET + "from tw_seg.lrp.conservation.diagnose import report\n"
-        "assert report(net(nn.Tanhshrink()), images).violations == ()\n"
-        "kinds = [call.kind for call in HeatmapDecoder(net(nn.Tanhshrink())).graph(images).calls]\n"
-        "assert 'tanhshrink' in kinds\n",
+        "class Sin(nn.Module):\n    def forward(self, x):\n        return torch.sin(x)\n"
+        "assert report(net(Sin()), images).violations == ()\n"
+        "kinds = [call.kind for call in HeatmapDecoder(net(Sin())).graph(images).calls]\n"
+        "assert 'sin' in kinds\n",
     ),
     "backbone": Example(
         "backbone",

@@ -21,6 +21,7 @@ from tests.lrp.ops import (
     test_shape,
 )
 from tests.lrp.ops.harness import SIZES, Case, Many, close
+from tests.lrp.trace import test_rewriting
 from tests.oracles.gradients import agreement, gradients
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.ops import indexing, shape
@@ -55,6 +56,7 @@ NETS: dict[str, list[Case]] = {
     ],
     "convolutions and moves": [
         *({**test_shape.CASES, **test_indexing.CASES}[name] for name in MOVES),
+        test_rewriting.CASES["gather"],
         *(LINEAR_MAPS[name] for name in CONVOLUTIONS),
         *test_norm.GROUP.values(),
         test_pool.CASES["max_pool2d ceil"],
