@@ -25,3 +25,12 @@ def quick_init(monkeypatch: pytest.MonkeyPatch) -> None:
                 return tensor.copy_(block.repeat(-(-tensor.numel() // len(block)))[: tensor.numel()].view_as(tensor))
 
         monkeypatch.setattr(nn.init, name, fill)
+
+
+@pytest.fixture
+def zero_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer begins with zeros, where a test loads other numbers into all of them."""
+    for name in ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor.detach().zero_())
+    for name in ("normal_", "uniform_", "erfinv_"):  # in the libraries' own initialisation
+        monkeypatch.setattr(Tensor, name, lambda tensor, *args, **kwargs: tensor.detach().zero_())
