@@ -59,10 +59,10 @@ REASONS: dict[str, str] = {
         unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze_copy values_copy view_copy apply copy zero resize
         resize_as set broadcast_tensors meshgrid sum_to_size column_stack
         MaxUnpool1d MaxUnpool2d MaxUnpool3d""",
-    "Recurrent: a step for each place of a sequence, whose number a trace would hold for good; no classifier of "
-    "torchvision uses them, one family of timm does": """
-        gru gru_cell lstm lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell
-        GRU GRUCell LSTM LSTMCell RNN RNNBase RNNCell RNNCellBase""",
+    "What the recurrent layers call: use the layers": """
+        gru gru_cell lstm lstm_cell rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell RNNBase RNNCellBase""",
+    "Only in torch before 2.14: names of axes, and decompositions that moved to `torch.linalg`": """
+        align_as align_to cholesky has_names qr refine_names rename""",
     "Linear algebra": """
         cholesky_inverse cholesky_solve det geqrf inverse lobpcg logdet lu lu_solve lu_unpack matrix_exp matrix_power
         nuclear_norm frobenius_norm norm_except_dim orgqr ormqr pca_lowrank pinverse slogdet svd svd_lowrank
@@ -161,6 +161,9 @@ def write_page() -> str:
         "What is a gate or a scale there is held constant: the scale of `local_response_norm`, the lengths of",
         "`cosine_similarity`, the root of `lp_pool`. `norm`, `std`, `var`, `sqrt` and `rsqrt` are constants as",
         "divisors and scales; as features they get relevance in proportion to what each element adds.",
+        "",
+        "`LSTM`, `GRU`, `RNN` and their cells are written out, a step for each place of the sequence: relevance goes",
+        "to what the gates let through, and none to the gates. Images of another size are traced again.",
         "",
         "## Constants",
         "",

@@ -83,6 +83,22 @@ def test_image_listed_twice(root):
         VOCDataset(root, "val")
 
 
+@pytest.mark.parametrize("line", ["2007_1", "2007_1.jpg", "JPEGImages/2007_1.jpg SegmentationClass/2007_1.png"])
+def test_image_in_two_splits(root, line):
+    (root / "ImageSets/Segmentation/val.txt").write_text(f"2007_3\n{line}\n")
+    for split, other in (("train", "val"), ("val", "train")):
+        with pytest.raises(
+            DataError, match=f"{split}.txt: the image '2007_1' is in two splits, '{other}' and '{split}'"
+        ):
+            VOCDataset(root, split)
+    assert len(VOCDataset(root, "train", need_labels=False)) == 2
+
+
+def test_a_list_that_joins_two_splits(root):
+    (root / "ImageSets/Segmentation/trainval.txt").write_text("2007_1\n2007_2\n2007_3\n")
+    assert [len(VOCDataset(root, split)) for split in ("train", "val", "trainval")] == [2, 1, 3]
+
+
 def test_missing_files(root):
     (root / "JPEGImages" / "2007_3.jpg").unlink()
     with pytest.raises(DataError, match=r"2007_3.jpg: .*val.txt lists this image, but there is no such file"):

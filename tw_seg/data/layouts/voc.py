@@ -39,6 +39,10 @@ VOC_CLASSES = (
 )
 
 
+_APART = ("train", "val", "test")
+"""Splits that share no image. Other lists may be unions of these, as ``trainval`` is."""
+
+
 class VOCDataset(ImageFiles):
     """Photographs with palette masks, 255 = void.
 
@@ -63,8 +67,8 @@ class VOCDataset(ImageFiles):
         has_mask: Which images have a mask, bool, shape (N,).
 
     Raises:
-        DataError: If a file is missing or inconsistent; images and masks are read, and checked, when asked
-            for.
+        DataError: If a file is missing or inconsistent, or if an image is in two of the splits train, val and test;
+            images and masks are read, and checked, when asked for.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class VOCDataset(ImageFiles):
         if not split_path.is_file():
             found = ", ".join(sorted(path.stem for path in split_path.parent.glob("*.txt"))) or "none"
             raise DataError(f"{split_path}: there is no split {split!r}; found: {found}")
-        lines = [line.strip() for line in read_lines(split_path) if line.strip()]
+        lines = _read_list(split_path)
         if not lines:
             raise DataError(f"{split_path}: the split {split!r} is empty; write one image name per line")
         images, masks = _Files(root / "JPEGImages"), _Files(root / "SegmentationClass")
@@ -98,6 +102,7 @@ class VOCDataset(ImageFiles):
             self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
             self.labels[:, BACKGROUND] = 1
             return
+        _check_splits(self.names, split_path, images)
         strays = describe_strays(masks.top(), images.top())
         self.mask_search = f"looked for {masks.root / self.names[0]}.png and the like" + (strays and f"; {strays}")
         if strays:
@@ -154,16 +159,42 @@ class _Files:
         return self._listed[folder]
 
 
-def _read_name(line: str, images: _Files, masks: _Files, split_path: Path) -> str:
-    """The name that a line of the list means: as such, as the image's file, or as the files of image and mask."""
+def _read_list(path: Path) -> list[str]:
+    return [line.strip() for line in read_lines(path) if line.strip()]
+
+
+def _check_splits(names: Sequence[str], split_path: Path, images: _Files) -> None:
+    """Refuse an image of this split that is in another one as well."""
+    if split_path.stem not in _APART:
+        return
+    own = set(names)
+    for split in _APART:
+        path = split_path.with_name(f"{split}.txt")
+        if path == split_path or not path.is_file():
+            continue
+        shared = [name for name in (_find_name(line, images) for line in _read_list(path)) if name in own]
+        if shared:
+            raise DataError(
+                f"{split_path}: the image {shared[0]!r} is in two splits, {split!r} and {split_path.stem!r} "
+                f"({len(shared)} images are in both {split}.txt and {split_path.name}); remove each from one of the "
+                "two lists, or the scores are those of images that were trained on"
+            )
+
+
+def _find_name(line: str, images: _Files) -> str:
+    """The image that a line of a list means: by its name, its file, or its file before that of its mask."""
     if images.find(line):
         return line
-    first, *others = line.split()
-    image = _strip_folder(first, images.root) if others else _strip_folder(line, images.root)
+    image = _strip_folder(line.split()[0], images.root)
     name = image[: -len(Path(image).suffix)] if Path(image).suffix.lower() in IMAGE_SUFFIXES else image
-    if not images.find(name):
-        return line  # which is then said to be missing
-    if not others or line == image:
+    return name if images.find(name) else line  # which is then said to be missing
+
+
+def _read_name(line: str, images: _Files, masks: _Files, split_path: Path) -> str:
+    """The same, with the mask that a line names beside the image."""
+    name = _find_name(line, images)
+    _, *others = line.split()
+    if name == line or not others:
         return name
     mask = _strip_folder(others[0], masks.root)
     if len(others) > 1 or mask != f"{name}.png":

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import TraceError
+from tw_seg.lrp.trace.recurrent import RECURRENT_MODULES
 from tw_seg.lrp.trace.rewriting import REWRITTEN_FUNCTIONS, rewrite_module
 
 
@@ -238,6 +239,7 @@ LOWERED_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.GLU: lambda module, input: _glu(input, module.dim),
     nn.Softmin: lambda module, input: _softmin(input, module.dim),
     nn.Softmax2d: lambda module, input: torch.softmax(input, dim=-3),
+    **RECURRENT_MODULES,
 }
 """Module class of torch -> its forward in simpler operations, from the module and its arguments."""
 
