@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import TraceError
@@ -43,6 +44,25 @@ def test_a_difference_in_training_mode_only() -> None:
     net = nn.Sequential(Asks(torch.is_tensor, modes=(True,)), small()).eval()
     with pytest.raises(TraceError, match="in training mode computes other logits"):
         HeatmapDecoder(net)
+
+
+class RaisesRounding(nn.Module):
+    """What tokens that are nearly the same attend to, less its mean: little but the rounding of the attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = (1 + 0.1 * x).flatten(2).transpose(1, 2).unsqueeze(1)
+        found = F.scaled_dot_product_attention(tokens, tokens, tokens).squeeze(1)
+        return (found - found.mean(1, keepdim=True))[:, 0]
+
+
+def test_rounding_is_no_difference() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), RaisesRounding(), nn.Linear(8, 4, bias=False)).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    decoder, expected = HeatmapDecoder(net).eval(), net(images)
+    assert (decoder(images, [0]).logits - expected).abs().max() > 1e-3 * expected.abs().max(), "nothing to forgive"
+    with pytest.raises(TraceError, match="in evaluation mode computes other logits"):
+        HeatmapDecoder(nn.Sequential(Asks(torch.is_tensor), *net).eval())
 
 
 def test_a_network_of_images_of_one_size_only() -> None:

@@ -14,7 +14,7 @@ from tests.oracles.gradients import input_x_gradient
 from tw_seg.errors import TraceError
 from tw_seg.lrp import HeatmapDecoder
 
-FEATURES, PLACES, HIDDEN = 4, 5, 3
+FEATURES, PLACES, HIDDEN = 4, 3, 3
 
 
 class Read(nn.Module):
@@ -184,7 +184,7 @@ class Columns(nn.Module):
 
 
 def test_a_linear_recurrence_is_input_x_gradient() -> None:
-    net = nn.Sequential(Read(nn.RNN(3, HIDDEN, nonlinearity="relu", batch_first=True)), nn.Linear(18, 2))
+    net = nn.Sequential(Read(nn.RNN(3, HIDDEN, nonlinearity="relu", batch_first=True)), nn.Linear(12, 2))
     net, images = randomise(net.double()).eval(), torch.randn(2, 3, 2, PLACES, dtype=torch.float64)
     decoder = HeatmapDecoder(net, composite_kwargs={"epsilon": 0.0}, image_size=(2, PLACES)).eval()
     torch.testing.assert_close(decoder(images).heatmaps, input_x_gradient(net, images), rtol=0, atol=1e-12)
