@@ -6,17 +6,26 @@
 Each classifier has random weights and runs in processes of its own. *Decodes*: in evaluation mode the logits are the
 classifier's own, the heatmaps of two classes are finite and account for them. *Trains*: one step on a heatmap loss and
 an image-level loss in training mode, finite gradients that reach the first layer with weights. *Exports*:
-``torch.export`` with a dynamic batch gives what eager gives.
+``torch.export`` with a dynamic batch gives what eager gives. *Evaluation* and *training*: the largest difference of the
+traced logits from the classifier's own in that mode, of the largest logit; 0 is equality to the last bit.
+
+Every result is written at once, with a digest of the code that it holds for; what is there for the present code is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
-import subprocess
+import multiprocessing
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +37,7 @@ from torch import Tensor, nn
 from tw_seg import HeatmapDecoder, TwSegError, create_classifier
 from tw_seg.files import write_text
 from tw_seg.lrp.conservation.diagnose import completeness
+from tw_seg.lrp.trace.compare import find_logits
 from tw_seg.lrp.trace.examples import default_image_shape
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +45,7 @@ CLASSES = 4
 LIMIT = 900.0
 TIMM = "timm/"
 CHECKS = ("decodes", "trains", "exports")
+MODES = ("evaluation", "training")
 
 
 def torchvision_names() -> list[str]:
@@ -79,7 +90,7 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def decodes(net: nn.Module, images: Tensor) -> None:
+def decodes(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     """The classifier's own logits, and finite heatmaps that account for them."""
     decoder = HeatmapDecoder(net).eval()
     with torch.no_grad():
@@ -92,11 +103,18 @@ def decodes(net: nn.Module, images: Tensor) -> None:
     terms = torch.stack([found.logits, found.heatmap, found.bias]).abs().amax()
     missing = found.missing.abs().amax()
     assert missing <= 1e-3 * terms, f"relevance is lost: {missing:.1e} of {terms:.1e}"
+    return {"evaluation": difference(logits, own)}
 
 
-def trains(net: nn.Module, images: Tensor) -> None:
+def trains(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     """One step on a loss of heatmaps and logits."""
     decoder = HeatmapDecoder(net).train()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        own = find_logits(deepcopy(net)(images))
+    draws = not torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(0)
     logits, heatmaps, _ = decoder(images, classes=[0, 1], samples=torch.tensor([1]))
     scaled = heatmaps * heatmaps[0, 0].numel()
     loss = nn.functional.cross_entropy(scaled.flatten(2), torch.zeros(1, scaled[0, 0].numel(), dtype=torch.int64))
@@ -106,9 +124,16 @@ def trains(net: nn.Module, images: Tensor) -> None:
     first = next(m.weight for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
     assert first.grad is not None and first.grad.abs().sum() > 0, "no gradient reaches the first weight"
     torch.optim.SGD(net.parameters(), lr=1e-3).step()
+    found = difference(logits, own)
+    return {"training": "random" if draws and found else found}  # drawn in another order, nothing can be said
 
 
-def exports(net: nn.Module, images: Tensor) -> None:
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest, of the largest logit; 0 only where all are equal to the last bit."""
+    return float(f"{float((found - expected).detach().abs().amax() / expected.abs().amax()):.1e}")
+
+
+def exports(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     """``torch.export`` with a dynamic batch equals eager, also for another batch size."""
     decoder = HeatmapDecoder(net).eval()
     with torch.no_grad():
@@ -119,6 +144,7 @@ def exports(net: nn.Module, images: Tensor) -> None:
         found, expected = program(other, [0, 1]), decoder(other, [0, 1])
     scale = expected.heatmaps.abs().amax()
     assert (found.heatmaps - expected.heatmaps).abs().amax() <= 1e-3 * scale, "exported heatmaps differ from eager"
+    return {}
 
 
 def create(name: str) -> nn.Module:
@@ -131,52 +157,75 @@ def create(name: str) -> nn.Module:
     return net
 
 
-TESTS: dict[str, Callable[[nn.Module, Tensor], None]] = {"decodes": decodes, "trains": trains, "exports": exports}
+TESTS: dict[str, Callable[[nn.Module, Tensor], dict[str, float | str]]] = {
+    "decodes": decodes,
+    "trains": trains,
+    "exports": exports,
+}
 
 
-def check(name: str, labels: Sequence[str] = CHECKS) -> dict[str, Any]:
-    """One row of the table, or some of its columns."""
-    row: dict[str, Any] = {"name": name, "parameters": 0, "image": ""}
-    reasons = []
-    started = time.perf_counter()
-    for label in labels:
-        torch.manual_seed(0)
-        try:
-            net = create(name)
-            shape = default_image_shape(net)
-            row |= {"parameters": parameters(net), "image": "x".join(map(str, shape))}
-            TESTS[label](net, torch.randn(2, *shape))
-            row[label] = True
-        except (TwSegError, AssertionError) as error:
-            row[label] = False
-            reasons.append(f"{label}: {error}")
-        except Exception as error:  # a table of what works must go on
-            row[label] = False
-            reasons.append(f"{label}: {type(error).__name__}: {error}")
-    return row | {"seconds": round(time.perf_counter() - started, 1), "reason": "; ".join(map(_short, reasons))}
+def digest() -> str:
+    """Changes with the code and the versions that a result holds for."""
+    files = [path for part in ("lrp", "models") for path in sorted((ROOT / "tw_seg" / part).rglob("*.py"))]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    texts += [inspect.getsource(function) for function in (create, difference, *TESTS.values())]
+    texts += [module.__version__ for module in (torch, torchvision, timm)]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
-def check_apart(name: str) -> dict[str, Any]:
-    """The same, each column in a process of its own, whose memory is given back."""
-    parts = [_in_process(name, label) for label in CHECKS]
-    row = {key: value for part in parts for key, value in part.items() if value or key in CHECKS}
-    seconds = round(sum(part["seconds"] for part in parts), 1)
-    reason = "; ".join(part["reason"] for part in parts if part["reason"])
-    return {"parameters": 0, "image": "", **row, "seconds": seconds, "reason": reason}
-
-
-def _in_process(name: str, label: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "experiments.support_table", name, "--column", label]
+def check(name: str, column: str) -> dict[str, Any]:
+    """One column of a row, and the reason if it does not hold."""
+    part: dict[str, Any] = {"name": name, column: False}
+    started = time.process_time()
+    torch.manual_seed(0)
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-        part: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return part
-    except subprocess.TimeoutExpired:
-        reason = f"{label}: took longer than {LIMIT:.0f} s"
-    except (IndexError, json.JSONDecodeError):
-        killed = "was killed, out of memory" if done.returncode == -9 else f"ended with code {done.returncode}"
-        reason = f"{label}: the process {killed} {_short(done.stderr[-300:])}".strip()
-    return {"name": name, label: False, "seconds": 0.0, "reason": reason}
+        net = create(name)
+        shape = default_image_shape(net)
+        part |= {"parameters": parameters(net), "image": "x".join(map(str, shape))}
+        part |= TESTS[column](net, torch.randn(2, *shape))
+        part[column] = True
+    except (TwSegError, AssertionError) as error:
+        part["reason"] = _short(str(error))
+    except Exception as error:  # a table of what works must go on
+        part["reason"] = _short(f"{type(error).__name__}: {error}")
+    return part | {"seconds": round(time.process_time() - started, 1)}
+
+
+def check_apart(name: str, column: str, limit: float = LIMIT) -> dict[str, Any]:
+    """The same in a process of its own, whose memory is given back."""
+    context = multiprocessing.get_context("fork")  # torch and timm need not be imported again
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, name, column))
+    process.start()
+    sender.close()
+    part: dict[str, Any] = {"name": name, column: False, "seconds": 0.0}
+    try:
+        if receiver.poll(limit):
+            part = receiver.recv()
+        else:
+            part["reason"] = f"took longer than {limit:.0f} s"
+            process.kill()
+        process.join()
+    except EOFError:
+        process.join()
+        killed = "was killed, out of memory" if process.exitcode == -9 else f"ended with code {process.exitcode}"
+        part["reason"] = f"the process {killed}"
+    return part
+
+
+def _send(sender: Connection, name: str, column: str) -> None:
+    sender.send(check(name, column))
+
+
+def add(row: dict[str, Any], part: dict[str, Any], column: str, code: str) -> dict[str, Any]:
+    """A row with one column measured again."""
+    about = {"seconds": part["seconds"], "code": code, "reason": part.get("reason", "")}
+    values = {key: value for key, value in part.items() if key not in about}
+    row = {key: value for key, value in row.items() if (key, column) not in _DETAILS}
+    return {"parameters": 0, "image": "", **row, **values, "about": {**row.get("about", {}), column: about}}
+
+
+_DETAILS = {("evaluation", "decodes"), ("training", "trains")}
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -193,15 +242,58 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ("torchvision", [r for r in rows if not r["name"].startswith(TIMM)]),
         ("timm", [r for r in rows if r["name"].startswith(TIMM)]),
     ):
-        counts = ", ".join(f"{sum(r[c] for r in part)} {c[:-1]}" for c in CHECKS)
+        counts = ", ".join(f"{sum(r.get(c, False) for r in part)} {c[:-1]}" for c in CHECKS)
         lines += [f"**{library}**: of {len(part)} families {counts}.", ""]
-    lines.append("| classifier | parameters | image | decodes | trains | exports | reason if not |")
-    lines.append("|---|---|---|---|---|---|---|")
+    codes = Counter(about["code"] for row in rows for about in row["about"].values())
+    usual = codes.most_common(1)[0][0]
+    if len(codes) > 1:
+        lines += [
+            f"{codes.total() - codes[usual]} results are of another state of the code (*), which `support.json` names.",
+            "",
+        ]
+    lines += [f"**The trace's logits and the classifier's own**: {compared(rows)}.", ""]
+    columns = ("classifier", "parameters", "image", *CHECKS, *MODES, "reason if not")
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
-        marks = " | ".join("yes" if row[c] else "**no**" for c in CHECKS)
-        reason = row["reason"].replace("|", "\\|")
-        lines.append(f"| `{row['name']}` | {row['parameters'] / 1e6:.1f} M | {row['image']} | {marks} | {reason} |")
+        marks = " | ".join(_mark(row, column, usual) for column in CHECKS)
+        found = " | ".join(_say(row.get(mode)) for mode in MODES)
+        size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else ""
+        reason = reasons(row).replace("|", "\\|")
+        lines.append(f"| `{row['name']}` | {size} | {row['image']} | {marks} | {found} | {reason} |")
     return "\n".join(lines) + "\n"
+
+
+def _mark(row: dict[str, Any], column: str, usual: str) -> str:
+    if column not in row:
+        return ""
+    return ("yes" if row[column] else "**no**") + ("" if row["about"][column]["code"] == usual else "*")
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> str:
+    """What the comparison of logits found, in words."""
+    parts = []
+    for mode in MODES:
+        found = [row[mode] for row in rows if mode in row]
+        numbers = [value for value in found if value != "random"]
+        equal, drawn = sum(value == 0 for value in numbers), len(found) - len(numbers)
+        parts.append(
+            f"in {mode} mode, of {len(found)} families {equal} are equal to the last bit, {len(numbers) - equal} "
+            f"differ by up to {max(numbers, default=0):.1e}, {drawn} draw random numbers in another order"
+        )
+    return "; ".join(parts)
+
+
+def reasons(row: dict[str, Any]) -> str:
+    """Why columns of a row do not hold; one reason of several columns is said once."""
+    columns: dict[str, list[str]] = {}
+    for column, about in row["about"].items():
+        if about["reason"]:
+            columns.setdefault(about["reason"], []).append(column)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in columns.items())
+
+
+def _say(found: float | str | None) -> str:
+    return "" if found is None else found if isinstance(found, str) else f"{found:.1e}" if found else "0"
 
 
 def _short(text: str, limit: int = 240) -> str:
@@ -214,17 +306,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="classifiers; none for the smallest of every family")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "support", help="path of .md and .json, no suffix")
-    parser.add_argument("--column", choices=CHECKS, help="print that part of one row as JSON, in this process")
+    parser.add_argument("--columns", nargs="+", choices=CHECKS, default=list(CHECKS), help="measure only these")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a column of a row")
     arguments = parser.parse_args(argv)
-    if arguments.column:
-        print(json.dumps(check(arguments.names[0], [arguments.column])))
-        return
-    rows = []
-    for name in arguments.names or [*torchvision_names(), *timm_names()]:
-        rows.append(check_apart(name))
-        print(json.dumps(rows[-1]), flush=True)
-    write_text(arguments.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
-    write_text(arguments.out.with_suffix(".md"), markdown(rows))
+    file = arguments.out.with_suffix(".json")
+    rows = {row["name"]: row for row in json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
+    code = digest()
+    names = arguments.names or [*torchvision_names(), *timm_names()]
+    for name in names:
+        for column in arguments.columns:
+            row = rows.get(name, {"name": name, "about": {}})
+            if row["about"].get(column, {}).get("code") == code:
+                continue
+            part = check_apart(name, column, arguments.limit)
+            print(json.dumps(part), flush=True)
+            rows[name] = add(row, part, column, code)
+            write_text(file, json.dumps([rows[key] for key in sorted(rows, key=_library_first)], indent=1) + "\n")
+    if not arguments.names:
+        rows = {name: rows[name] for name in names}  # without families that are no more
+    found = [rows[name] for name in sorted(rows, key=_library_first)]
+    write_text(file, json.dumps(found, indent=1) + "\n")
+    write_text(arguments.out.with_suffix(".md"), markdown(found))
+
+
+def _library_first(name: str) -> tuple[bool, str]:
+    return name.startswith(TIMM), name
 
 
 if __name__ == "__main__":
