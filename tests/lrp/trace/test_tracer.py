@@ -267,7 +267,7 @@ def test_an_autocast_block_may_name_the_device_of_its_input() -> None:
 
 def test_leaves_stay_whole() -> None:
     net = nn.Sequential(Forward(torch.tanh), nn.MultiheadAttention(12, 2))
-    assert "0" in targets(trace(net[:1], leaves=(Forward,)))
+    assert "0" in targets(trace(net[:1], rules=(Forward,)))
     assert "0" not in targets(trace(net[:1]))
 
 

@@ -57,8 +57,8 @@ def trace(
         classifier,
         training=training,
         image_shape=image_shape,
-        known_functions={key for key in (*FUNCTIONS, *rules, hold_constant) if not isinstance(key, type)},
-        leaves=tuple(key for key in rules if isinstance(key, type)),
+        known_functions=(*FUNCTIONS, hold_constant),
+        rules=tuple(rules),
         defaults=defaults,
     )
     builder, output = _build(traced.graph, classifier, rules)

@@ -6,8 +6,6 @@ takes another way there without a message; here the difference is seen.
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,16 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.parameter import is_lazy
 
 from tw_seg.errors import TraceError, TwSegError
 from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape
-from tw_seg.lrp.trace.tracer import training_mode
-
-_IMAGES = 2
-_SIDES = (32, 64, 128)
-"""Sides of the images on which a trace is tried that holds for images of every size: the first that can be run."""
+from tw_seg.lrp.trace.layer_runs import LayerRuns
+from tw_seg.lrp.trace.trial import Trial
 
 _RTOL = {torch.float64: 1e-9, torch.float32: 1e-4}
 _RTOL_HALF = 3e-2
@@ -45,19 +39,19 @@ def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tu
         image_shape: (C, H, W) at which the forward was traced.
 
     Returns:
-        The logits of two images; ``None`` where the classifier cannot be run on such images now.
+        The logits of some images; ``None`` where the classifier cannot be run on such images now.
 
     Raises:
         TraceError: Naming the first module whose output differs.
     """
-    if not _can_run(classifier, training):
+    trial = Trial(classifier, training)
+    if not trial.is_possible:
         return None
-    sides = [] if graph.specialised else [side for side in _SIDES if side < min(image_shape[1:])]
-    for shape in (*((image_shape[0], side, side) for side in sides), image_shape):
-        images = _make_images(classifier, shape)
+    for images in trial.make_images(image_shape, graph.specialised):
+        layers = LayerRuns(classifier, graph)
         try:
             with _watch_hooks(classifier, graph) as changing:
-                expected, drawn = _run_alone(classifier, training, partial(classifier, images))
+                expected, drawn = trial.run(partial(layers.record, images))
         except Exception:
             continue  # too small, or not of this size
         if changing:
@@ -65,18 +59,19 @@ def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tu
                 "these hooks change what a layer gets or returns, which the rule of the layer cannot know: "
                 f"{', '.join(changing)}. Write what they do into a module before or after it, or remove them"
             )
-        return _compare_on(classifier, graph, training, images, expected, drawn)
+        return _compare_on(trial, graph, images, expected, drawn, layers)
     return None
 
 
 def _compare_on(
-    classifier: nn.Module, graph: Graph, training: bool, images: Tensor, expected: Any, drawn: bool
+    trial: Trial, graph: Graph, images: Tensor, expected: Any, drawn: bool, layers: LayerRuns
 ) -> Tensor | None:
+    classifier = trial.classifier
     expected = find_logits(expected)
     if not isinstance(expected, Tensor):
         return None  # the trace has said so
     try:
-        tape, _ = _run_alone(classifier, training, lambda: Tape(classifier, graph, images, frozenset()))
+        tape = trial.run(lambda: _run_tape(classifier, graph, images, layers))[0]
     except TwSegError:
         raise
     except Exception as error:
@@ -85,14 +80,15 @@ def _compare_on(
             f"({type(error).__name__}: {error}). {_REMEDY}"
         ) from error
     found: Tensor = tape.values[graph.output]
-    if drawn or _agree(found, expected) or _agree_in_double(classifier, graph, training, images):
+    if drawn or _agree(found, expected) or _agree_in_double(trial, graph, images):
         return expected
-    place = _find_first(classifier, graph, training, images)
+    place = _find_first(trial, graph, images)
     largest = float((found.double() - expected.double()).abs().max()) if found.shape == expected.shape else float("nan")
+    mode = "training" if trial.training else "evaluation"
     what = f"by up to {largest:.2g}" if found.shape == expected.shape else f"in shape, {tuple(found.shape)}"
     raise TraceError(
-        f"the trace of {type(classifier).__name__} in {'training' if training else 'evaluation'} mode computes other "
-        f"logits than the classifier itself: on two random images of shape {tuple(images.shape[1:])} they differ "
+        f"the trace of {type(classifier).__name__} in {mode} mode computes other logits "
+        f"than the classifier itself: on random images of shape {tuple(images.shape[1:])} they differ "
         f"{what}. The first module whose output differs is {place}. {_REMEDY}"
     )
 
@@ -103,6 +99,11 @@ _REMEDY = (
     "does into a module; "
     "or keep the module whole: HeatmapDecoder(classifier, custom_rules={ModuleClass: rule}), see docs/custom_rule.md"
 )
+
+
+def _run_tape(classifier: nn.Module, graph: Graph, images: Tensor, layers: LayerRuns) -> Tape:
+    layers.replay()
+    return Tape(classifier, graph, images, frozenset())
 
 
 def find_logits(output: Any) -> Any:
@@ -140,22 +141,6 @@ def _watch_hooks(classifier: nn.Module, graph: Graph) -> Iterator[dict[str, None
             hooked.update(own)
 
 
-def _can_run(classifier: nn.Module, training: bool) -> bool:
-    tensors = [*classifier.parameters(), *classifier.buffers()]
-    if any(is_lazy(t) or t.is_meta or type(t).__name__ == "FakeTensor" for t in tensors):
-        return False
-    # Its statistics are exchanged with other processes, which may be somewhere else now.
-    return not (training and any(isinstance(m, nn.SyncBatchNorm) for m in classifier.modules()))
-
-
-def _make_images(classifier: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    tensors = [*classifier.parameters(), *classifier.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-    generator = torch.Generator("cpu").manual_seed(0)
-    return torch.rand((_IMAGES, *shape), generator=generator, device="cpu").to(device, dtype)
-
-
 def _agree(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
@@ -166,85 +151,22 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=0, atol=rtol * float(scale), equal_nan=True)
 
 
-def _agree_in_double(classifier: nn.Module, graph: Graph, training: bool, images: Tensor) -> bool:
+def _agree_in_double(trial: Trial, graph: Graph, images: Tensor) -> bool:
     """Whether it is rounding: a BatchNorm of the few values of small images can raise that to any size."""
     if images.dtype == torch.float64:
         return False
     try:
-        precise = deepcopy(classifier).double()
-        images = images.double()
-        expected = find_logits(_run_alone(precise, training, lambda: precise(images))[0])
-        tape: Tape = _run_alone(precise, training, lambda: Tape(precise, graph, images, frozenset()))[0]
+        precise, images = Trial(deepcopy(trial.classifier).double(), trial.training), images.double()
+        expected = find_logits(precise.run(lambda: precise.classifier(images))[0])
+        tape: Tape = precise.run(lambda: Tape(precise.classifier, graph, images, frozenset()))[0]
         return expected.dtype == torch.float64 and _agree(tape.values[graph.output], expected)
     except Exception:
         return False  # it cannot be copied, or computes in its own precision
 
 
-def _run_alone(classifier: nn.Module, training: bool, run: Any) -> tuple[Any, bool]:
-    """The result of a run in a mode that leaves no trace, and whether it drew random numbers."""
-    devices = sorted({t.device for t in classifier.parameters() if t.device.type == "cuda"}, key=str)
-    with (
-        torch.random.fork_rng([device.index or 0 for device in devices]),
-        _keep_python_rng(),
-        torch.no_grad(),
-        training_mode(classifier, training),
-        _keep_state(classifier),
-    ):
-        torch.manual_seed(0)
-        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        result = run()
-        after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-        return result, not all(map(torch.equal, before, after))
-
-
-@contextmanager
-def _keep_python_rng() -> Iterator[None]:
-    numpy: Any = sys.modules.get("numpy")
-    states = random.getstate(), None if numpy is None else numpy.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        if numpy is not None:
-            numpy.random.set_state(states[1])
-
-
-@contextmanager
-def _keep_state(classifier: nn.Module) -> Iterator[None]:
-    """Let the modules work on copies of their buffers and other tensors, and forget what they assign."""
-    copies: dict[int, Tensor] = {}
-
-    def copy(value: Any) -> Any:
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            return copies.setdefault(id(value), value.detach().clone() if value.grad_fn is None else value)
-        return value
-
-    saved = [(m, dict(m.__dict__)) for m in classifier.modules()]
-    containers = [
-        (value, value.copy())
-        for _, attributes in saved
-        for name, value in attributes.items()
-        if isinstance(value, (dict, list, set)) and "hook" not in name
-    ]
-    try:
-        for m, attributes in saved:
-            for name, value in attributes.items():
-                if isinstance(value, Tensor):
-                    m.__dict__[name] = copy(value)
-            m._buffers.update({name: copy(value) for name, value in m._buffers.items()})
-        yield
-    finally:
-        for m, attributes in saved:
-            for name in set(m.__dict__) - set(attributes):
-                del m.__dict__[name]
-            m.__dict__.update(attributes)
-        for value, content in containers:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)
-
-
-def _find_first(classifier: nn.Module, graph: Graph, training: bool, images: Tensor) -> str:
+def _find_first(trial: Trial, graph: Graph, images: Tensor) -> str:
     """The first module whose last output differs from that in the trace, in words."""
+    classifier = trial.classifier
     paths = {id(m): path for path, m in classifier.named_modules()}
     outputs: dict[str, tuple[Any, Any]] = {}
 
@@ -261,8 +183,8 @@ def _find_first(classifier: nn.Module, graph: Graph, training: bool, images: Ten
         finally:
             handle.remove()
 
-    _run_alone(classifier, training, run)
-    tape: Tape = _run_alone(classifier, training, lambda: Tape(classifier, graph, images, frozenset()))[0]
+    trial.run(run)
+    tape: Tape = trial.run(lambda: Tape(classifier, graph, images, frozenset()))[0]
     for path, (given, output) in outputs.items():
         if not path or not isinstance(output, Tensor):
             continue

@@ -14,7 +14,7 @@ import numbers
 import operator
 import random
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +62,7 @@ def symbolic_trace(
     training: bool,
     image_shape: tuple[int, ...] | None,
     known_functions: Collection[Callable[..., Any] | str],
-    leaves: tuple[type, ...] = (),
+    rules: Collection[Any] = (),
     defaults: Mapping[str, Any],
 ) -> Traced:
     """Trace a classifier's forward. Its parameters, buffers, flags and random state stay as they are.
@@ -72,7 +72,7 @@ def symbolic_trace(
         training: Whether to trace the path that it takes in training mode.
         image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
         known_functions: Functions, and names of methods, that are recorded as they are: not traced into or rewritten.
-        leaves: Module classes likewise.
+        rules: The keys of the user's rules: functions and methods likewise, and module classes that are kept whole.
         defaults: Values of the forward's other arguments, which the trace holds constant.
 
     Raises:
@@ -84,14 +84,16 @@ def symbolic_trace(
     if len(required) > 1 or not parameters:
         names = [p.name for p in parameters]
         raise TraceError(f"the classifier must take one argument (images), it takes {names}")
-    tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(known_functions), leaves, defaults)
+    functions = (key for key in (*known_functions, *rules) if not isinstance(key, type))
+    leaves = tuple(key for key in rules if isinstance(key, type))
+    tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(functions), leaves, defaults)
     try:
         with (
-            training_mode(classifier, training),
+            training_mode(classifier.modules(), training),
             _undo_assignments(classifier),
             let_einops_record((_Proxy, _Attribute)),
             record_torch(tracer),
-            record_functions(tuple(known_functions), tracer.record),
+            record_functions(tuple(rules), tracer.record),
         ):
             graph = tracer.trace(classifier)
     except Exception as error:
@@ -105,16 +107,18 @@ def symbolic_trace(
 
 
 @contextmanager
-def training_mode(module: nn.Module, mode: bool) -> Iterator[None]:
-    """Put every submodule into one mode, and back into its own afterwards."""
-    flags = [(m, m.training) for m in module.modules()]
+def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
+    """Put modules into one mode, and each back into its own afterwards."""
+    flags = [(m, m.training) for m in modules]
     try:
-        for m, _ in flags:
-            m.training = mode
+        for m, flag in flags:
+            if flag is not mode:  # setting an attribute of a module takes its time
+                m.training = mode
         yield
     finally:
         for m, flag in flags:
-            m.training = flag
+            if m.training is not flag:
+                m.training = flag
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def _undo_assignments(classifier: nn.Module) -> Iterator[None]:
     """Undo what a forward assigns to its modules, such as caches, and refuse random numbers outside of the graph."""
     attributes = [(m, dict(m.__dict__)) for m in classifier.modules()]
     containers = [
-        (value, value.copy())
+        (value, value.copy() if value else None)
         for _, saved in attributes
         for value in saved.values()
         if isinstance(value, (dict, list, set))
@@ -140,18 +144,18 @@ def _undo_assignments(classifier: nn.Module) -> Iterator[None]:
                 del m.__dict__[name]
             m.__dict__.update(saved)
         for value, copy in containers:
-            if value != copy if isinstance(value, set) else not _same(value, copy):
+            if copy is None:
+                value.clear()
+            elif value != copy if isinstance(value, set) else not _same(value, copy):
                 value.clear()
                 value.extend(copy) if isinstance(value, list) else value.update(copy)
 
 
 def _same(value: Any, copy: Any) -> bool:
     """Whether a list or dict still holds the very objects that it held."""
-    if len(value) != len(copy):
+    if len(value) != len(copy) or not all(map(operator.is_, value, copy)):
         return False
-    if isinstance(value, list):
-        return all(a is b for a, b in zip(value, copy, strict=True))
-    return all(a is b and value[a] is copy[b] for a, b in zip(value, copy, strict=True))
+    return isinstance(value, list) or all(map(operator.is_, value.values(), copy.values()))
 
 
 class _Proxy(fx.Proxy):
