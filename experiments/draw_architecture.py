@@ -45,6 +45,7 @@ CAPTIONS = {
         "losses": "of labelled pixels",
         "metrics": "confusion matrix",
         "data": "layouts, loading",
+        "sweeps": "file, trials, table",
         FILES: "shared by all of the above",
     },
     "tw_seg/lrp": {

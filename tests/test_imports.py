@@ -21,7 +21,7 @@ PACKAGE = ROOT / "tw_seg"
 LEVELS = [
     {"types", "errors", "version"},
     {"arguments", "files", "resize"},
-    {"lrp", "losses", "metrics", "data"},
+    {"lrp", "losses", "metrics", "data", "sweeps"},
     {"models", "explain"},
     {"training"},
     {"cli"},
@@ -43,6 +43,7 @@ ONLY_IN = {
     "pytorch_lightning": ("training/", "cli/"),
     "jsonargparse": ("training/", "cli/"),
     "wandb": ("training/", "cli/"),
+    "optuna": ("sweeps/study.py",),
     "captum": ("models/posthoc", "explain/"),
     "albumentations": ("data/loading/transforms.py",),
     "segmentation_models_pytorch": ("models/baselines.py",),

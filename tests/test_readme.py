@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tw_seg.cli import main as tw_seg_main
+from tw_seg.cli import sweep
+from tw_seg.sweeps.definition import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -83,6 +85,9 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = shlex.join(words)
     if program == "tw-seg" and arguments[:1] == ["completion"]:
         assert arguments[1:2] == ["bash"], "tests/cli/test_completion.py runs that one"
+    elif program == "tw-seg" and arguments[:1] == ["sweep"]:
+        given = sweep.create_parser().parse_args(arguments[1:])
+        assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
     elif program == "tw-seg":
         status, output = exit_status(tw_seg_main, [*arguments, "--print_config"], capsys)
         assert status == 0, f"{line}:\n{output}"
@@ -145,7 +150,7 @@ def unknown_blocks(text: str) -> list[str]:
 def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option of ``tw-seg`` and of the experiments that pages speak of."""
     known = {"--help", "--help-all", "--version"}
-    for command in ("fit --help-all", "test --help-all", "predict --help-all", "doctor --help"):
+    for command in ("fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help"):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])
     for name in ("main_job", "benchmarks.__main__", "draw_architecture", "support_table"):
         main = importlib.import_module(f"experiments.{name}").main

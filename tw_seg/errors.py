@@ -25,3 +25,7 @@ class TraceError(TwSegError, TypeError):
 
 class UnsupportedOpError(TwSegError, NotImplementedError):
     """The classifier holds operations that have no relevance rule; the message lists every one."""
+
+
+class SweepError(TwSegError, RuntimeError):
+    """A trial of a sweep failed, or measured nothing."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -158,7 +159,9 @@ def test_one_seed_for_everything_but_the_label_budget():
     [
         (["--data.budget=1"], 1),
         (["--data.budget=12"], 12),
+        (["--data.budget=all"], 16),
         (["--data.budget=null", "--data.budget_share=1"], 16),
+        (["--data.budget=None", "--data.budget_share=1"], 16),  # as W&B's agent writes a null
         (["--data.budget=null", "--data.budget_share=0.5"], 8),
     ],
 )
@@ -174,7 +177,9 @@ def test_a_budget_is_a_whole_number(value, capsys):
     for given in (["--data.budget", value], ["--config", "share.yaml"]):
         with pytest.raises(SystemExit):
             run_command([*FIT, *given])
-        message = f"data.budget must be a whole number of images, got {value}; a share of them is data.budget_share"
+        message = (
+            f"data.budget must be a whole number of images or all, got {value}; a share of them is data.budget_share"
+        )
         assert capsys.readouterr().err == f"tw-seg: error: {message}\n"
 
 
@@ -417,3 +422,11 @@ def test_a_checkpoint_of_other_classes_is_refused(folder, capsys):
         "the checkpoint has the classes background, thing, the data set background, other: they"
         in capsys.readouterr().err
     )
+
+
+def test_a_fit_may_end_with_the_test_of_its_best_checkpoint(capsys):
+    assert main([*FIT, "--test_after_fit=true", "--run_dir=one"]) == 0
+    last = list(csv.DictReader(Path("one/metrics/test/metrics.csv").read_text().splitlines()))[-1]
+    assert main(["test", "--config=one/config.yaml", "--ckpt_path=best"]) == 0
+    again = list(csv.DictReader(Path("one/metrics/test-2/metrics.csv").read_text().splitlines()))[-1]
+    assert last == again and 0 <= float(last["test/miou"]) <= 1

@@ -29,6 +29,7 @@ data = st.builds(random_labels, st.integers(2, 40), st.integers(1, 6), st.intege
 def test_budgets_are_nested_and_complete(labels_names, split_seed):
     labels, names = labels_names
     everything = select_budget(labels, names, None, split_seed=split_seed).names
+    assert select_budget(labels, names, "all", split_seed=split_seed).names == everything
     assert sorted(everything) == names
     for count in range(1, len(names) + 1):
         assert select_budget(labels, names, count, split_seed=split_seed).names == everything[:count]
@@ -156,8 +157,8 @@ def test_numbers_and_shares(budget, share, count):
         (0, None, "budget is empty"),
         (-3, None, "budget is empty"),
         (31, None, "asks for 31 images, but only 30 have a mask"),
-        (1.0, None, "whole number of images, got 1.0; a share is a budget_share"),
-        (20.0, None, "whole number of images, got 20.0"),
+        (1.0, None, "whole number of images or 'all', got 1.0; a share is a budget_share"),
+        (20.0, None, "whole number of images or 'all', got 20.0"),
         (True, None, "got True"),
         ("20", None, "got '20'"),
         (None, 0.001, "0.001 of 30 images rounds to none"),
@@ -194,7 +195,7 @@ def saved(tmp_path: Path) -> tuple[LabelBudget, Path, np.ndarray, list[str]]:
     return budget, path, labels, names
 
 
-@pytest.mark.parametrize(("number", "share"), [(6, None), (None, 0.3), (None, 1.0), (None, None)])
+@pytest.mark.parametrize(("number", "share"), [(6, None), ("all", None), (None, 0.3), (None, 1.0), (None, None)])
 def test_round_trip(tmp_path, number, share):
     labels, names = random_labels(20, 3, seed=5)
     budget = select_budget(labels, names, number, budget_share=share, split_seed=7)

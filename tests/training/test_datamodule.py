@@ -374,7 +374,11 @@ def test_the_parser_checks_augmentation():
         ({"augmentation": {"scale": 2.0}}, InputError, "augmentation: scale must be a number, 0 <= scale < 1, got 2.0"),
         ({"budget": 0}, BudgetError, r"label budget is empty \(0 images\)"),
         ({"budget": None}, BudgetError, "label budget is empty, but batches have labelled rows"),
-        ({"budget": 1.0}, BudgetError, "budget must be a whole number of images, got 1.0; a share is a budget_share"),
+        (
+            {"budget": 1.0},
+            BudgetError,
+            "budget must be a whole number of images or 'all', got 1.0; a share is a budget_share",
+        ),
         ({"budget_share": 0.5}, BudgetError, r"a budget \(6\) or a budget_share \(0.5\), not both"),
         (
             {"budget": None, "budget_share": 20},

@@ -70,6 +70,8 @@ _EXPECTED_WARNINGS = (
     r"The number of training batches .* is smaller than the logging interval",
     # Averaging, checkpoints and the like belong to training; `test` and `predict` need none of them.
     r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # The test after a fit belongs to the same W&B run.
+    r"There is a wandb run already in progress",
     # Lightning 2.6 with torch 2.11 and newer.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
@@ -89,7 +91,8 @@ class CommandParser(LightningArgumentParser):
             message += f" ({parser.prog.replace(' [options]', '')} --help-all lists every option)"
         elif 'key "data.budget"' in message:
             given = message.rpartition("Given value: ")[2]
-            message = f"data.budget must be a whole number of images, got {given}; a share of them is data.budget_share"
+            message = "data.budget must be a whole number of images or all, "
+            message += f"got {given}; a share of them is data.budget_share"
         self.exit(2, f"tw-seg: error: {message}\n")
 
 
@@ -178,6 +181,12 @@ class SegmentationCLI(LightningCLI):
             default=None,
             help="Directory for all that the run writes; by default a new one under runs/.",
         )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="After fit: test the best checkpoint, as `tw-seg test --ckpt_path best` does.",
+        )
         # Two checkpoints: with a metric to monitor, Lightning writes `save_last` only when the metric got
         # better, which would send a resumed run back to its best epoch.
         parser.add_lightning_class_args(BestCheckpoint, "best")
@@ -203,6 +212,8 @@ class SegmentationCLI(LightningCLI):
             self.config = parser.parse_object(args)
         else:
             given = sys.argv[1:] if args is None else args
+            # W&B's agent writes a null of a sweep file as Python does.
+            given = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in given]
             self.config = parser.parse_args(merge_deep_keys(parser, given))
         command = self.config["subcommand"]
         config = self.config[command]
@@ -300,10 +311,13 @@ def choose_run_dir(command: str, *, run_dir: str | None, ckpt_path: str | None, 
 
 
 def run_command(args: ArgsType = None) -> SegmentationCLI:
-    """Run a command; returns the command line object, with its trainer, model and datamodule.
+    """Run a command, after ``fit`` with ``--test_after_fit`` the test, too.
 
     Args:
         args: The arguments as a list of strings; ``None``: those of the process.
+
+    Returns:
+        The command line object, with its trainer, model and datamodule.
 
     Raises:
         TwSegError: Bad input, with a message that says what to do.
@@ -315,7 +329,11 @@ def run_command(args: ArgsType = None) -> SegmentationCLI:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pytorch_lightning\.")
         _LIGHTNING_INFO.addFilter(_is_about_run)
         try:
-            return SegmentationCLI(args)
+            cli = SegmentationCLI(args)
+            if cli.subcommand == "fit" and cli.config.fit.test_after_fit:
+                run_dir = cli.run_dir
+                SegmentationCLI(["test", f"--config={run_dir}/config.yaml", f"--run_dir={run_dir}", "--ckpt_path=best"])
+            return cli
         finally:
             _LIGHTNING_INFO.removeFilter(_is_about_run)
             _finish_wandb()

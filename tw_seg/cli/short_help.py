@@ -35,7 +35,7 @@ DATA = (
     Option("--data.dataset", "NAME", "digits", "also folder, voc"),
     Option("--data.dataset_kwargs", "YAML", "", "arguments of the data set, such as '{root: my_images}'"),
     Option("--data.size", "PIXELS", "64", "height and width of the images that the model sees"),
-    Option("--data.budget", "N", "", "number of training images whose mask is used"),
+    Option("--data.budget", "N", "", "number of training images whose mask is used, or all"),
     Option("--data.budget_share", "SHARE", "", "or which share of those that have one, 1 for all"),
     Option("--data.num_workers", "N", "0", "processes that load images"),
 )
@@ -43,6 +43,7 @@ TRAINING = (
     Option("--trainer.max_epochs", "N", "", "epochs to train"),
     Option("--data.batch_size", "N", "32", "images in a training batch"),
     Option("--data.labelled_per_batch", "N", "8", "how many of them come with their mask; 0 trains a classifier"),
+    Option("--test_after_fit", "BOOL", "False", "True: test the best checkpoint at the end"),
     Option("--model.lr", "RATE", "0.001", "peak learning rate of AdamW"),
     Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
 )

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,14 +28,14 @@ class LabelBudget:
     Attributes:
         names: Sample names in the order in which they were chosen; a smaller budget is a prefix of a larger
             one.
-        budget: The number of images that was asked for, or ``None``.
+        budget: The number of images that was asked for, ``"all"`` or ``None``.
         budget_share: The share of the images that was asked for, or ``None``; all images if neither was.
         split_seed: Seed of the choice, not of the training.
         fingerprint: `fingerprint_data` of the images that could be chosen.
     """
 
     names: tuple[str, ...]
-    budget: int | None
+    budget: int | Literal["all"] | None
     budget_share: float | None
     split_seed: int
     fingerprint: str
@@ -72,7 +73,7 @@ class LabelBudget:
         valid = (
             isinstance(names, list)
             and all(isinstance(name, str) for name in names)
-            and (budget is None or _is_whole(budget))
+            and (budget is None or budget == "all" or _is_whole(budget))
             and (share is None or is_number(share))
             and _is_whole(content["split_seed"])
             and isinstance(content["fingerprint"], str)
@@ -143,7 +144,7 @@ def fingerprint_data(labels: np.ndarray, names: Sequence[str]) -> str:
 def select_budget(
     labels: np.ndarray,
     names: Sequence[str],
-    budget: int | None = None,
+    budget: int | Literal["all"] | None = None,
     *,
     budget_share: float | None = None,
     split_seed: int = 0,
@@ -162,7 +163,7 @@ def select_budget(
         labels: Image-level multi-hot labels of the images to choose from, shape (N, K); column 0 (background)
             is ignored.
         names: The N sample names, unique.
-        budget: Number of images; ``None`` for all, or as many as ``budget_share`` says.
+        budget: Number of images; ``"all"`` or ``None`` for all, or as many as ``budget_share`` says.
         budget_share: Share of the N images instead, above 0 and up to 1.
         split_seed: Seed of the choice.
 
@@ -185,7 +186,7 @@ def select_budget(
     return LabelBudget(tuple(names[i] for i in order), budget, budget_share, split_seed, fingerprint)
 
 
-def check_budget(budget: int | None, budget_share: float | None) -> None:
+def check_budget(budget: int | Literal["all"] | None, budget_share: float | None) -> None:
     """Check that a number of images and a share are what they say, and not both given.
 
     Raises:
@@ -193,9 +194,11 @@ def check_budget(budget: int | None, budget_share: float | None) -> None:
     """
     if budget is not None and budget_share is not None:
         raise BudgetError(f"give a budget ({budget!r}) or a budget_share ({budget_share!r}), not both")
-    if budget is not None:
+    if budget is not None and budget != "all":
         if not _is_whole(budget):
-            raise BudgetError(f"budget must be a whole number of images, got {budget!r}; a share is a budget_share")
+            raise BudgetError(
+                f"budget must be a whole number of images or 'all', got {budget!r}; a share is a budget_share"
+            )
         if budget < 1:
             raise BudgetError(f"the label budget is empty ({budget} images); ask for at least 1")
     if budget_share is not None and not (is_number(budget_share) and 0 < budget_share <= 1):
@@ -204,11 +207,11 @@ def check_budget(budget: int | None, budget_share: float | None) -> None:
         )
 
 
-def _count_images(budget: int | None, budget_share: float | None, available: int) -> int:
+def _count_images(budget: int | Literal["all"] | None, budget_share: float | None, available: int) -> int:
     check_budget(budget, budget_share)
     if available == 0:
         raise BudgetError("no image has a mask; a label budget needs at least one")
-    if budget is not None:
+    if budget is not None and budget != "all":
         if budget > available:
             raise BudgetError(
                 f"the label budget asks for {budget} images, but only {available} have a mask; ask for at "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -52,8 +52,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         split_kwargs: For ``"train"``, ``"val"``, ``"test"`` or ``"predict"``: arguments that add to, or
             replace, ``dataset_kwargs``; ``split`` too (predict uses the split ``"val"`` unless told
             otherwise).
-        budget: How many of the training images with a mask have their mask used. One of this and the next two is
-            needed, unless ``labelled_per_batch`` is 0.
+        budget: How many of the training images with a mask have their mask used, or ``"all"``. One of this and the
+            next two is needed, unless ``labelled_per_batch`` is 0.
         budget_share: The same as a share of them, above 0 and up to 1 (all).
         budget_file: A label budget to use again.
         split_seed: Seed of the budget's choice, apart from ``seed``.
@@ -86,7 +86,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         dataset_kwargs: dict[str, Any] | None = None,
         *,
         split_kwargs: dict[str, dict[str, Any]] | None = None,
-        budget: int | None = None,
+        budget: int | Literal["all"] | None = None,
         budget_share: float | None = None,
         budget_file: str | None = None,
         split_seed: int = 0,
@@ -304,13 +304,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         }
 
 
-def _check_budget(budget: int | None, share: float | None, file: str | None) -> None:
+def _check_budget(budget: int | Literal["all"] | None, share: float | None, file: str | None) -> None:
     check_budget(budget, share)
     if file is not None and not budget is share is None:
         given = f"budget ({budget})" if share is None else f"budget_share ({share})"
         raise BudgetError(f"give a {given} or a budget_file ({file}), not both")
     if budget is share is file is None:
         raise BudgetError(
-            "the label budget is empty, but batches have labelled rows; give a budget, a budget_share (1.0 for all "
-            "masks) or a budget_file, or set labelled_per_batch=0 for no masks"
+            "the label budget is empty, but batches have labelled rows; give a budget (a number of masks, or "
+            "'all'), a budget_share or a budget_file, or set labelled_per_batch=0 for no masks"
         )
