@@ -20,7 +20,6 @@ PLACES = ["layer3", "input", "layer1"]
 class TestTied(ModelContract):
     model_class = HeatmapSegmenter
     arguments = ENCODER
-    exports = True
 
 
 class TestSmallNet(ModelContract):

@@ -69,7 +69,7 @@ NETS: dict[str, list[Case]] = {
 
 @cache
 def decoder(name: str) -> HeatmapDecoder:
-    return HeatmapDecoder(Many(NETS[name]), schedule={"chunk_size": 2}, image_size=SIZES[2][2:]).eval()
+    return HeatmapDecoder(Many(NETS[name]), image_size=SIZES[2][2:]).eval()
 
 
 def pictures(samples: int = 2) -> Tensor:
