@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Optional, Union
@@ -356,14 +356,15 @@ def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
     assert "Traceback" not in last
 
 
-@pytest.mark.slow
-def test_the_command_line_itself(folder):
-    root = Path(__file__).resolve().parents[2]
-    line = [sys.executable, "-m", "tw_seg", *FIT, "--data.budget=99"]
-    done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(root), "PATH": ""}, timeout=600)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("tw-seg: error: the label budget asks for 99 images")
+def test_the_command_line_itself(folder, monkeypatch, capsys):
+    """``python -m tw_seg``; in a process of its own: tests/cli/test_doctor.py."""
+    monkeypatch.setattr(sys, "argv", ["tw-seg", *FIT, "--data.budget=99"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("tw_seg", run_name="__main__")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("tw-seg: error: the label budget asks for 99 images")
 
 
 def write_pictures(root: Path, *, masks: int = 4) -> None:

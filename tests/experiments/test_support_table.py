@@ -14,7 +14,7 @@ from experiments import support_table
 RECORDED = {
     row["name"]: row for row in json.loads((support_table.ROOT / "docs" / "support.json").read_text(encoding="utf-8"))
 }
-SAMPLE = ["mobilenet_v3_small", "timm/test_vit"]  # resnet18 and its exports: tests/lrp/test_decoder.py
+SAMPLE = ["squeezenet1_1", "timm/test_vit"]  # resnet18 and its exports: tests/lrp/test_decoder.py
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -109,14 +109,15 @@ def test_a_second_shape_is_the_last_to_be_compiled() -> None:
 @pytest.mark.parametrize(
     ("options", "training"),
     [
-        ({"schedule": {"recompute": True}}, False),
+        ({"schedule": {"recompute": True}}, False),  # of all classes of all samples
         ({"tie_weights": False, "read_out": ["conv2", "input"], "seed": "contrastive"}, False),
         ({"composite": "epsilon_plus_flat"}, True),
     ],
     ids=str,
 )
 def test_decoder(options: dict[str, Any], training: bool) -> None:
-    compiled_once(HeatmapDecoder(nets.tiny(), **options).train(training), 3)
+    decoder = HeatmapDecoder(nets.tiny(), **options).train(training)
+    compiled_once(decoder, 3, pairs="schedule" not in options)
 
 
 def short_vgg() -> nn.Module:
@@ -148,8 +149,3 @@ def test_segmenter() -> None:
 @pytest.mark.parametrize("how", ["dynamic", "mark_dynamic"])
 def test_one_graph_where_shapes_are_said_to_vary(how: str) -> None:
     compiled_once(HeatmapDecoder(nets.tiny()), 3, dynamic=True if how == "dynamic" else None)
-
-
-@pytest.mark.slow
-def test_all_classes_of_all_samples() -> None:
-    compiled_once(HeatmapDecoder(nets.tiny()), 3, pairs=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 DYNAMIC_BATCH = torch.__version__ >= (2, 12)
 """torch 2.11 cannot simplify the strides of a BatchNorm's output in a dynamic batch: it exports for one batch size."""
 
-NAMES = ("resnet18", "resnet50", "vgg11", "vgg11_bn", "vgg16", "vgg16_bn", "resnet10t")
+NAMES = ("resnet18", "resnet50", "vgg11", "vgg11_bn", "resnet10t")
 SIZES = {name: (35, 33) if name.startswith("vgg") else (33, 35) for name in NAMES}
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ import torch
 
 from tw_seg.cli.lightning import run_command
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 seed_everything: 5
 model:
@@ -69,16 +66,16 @@ RESUMES_AFTER = {"from-the-end-of-an-epoch": 5, "from-mid-epoch-with-a-worker": 
 def folder(tmp_path_factory) -> Path:
     """A folder with one uninterrupted run and two that were killed, each in a process of its own."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    context = multiprocessing.get_context("fork")  # nothing is imported again
     processes = []
     for name, (die_after, extra) in KILLED.items():
-        line = [sys.executable, "-m", "tw_seg"]
-        line += command(folder, name, *extra, die_after=die_after)
-        processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        line = command(folder, name, *extra, die_after=die_after)
+        processes.append(context.Process(target=run_command, args=(line,)))
+        processes[-1].start()
     run_command(command(folder, "whole"))
     for process in processes:
-        _, messages = process.communicate(timeout=900)
-        assert process.returncode == -signal.SIGKILL, messages
+        process.join(900)
+        assert process.exitcode == -signal.SIGKILL
     return folder
 
 

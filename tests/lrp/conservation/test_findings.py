@@ -160,7 +160,7 @@ def test_masked_scores_are_no_violation() -> None:
     mask = torch.zeros(20, 20, dtype=torch.float64).masked_fill(torch.ones(20, 20).triu(1) == 1, -torch.inf)
     net = Calls(function, a=conv())
     net.register_buffer("mask", mask)
-    found = report(net, pictures(2, 3, 5, 4))
+    found = report(net, pictures(2, 3, 5, 4), image_size=(5, 4))
     assert found.violations == () and not any(row.non_finite for row in found.rows)
 
 

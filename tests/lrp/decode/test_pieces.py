@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.lrp.decoding import assert_equal, loss_of, pictures
 from tests.oracles import nets
 from tests.oracles.gradients import gradients
-from tw_seg.lrp import HeatmapDecoder
+from tw_seg.lrp import Decoded, HeatmapDecoder
 
 PLACES = ["input", "relu"]
 WAYS: list[dict[str, Any]] = [
@@ -41,18 +43,26 @@ CASES = [
 ]
 
 
+def decode(composite: str, tie_weights: bool, schedule: dict[str, Any]) -> list[tuple[Decoded, list[Tensor]]]:
+    """All samples and, as in training, only those with a mask; two read-outs; batch statistics with gradients."""
+    net = nets.tiny(classes=5)
+    decoder = HeatmapDecoder(net, composite, tie_weights=tie_weights, read_out=PLACES, schedule=schedule)
+    found = []
+    torch.manual_seed(0)
+    for samples, training in ((None, False), (torch.tensor([2, 0]), True)):
+        decoded = decoder.train(training)(pictures(), None, samples)
+        loss = loss_of(decoded.heatmaps) + loss_of(decoded.readouts[1]) + decoded.logits.sum()
+        found.append((decoded, gradients(loss, list(decoder.parameters()))))
+    return found
+
+
+decode_whole = cache(partial(decode, schedule={"chunk_size": 5}))
+
+
 @pytest.mark.parametrize(("composite", "tie_weights", "way"), CASES, ids=str)
 def test_how_it_is_cut_changes_nothing(composite: str, tie_weights: bool, way: dict[str, Any]) -> None:
-    """All samples and, as in training, only those with a mask; two read-outs; batch statistics with gradients."""
-    for samples, training in ((None, False), (torch.tensor([2, 0]), True)):
-        images, results = pictures(), []
-        for schedule in ({"chunk_size": 5}, way):
-            net = nets.tiny(classes=5)
-            decoder = HeatmapDecoder(net, composite, tie_weights=tie_weights, read_out=PLACES, schedule=schedule)
-            decoded = decoder.train(training)(images, None, samples)
-            loss = loss_of(decoded.heatmaps) + loss_of(decoded.readouts[1]) + decoded.logits.sum()
-            results.append((decoded, gradients(loss, list(decoder.parameters()))))
-        (whole, expected), (part, found) = results
+    pairs = zip(decode(composite, tie_weights, way), decode_whole(composite, tie_weights), strict=True)
+    for (part, found), (whole, expected) in pairs:
         assert_equal(part, whole)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 

@@ -52,6 +52,8 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.body = case.body
         dims = len(case.size) - 2
+        if dims == 2:  # traced at another size than is decoded, smaller than the default
+            self.image_size = (2 * case.size[2], 2 * case.size[3])
         self.a = CONV[dims](3, 4, 3, padding=1)
         for name, module in case.modules().items():
             setattr(self, name, module)

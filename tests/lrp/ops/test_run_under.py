@@ -94,7 +94,7 @@ def test_without_gradients(name: str, context: type[AbstractContextManager[None]
 
 @pytest.mark.parametrize("name", NETS)
 def test_bfloat16_autocast(name: str) -> None:
-    made = HeatmapDecoder(Many(NETS[name]).float()).eval()
+    made = HeatmapDecoder(Many(NETS[name]).float(), image_size=SIZES[2][2:]).eval()
     images = pictures().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = made(images).heatmaps
@@ -108,7 +108,8 @@ def test_bfloat16_autocast(name: str) -> None:
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights(name: str, dtype: torch.dtype) -> None:
-    found = HeatmapDecoder(Many(NETS[name]).to(dtype)).eval()(pictures().to(dtype)).heatmaps
+    made = HeatmapDecoder(Many(NETS[name]).to(dtype), image_size=SIZES[2][2:]).eval()
+    found = made(pictures().to(dtype)).heatmaps
     assert found.isfinite().all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import BuiltinFunctionType, MethodDescriptorType
 from typing import Any, Protocol
 
@@ -34,6 +35,25 @@ class Recording(Protocol):
         """A value that is no tensor."""
 
 
+@cache
+def _list_functions() -> tuple[tuple[Any, str, bool], ...]:
+    """Namespace and name of each of torch's own functions, and whether it makes a tensor out of none."""
+    found = []
+    for namespace in (torch, F, torch.linalg, torch.fft, torch.special):
+        for name, function in vars(namespace).items():
+            dispatch = name.startswith("_") or "torch_function" in name
+            factory = namespace is torch and name in _FACTORIES
+            if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
+                found.append((namespace, name, factory))
+    return tuple(found)
+
+
+@cache
+def _list_methods() -> tuple[str, ...]:
+    methods = vars(torch._C.TensorBase).items()
+    return tuple(name for name, m in methods if isinstance(m, MethodDescriptorType) and not name.startswith("_"))
+
+
 @contextmanager
 def record_torch(tracer: Recording) -> Iterator[None]:
     """Let torch's functions and methods record themselves before they look at their arguments.
@@ -42,14 +62,13 @@ def record_torch(tracer: Recording) -> Iterator[None]:
     take a traced device.
     """
     replaced: list[tuple[Any, str, Any]] = []
-    for namespace in (torch, F, torch.linalg, torch.fft, torch.special):
-        for name, function in vars(namespace).items():
-            dispatch = name.startswith("_") or "torch_function" in name
-            factory = namespace is torch and name in _FACTORIES
-            if factory or (isinstance(function, BuiltinFunctionType) and not dispatch):
-                replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
-    for name, method in vars(torch._C.TensorBase).items():  # of a tensor that is not traced itself
-        if name not in vars(Tensor) and isinstance(method, MethodDescriptorType) and not name.startswith("_"):
+    for namespace, name, factory in _list_functions():
+        function = vars(namespace)[name]
+        if factory or isinstance(function, BuiltinFunctionType):
+            replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
+    for name in _list_methods():  # of a tensor that is not traced itself
+        if name not in vars(Tensor):
+            method = vars(torch._C.TensorBase)[name]
             replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
     enter = torch.autocast.__init__
 
