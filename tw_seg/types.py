@@ -41,6 +41,8 @@ class Batch(NamedTuple):
         native_masks: The L masks at their native resolution, int64, each (h, w); for metrics.
         names: The N sample names.
         sizes: The native sizes (h, w) of the N images, for predicted masks; empty where nobody predicts.
+        annotated: Which classes were annotated in each mask, bool, shape (L, K); ``None``: all. Other classes are
+            background in that mask, see `tw_seg.losses.annotated`.
     """
 
     images: Tensor
@@ -50,6 +52,7 @@ class Batch(NamedTuple):
     native_masks: tuple[Tensor, ...]
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...] = ()
+    annotated: Tensor | None = None
 
 
 class SegOutput(NamedTuple):

@@ -345,3 +345,19 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         HeatmapSegmenter(**{**ENCODER, **arguments})
+
+
+@pytest.mark.parametrize("background", ["class", "constant"])
+def test_a_shared_offset_is_that_of_every_object(background, images):
+    own = create(background=background)
+    shared = create(background=background, share_offset=True)
+    state = own.state_dict()
+    state["offset"] = torch.tensor([-0.5, 2.0])
+    shared.load_state_dict(state)
+    with torch.no_grad():
+        own.offset.copy_(torch.tensor([-0.5, *[2.0] * (len(own.offset) - 1)]))
+    for classes in (None, [2, 0], torch.tensor([1, 2])):
+        output = shared(images, classes=classes)
+        torch.testing.assert_close(output.mask_logits, own(images, classes=classes).mask_logits)
+    output.mask_logits.sum().backward()  # of two objects
+    assert shared.offset.grad.tolist() == pytest.approx([0.0, 2 * images.numel() / 3])

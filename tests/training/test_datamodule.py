@@ -642,3 +642,40 @@ def test_an_image_that_opencv_cannot_resize_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "resize", fail)
     with pytest.raises(DataError, match=r"00: OpenCV cannot resize 20x24 pixels .* to 32x32 \(too large\); cut"):
         next(iter(folder_module(tmp_path, budget=2).val_dataloader()))
+
+
+def test_masks_show_the_chosen_classes_only():
+    """Pixels of other classes are background in training, and only there; the loss is told what they may be."""
+    whole, part = (module(mask_classes=given, split_seed=1) for given in (None, ["1", "3", "7"]))
+    for data in (whole, part):
+        data.setup("fit")
+    everything = whole.train_dataloader().dataset
+    shown = part.train_dataloader().dataset
+    assert whole.budget == part.budget
+    kept = {1 + 1, 3 + 1, 7 + 1}
+    batches = zip(whole.train_dataloader(), part.train_dataloader(), strict=True)
+    hidden = 0
+    for before, after in batches:
+        assert before.names == after.names and before.annotated is None
+        expected = before.masks.clone()
+        for id in before.masks.unique().tolist():
+            if id not in (0, 255, *kept):
+                expected[before.masks == id] = 0
+                hidden += 1
+        assert torch.equal(after.masks, expected) and torch.equal(after.labels, before.labels)
+        assert after.annotated.shape == (len(after.labelled), 11)
+        assert {k for k in range(11) if after.annotated[:, k].all()} == {0, *kept}
+    assert hidden and len(everything) == len(shown)
+    for before, after in zip(whole.val_dataloader(), part.val_dataloader(), strict=True):
+        assert torch.equal(before.masks, after.masks) and after.annotated is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["1", "cow"], "mask_classes must name some of the classes 0, 1, .*, got the unknown cow"), ([], "got none")],
+)
+def test_wrong_mask_classes_are_refused(given, message):
+    data = module(mask_classes=given)
+    data.setup("fit")
+    with pytest.raises(InputError, match=message):
+        data.train_dataloader()

@@ -12,7 +12,8 @@ from tw_seg.types import Sample
 class SegmentationData(Protocol):
     """What every data set offers.
 
-    A data set may also have ``has_mask`` (bool, shape (N,); without it every image has a mask) and
+    A data set may also have ``has_mask`` (bool, shape (N,); without it every image has a mask),
+    ``annotated`` (bool, shape (N, K); the classes that were annotated in each mask, without it all) and
     ``load(index, *, mask)``, which does not read the mask file unless ``mask`` is true. One with mask files has what
     `tw_seg.data.consistency.MaskFiles` asks for, and ``mask_search``: where masks were looked for, for messages.
     """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tw_seg.arguments import check_numbers
+from tw_seg.losses.annotated import merge_open_classes
 from tw_seg.losses.classification import multilabel_bce
 from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
@@ -48,6 +49,7 @@ class SegmentationLoss(nn.Module):
         Raises:
             InputError: Shapes or class ids do not fit together.
         """
+        output = _close(output, batch)
         parts = {
             "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks)),
             "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks)),
@@ -70,3 +72,16 @@ class SegmentationLoss(nn.Module):
             total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, batch.masks)
             total = total + self.weights["seg/dice"] * dice(mask_logits, batch.masks)
         return total
+
+
+def _close(output: SegOutput, batch: Batch) -> SegOutput:
+    """The output with logits that the masks can be compared with, where they show some classes only."""
+    annotated = batch.annotated
+    if annotated is None or not len(output.mask_logits):
+        return output
+    labels, (height, width) = batch.labels[batch.labelled], batch.masks.shape[1:]
+
+    def close(mask_logits: Tensor) -> Tensor:
+        return merge_open_classes(mask_logits, annotated, labels, size=(height, width))
+
+    return output._replace(mask_logits=close(output.mask_logits), aux=tuple(map(close, output.aux)))

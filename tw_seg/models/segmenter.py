@@ -52,7 +52,8 @@ class HeatmapSegmenter(SegModel):
 
     The heatmap of read-out d has ``H_d * W_d`` cells that sum to about the logit, so it is multiplied by
     ``H_d * W_d`` (its *mean* is then the logit, less what biases absorb), by a learned scale per read-out, brought to
-    the size of the images and summed over the read-outs; a learned offset per class is added::
+    the size of the images and summed over the read-outs; a learned offset is added, of each class or one that all
+    objects share::
 
         mask_logits[k] = sum_d scale[d] * resize(f(H_d * W_d * heatmap_d[k])) + offset[k]
 
@@ -72,12 +73,13 @@ class HeatmapSegmenter(SegModel):
         scale: Initial scale of each read-out.
         compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
+        share_offset: Whether all object classes have one offset, so that a class that never had a mask has it too.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
         decoder: The heatmap decoder on it.
         log_scale: Logarithm of the scale, shape (D,).
-        offset: Offset of each class, shape (K,).
+        offset: Offset of each class, shape (K,), or of the background and the objects, shape (2,).
     """
 
     can_gate = True
@@ -98,6 +100,7 @@ class HeatmapSegmenter(SegModel):
         scale: float = 1.0,
         compress: float | None = None,
         learn_scale: bool = True,
+        share_offset: bool = False,
     ) -> None:
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
@@ -121,7 +124,7 @@ class HeatmapSegmenter(SegModel):
             )
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
-        self.offset = nn.Parameter(torch.zeros(classes), requires_grad=learn_scale)
+        self.offset = nn.Parameter(torch.zeros(2 if share_offset else classes), requires_grad=learn_scale)
 
     @property
     def classifier(self) -> nn.Module:
@@ -131,8 +134,7 @@ class HeatmapSegmenter(SegModel):
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         decoded = self.decoder(images, self._find_columns(classes), samples)
         maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, images.shape[2:])]
-        offset = self.offset if self._are_all(classes) else self.offset[class_tensor(classes, images.device)]
-        offset = offset[:, None, None]
+        offset = self._find_offset(classes)
         aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
         # In place: of the sum, or of the only map, nothing else is left.
         return SegOutput(self._insert_logit(decoded.logits), _add_up(maps).add_(offset), aux)
@@ -144,7 +146,7 @@ class HeatmapSegmenter(SegModel):
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
         check_pairs(samples, classes, self.num_classes)
-        offset = self.offset[classes][:, None, None]
+        offset = self._find_offset(classes)
         if self.background == "class":
             return self._decode_maps(tape, samples, classes) + offset
         objects = (classes != BACKGROUND).nonzero().flatten()
@@ -172,6 +174,13 @@ class HeatmapSegmenter(SegModel):
         return [
             resize_maps(_scale_heatmap(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)
         ]
+
+    def _find_offset(self, classes: tuple[int, ...] | Tensor) -> Tensor:
+        """Offsets of P classes, shape (P, 1, 1)."""
+        if len(self.offset) == self.num_classes and self._are_all(classes):
+            return self.offset[:, None, None]
+        index = class_tensor(classes, self.offset.device)
+        return self.offset[index.clamp(max=len(self.offset) - 1)][:, None, None]
 
     def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
         """Maps (P, H, W) of pairs of a sample and a column of the classifier."""

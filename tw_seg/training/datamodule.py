@@ -30,6 +30,7 @@ from tw_seg.data.loading.transforms import (
 from tw_seg.errors import BudgetError, InputError
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
+from tw_seg.types import BACKGROUND
 
 BUDGET_FILE = "label_budget.json"
 
@@ -57,6 +58,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         budget_share: The same as a share of them, above 0 and up to 1 (all).
         budget_file: A label budget to use again.
         split_seed: Seed of the budget's choice, apart from ``seed``.
+        mask_classes: Object classes that the training masks show; pixels of other classes are background in them, and
+            no loss takes them for it where the image's labels name another class. ``None``: what the data set says
+            (its ``annotated``), or all.
         batch_size: Images in a training batch.
         labelled_per_batch: How many of them come with their mask; 0 for image-level pre-training: no mask is
             read.
@@ -90,6 +94,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         budget_share: float | None = None,
         budget_file: str | None = None,
         split_seed: int = 0,
+        mask_classes: list[str] | None = None,
         batch_size: int = 32,
         labelled_per_batch: int = 8,
         steps_per_epoch: int | None = None,
@@ -178,7 +183,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             np.setdiff1d(np.arange(len(data)), labelled),
             **self._pick("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
         )
-        items = TrainItems(data, self._train_transform, self._fill_cache("train", labelled))
+        cache = self._fill_cache("train", labelled)
+        items = TrainItems(data, self._train_transform, cache, annotated=self._find_annotated())
         return ResumableLoader(items, batch_sampler=sampler, **self._loader_kwargs())
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -280,6 +286,23 @@ class SegmentationDataModule(pl.LightningDataModule):
             self.budget = self._choose_budget()
         names, labels, rows = self._list_masked()
         return rows[self.budget.indices(labels, names)]
+
+    def _find_annotated(self) -> np.ndarray | None:
+        """Which classes were annotated in each training mask, (N, K); the background always is. ``None``: all."""
+        data, chosen = self._open_dataset("train"), self.hparams["mask_classes"]
+        found: np.ndarray | None = getattr(data, "annotated", None)
+        if chosen is not None:
+            objects = data.classes[BACKGROUND + 1 :]
+            if not chosen or (unknown := sorted(set(chosen) - set(objects))):
+                wrong = "none" if not chosen else f"the unknown {', '.join(unknown)}"
+                raise InputError(f"mask_classes must name some of the classes {', '.join(objects)}, got {wrong}")
+            row = np.isin(data.classes, chosen)
+            found = np.tile(row, (len(data), 1)) if found is None else found & row
+        if found is None or found[:, BACKGROUND + 1 :].all():
+            return None
+        found = found.copy()
+        found[:, BACKGROUND] = True
+        return found
 
     def _fill_cache(self, role: str, masks: np.ndarray) -> DecodedCache | None:
         """The cache of a data set that is read again in every epoch; only ``masks`` are read into it."""

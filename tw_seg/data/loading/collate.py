@@ -17,6 +17,7 @@ def collate(items: Sequence[Item]) -> Batch:
     images: Tensor = default_collate([item.image for item in items])  # a worker's result begins in shared memory
     labelled = [row for row, item in enumerate(items) if item.mask is not None]
     masks = [item.mask for item in items if item.mask is not None]
+    annotated = [item.annotated for item in items if item.annotated is not None]
     return Batch(
         images=images,
         labels=torch.stack([item.labels for item in items]),
@@ -25,6 +26,7 @@ def collate(items: Sequence[Item]) -> Batch:
         native_masks=_pack_masks([item.native_mask for item in items if item.native_mask is not None]),
         names=tuple(item.name for item in items),
         sizes=tuple(item.size for item in items),
+        annotated=torch.stack(annotated) if annotated else None,
     )
 
 

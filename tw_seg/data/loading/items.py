@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.sampler import Draw
 from tw_seg.errors import DataError, InputError
-from tw_seg.types import Sample
+from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
 
 class Transform(Protocol):
@@ -76,6 +76,7 @@ class Item(NamedTuple):
     native_mask: Tensor | None
     name: str
     size: tuple[int, int]
+    annotated: Tensor | None = None
 
 
 class _Items(Dataset[Item]):
@@ -102,10 +103,52 @@ class _Items(Dataset[Item]):
 
 
 class TrainItems(_Items):
-    """Samples for training: asked for by a `Draw`, augmented, without native masks."""
+    """Samples for training: asked for by a `Draw`, augmented, without native masks.
+
+    Args:
+        data: See `_Items`.
+        transform: See `_Items`.
+        source: See `_Items`.
+        annotated: Which classes count as annotated in each image's mask, bool, shape (N, K); pixels of the others
+            become background. ``None``: all.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        transform: Transform,
+        source: ImageSource | None = None,
+        *,
+        annotated: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(data, transform, source)
+        self._annotated = annotated
 
     def __getitem__(self, draw: Draw) -> Item:
-        return self._make_item(draw.image, self._source.load(draw.image, mask=draw.labelled), draw.key)
+        resized = self._source.load(draw.image, mask=draw.labelled)
+        if self._annotated is None or resized.native_mask is None:
+            return self._make_item(draw.image, resized, draw.key)
+        annotated = self._annotated[draw.image]
+        resized = resized._replace(native_mask=hide_classes(resized.native_mask, annotated))
+        return self._make_item(draw.image, resized, draw.key)._replace(annotated=torch.from_numpy(annotated))
+
+
+def hide_classes(mask: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """A mask as someone draws it who was asked for some classes only: pixels of others are background.
+
+    Args:
+        mask: Class ids and 255, uint8, shape (H, W).
+        annotated: Which classes were asked for, bool, shape (K,).
+
+    Example:
+        >>> hide_classes(np.array([[1, 2, 255]], dtype=np.uint8), np.array([True, True, False]))
+        array([[  1,   0, 255]], dtype=uint8)
+    """
+    table = np.full(IGNORE_INDEX + 1, BACKGROUND, dtype=np.uint8)
+    table[IGNORE_INDEX] = IGNORE_INDEX
+    ids = np.flatnonzero(annotated)
+    table[ids] = ids
+    return table[mask]
 
 
 class EvalItems(_Items):

@@ -1,0 +1,59 @@
+"""Masks in which only some classes were annotated: what their pixels say, and what they leave open."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tw_seg.errors import InputError
+from tw_seg.resize import resize_logits
+from tw_seg.types import BACKGROUND
+
+_ABSENT = -1e4
+"""Logit of a class that does not compete: its probability is 0 in every float type."""
+
+
+def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Let the background stand for whatever a mask leaves open, so that any loss of logits and masks holds.
+
+    In a mask that shows some classes only, a background pixel may belong to the background or to a class that was
+    not annotated and that the image-level labels name. Its loss is that of the set: minus the logarithm of their
+    summed probability. Classes that are neither annotated nor named by the labels do not compete at all: no pixel
+    speaks against a class that never had a mask, where it is absent anyway.
+
+    The logits that are returned give exactly that to :func:`tw_seg.losses.cross_entropy` and
+    :func:`tw_seg.losses.dice`: the background's is the logarithm of the summed exponentials of the set, those of its
+    other members and of classes that do not compete are so low that their probability is 0.
+
+    Args:
+        mask_logits: Logits, shape (L, K, h, w).
+        annotated: Which classes were annotated in each mask, bool, shape (L, K).
+        labels: Image-level labels of the L images, shape (L, K); above 0 means present.
+        size: (H, W) of the masks, to which the logits are resized first.
+
+    Returns:
+        Logits, shape (L, K, H, W).
+
+    Raises:
+        InputError: The shapes do not fit.
+
+    Example:
+        >>> logits = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        >>> seen, labels = torch.tensor([[True, True, False]]), torch.ones(1, 3)
+        >>> probabilities = merge_open_classes(logits, seen, labels, size=(1, 1)).softmax(1).flatten()
+        >>> plain = logits.softmax(1).flatten()
+        >>> torch.testing.assert_close(probabilities, torch.stack([plain[0] + plain[2], plain[1], plain.new_zeros(())]))
+    """
+    if annotated.shape != mask_logits.shape[:2] or labels.shape != annotated.shape:
+        raise InputError(
+            f"annotated and labels must both have the shape (L, K) = {tuple(mask_logits.shape[:2])}, got "
+            f"{tuple(annotated.shape)} and {tuple(labels.shape)}: pass the rows of the masks alone"
+        )
+    logits = resize_logits(mask_logits, size)
+    is_open = ~annotated & (labels > 0)
+    is_open[:, BACKGROUND] = True
+    group = torch.where(is_open[..., None, None], logits, _ABSENT).logsumexp(1, keepdim=True)
+    competes = annotated.clone()
+    competes[:, BACKGROUND] = False
+    single = torch.where(competes[..., None, None], logits, _ABSENT)
+    return torch.cat([group, single[:, BACKGROUND + 1 :]], dim=1)
