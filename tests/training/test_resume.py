@@ -18,6 +18,7 @@ model:
   encoder_kwargs: {channels: [4, 4, 8, 8], stem_width: 4, drop_rate: 0.3}  # dropout draws in every step
   model_kwargs: {decoder_kwargs: {read_out: layer3}}
   warmup_steps: 2
+  pseudo_masks: {images: 1, start: 3, confidence: 0.05}
 data:
   dataset_kwargs: {size: 32}
   split_kwargs: {train: {length: 16}, val: {length: 2}}

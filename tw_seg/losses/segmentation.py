@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +65,29 @@ class SegmentationLoss(nn.Module):
             return compute()
 
     def _deep(self, output: SegOutput, batch: Batch) -> Tensor:
-        total = output.logits.new_zeros(())
         if self.weights["seg/aux"] == 0:
-            return total
-        for mask_logits in output.aux:
-            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, batch.masks)
-            total = total + self.weights["seg/dice"] * dice(mask_logits, batch.masks)
+            return output.logits.new_zeros(())
+        return self._compare(output.aux, batch.masks, output.logits.new_zeros(()))
+
+    def compare_masks(self, output: SegOutput, masks: Tensor) -> Tensor:
+        """The part of the loss that compares pixels: cross-entropy, Dice and their deep supervision.
+
+        Args:
+            output: The model's output for the images of the masks.
+            masks: Masks of all classes, int64, shape (L, H, W).
+
+        Returns:
+            A scalar to minimise.
+        """
+        loss = self._compare((output.mask_logits,), masks, output.logits.new_zeros(()))
+        if self.weights["seg/aux"] == 0:
+            return loss
+        return loss + self.weights["seg/aux"] * self._compare(output.aux, masks, torch.zeros_like(loss))
+
+    def _compare(self, maps: Iterable[Tensor], masks: Tensor, total: Tensor) -> Tensor:
+        for mask_logits in maps:
+            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks)
+            total = total + self.weights["seg/dice"] * dice(mask_logits, masks)
         return total
 
 

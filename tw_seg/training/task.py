@@ -20,7 +20,8 @@ from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_weights
 from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
-from tw_seg.types import Batch, SegOutput
+from tw_seg.training.teacher import PseudoMasks, Teacher, read_pseudo_masks
+from tw_seg.types import IGNORE_INDEX, Batch, SegOutput
 
 Stage = Literal["train", "val", "test"]
 METRICS = ("val", "test")
@@ -69,6 +70,8 @@ class SegmentationTask(pl.LightningModule):
         scale_lr_factor: Learning rate of a heatmap's scale and offset, relative to ``lr``.
         scheduler: ``"cosine"`` (to 0), ``"onecycle"`` or ``"none"``, all by step.
         warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
+        pseudo_masks: Train unlabelled images with masks that a slow copy of the model makes of them, gated by their
+            image-level labels, see :class:`tw_seg.training.teacher.PseudoMasks`; ``None``: do not.
         freeze_batchnorm: Keep the encoder's BatchNorm layers in eval mode in training: their statistics stay as
             they are, and the heatmap of an image does not depend on the others in its batch.
 
@@ -101,6 +104,7 @@ class SegmentationTask(pl.LightningModule):
         scale_lr_factor: float = 1.0,
         scheduler: Literal["cosine", "onecycle", "none"] = "cosine",
         warmup_steps: int = 0,
+        pseudo_masks: PseudoMasks | None = None,
         freeze_batchnorm: bool = False,
     ) -> None:
         super().__init__()
@@ -115,6 +119,10 @@ class SegmentationTask(pl.LightningModule):
         model_kwargs = make_plain(model_kwargs, "model_kwargs")
         encoder_kwargs = make_plain(encoder_kwargs, "encoder_kwargs")
         encoder_weights = make_plain(encoder_weights, "encoder_weights")
+        pseudo_masks = make_plain(pseudo_masks, "pseudo_masks")
+        self._teaching = None if pseudo_masks is None else read_pseudo_masks(pseudo_masks)
+        self._teacher: Teacher | None = None  # made when training starts
+        self._teacher_state: dict[str, Any] | None = None
         self.save_hyperparameters(ignore=["warm_start"])
         self.class_names = tuple(class_names)
         self._total_steps = 0  # known when training starts
@@ -164,8 +172,32 @@ class SegmentationTask(pl.LightningModule):
     # --------------------------------------------------------------------------------------------- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one semi-supervised batch; only the rows ``batch.labelled`` are decoded."""
-        return self._loss("train", batch, self(batch.images, samples=batch.labelled))
+        """Loss of one semi-supervised batch; only rows with a mask or a pseudo-mask are decoded."""
+        rows = self._choose_pseudo_rows(batch)
+        if not len(rows):
+            return self._loss("train", batch, self(batch.images, samples=batch.labelled))
+        assert self._teacher is not None
+        masks = self._teacher.make_masks(batch.images[rows], batch.labels[rows])
+        output = self(batch.images, samples=torch.cat([batch.labelled, rows]))
+        own, others = _split_output(output, len(batch.labelled))
+        pseudo = self.loss.compare_masks(others, masks)
+        self.log("train/pseudo/loss", pseudo.detach(), batch_size=len(rows))
+        self.log("train/pseudo/share", (masks != IGNORE_INDEX).float().mean(), batch_size=len(rows))
+        return self._loss("train", batch, own) + self._teacher.options["weight"] * pseudo
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the teacher follow the last step: now, as a checkpoint may be written before any hook after the step."""
+        if self._teacher is not None:
+            self._teacher.update(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the teacher."""
+        if self._teacher is not None:
+            checkpoint["teacher"] = self._teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the teacher of a run that is resumed."""
+        self._teacher_state = checkpoint.get("teacher")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Add a batch to the metrics of ``val``."""
@@ -204,12 +236,14 @@ class SegmentationTask(pl.LightningModule):
         self._calibrate()
 
     def on_train_start(self) -> None:
-        """Count the steps for the schedule; freeze BatchNorm if asked to.
+        """Count the steps for the schedule; make the teacher and freeze BatchNorm if asked to.
 
         The steps are not counted in `configure_optimizers`: that would make Lightning 2.6 set up the training
         data before it reads the checkpoint, and a resumed run would then not give its state to the data
         loader. Lightning keeps the modes of modules through validation.
         """
+        if self._teaching is not None:
+            self._teacher = Teacher(self.model, self._teaching, self._teacher_state)
         scheduler, warmup = self.hparams["scheduler"], self.hparams["warmup_steps"]
         self._total_steps = count_steps(self.trainer, scheduler, warmup=warmup)
         if self.hparams["freeze_batchnorm"]:
@@ -248,6 +282,14 @@ class SegmentationTask(pl.LightningModule):
                     "datamodule with a labelled_dataloader()"
                 )
             self.model.calibrate(data.labelled_dataloader())
+
+    def _choose_pseudo_rows(self, batch: Batch) -> Tensor:
+        """Rows of a batch that are trained with pseudo-masks: unlabelled ones, as many as were asked for."""
+        if self._teacher is None or self.global_step < self._teacher.options["start"]:
+            return batch.labelled[:0]
+        labelled = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.labelled.device)
+        labelled[batch.labelled] = True
+        return (~labelled).nonzero().flatten()[: self._teacher.options["images"]]
 
     def _evaluate(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
         output = self(batch.images, samples=batch.labelled)
@@ -288,3 +330,10 @@ def _scored(batch: Batch, output: SegOutput) -> Batch:
     if len(output.mask_logits):
         return batch
     return batch._replace(labelled=batch.labelled[:0], masks=batch.masks[:0], native_masks=())
+
+
+def _split_output(output: SegOutput, count: int) -> tuple[SegOutput, SegOutput]:
+    """The output for the first ``count`` decoded samples, and for the others."""
+    first = SegOutput(output.logits, output.mask_logits[:count], tuple(one[:count] for one in output.aux))
+    others = SegOutput(output.logits, output.mask_logits[count:], tuple(one[count:] for one in output.aux))
+    return first, others
