@@ -25,6 +25,7 @@ from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.examples import default_image_shape
+from tw_seg.lrp.trace.hooks import find_backward_hooks
 
 
 class HeatmapDecoder(nn.Module):
@@ -102,11 +103,12 @@ class HeatmapDecoder(nn.Module):
         if image_size is not None:
             shape = (shape[0], *_check_size(image_size))
         self._plans = Plans(rules, places, custom_rules)
-        plans = self._plans.make(classifier, shape)
+        plans = self._plans.make(classifier, shape, before_images=True)
         self._plans.add(shape, plans)
         if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         _warn_of_probabilities(plans[0].graph)
+        _warn_of_backward_hooks(classifier)
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
 
@@ -270,6 +272,17 @@ def _warn_of_probabilities(graph: Graph) -> None:
             f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are probabilities, but "
             "seeds and losses expect logits (losses apply a sigmoid themselves, and where a probability saturates a "
             "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
+            stacklevel=3,
+        )
+
+
+def _warn_of_backward_hooks(classifier: nn.Module) -> None:
+    """Say that gradients of logits and heatmaps do not pass backward hooks."""
+    if paths := find_backward_hooks(classifier):
+        warnings.warn(
+            f"the classifier has backward hooks, on {', '.join(paths)}: a decoder runs its layers one by one, and no "
+            "gradient of its logits or heatmaps calls them. If they change gradients remove them; if they only watch, "
+            "use them with the classifier itself",
             stacklevel=3,
         )
 

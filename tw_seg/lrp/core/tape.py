@@ -148,9 +148,9 @@ class Tape:
         if call.fx_op == "call_module":
             module = self.modules[call.target]
             if not parametrize.is_parametrized(module, "weight"):
-                return module(*args, **kwargs)
+                return module.forward(*args, **kwargs)  # its hooks are calls of the graph
             with parametrize.cached():  # another look would compute it anew: spectral_norm goes one step on
-                value = module(*args, **kwargs)
+                value = module.forward(*args, **kwargs)
                 weight = module.weight
                 assert isinstance(weight, Tensor)
                 self.weights[call.name] = weight

@@ -15,6 +15,7 @@ from tw_seg.lrp.core.graph import CONSTANT, Call, Graph, refs
 from tw_seg.lrp.core.rule import InputRule, Rule
 from tw_seg.lrp.trace.build import CustomRules, refuse_unsupported, trace
 from tw_seg.lrp.trace.compare import compare
+from tw_seg.lrp.trace.hooks import find_keys
 from tw_seg.lrp.trace.modes import follow_modes
 
 
@@ -121,15 +122,25 @@ class Plans:
         self.classes: int | None = None
         self._custom_rules = custom_rules
         self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
+        self._modules: list[nn.Module] = []
+        self._hooks: frozenset[int] = frozenset()
+        self._hooks_unseen = False  # whether it could not be run to see what they do, and can be perhaps now
         self._not_compared: list[Plan] = []  # those whose trace is still to be compared with the classifier
 
-    def make(self, classifier: nn.Module, shape: tuple[int, ...]) -> tuple[Plan, Plan]:
+    def make(self, classifier: nn.Module, shape: tuple[int, ...], *, before_images: bool = False) -> tuple[Plan, Plan]:
         """Trace a classifier at an image shape (C, H, W): in training mode it may take another path.
+
+        Args:
+            classifier: The classifier.
+            shape: The shape.
+            before_images: Whether no images have been seen yet.
 
         Returns:
             The plans of evaluation mode and of training mode.
         """
         assert len(shape) == 3
+        self._modules = list(classifier.modules())
+        self._hooks = find_keys(self._modules)
         graphs = [trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)]
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
         refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
@@ -139,6 +150,7 @@ class Plans:
                 self._not_compared.append(plan)
             elif logits.ndim == 2:
                 self.classes = logits.shape[1]
+        self._hooks_unseen = before_images and bool(self._hooks and self._not_compared)
         return evaluation, training
 
     def compare_late(self, classifier: nn.Module, plan: Plan, shape: tuple[int, ...]) -> None:
@@ -158,11 +170,15 @@ class Plans:
             self._known[mode, shape if plan.graph.specialised else None] = plan
 
     def find(self, training: bool, shape: tuple[int, ...]) -> Plan | None:
-        """The plan of a mode for images of a shape (C, H, W), if there is one.
+        """The plan of a mode for images of a shape (C, H, W), if there is one with its present hooks.
 
         Raises:
             InputError: If there is none while a compiler runs, which cannot trace.
         """
+        if not torch.compiler.is_compiling():
+            if self._hooks_unseen or find_keys(self._modules) != self._hooks:
+                self._known.clear()
+                self._not_compared.clear()
         for key in ((training, None), (training, shape)):
             if key in self._known:
                 return self._known[key]

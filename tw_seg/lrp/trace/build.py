@@ -20,6 +20,8 @@ from tw_seg.lrp.ops.custom import CUSTOM
 from tw_seg.lrp.ops.op import NUMPY_NAMES, Known, bind
 from tw_seg.lrp.trace.aliasing import Aliases, find_live
 from tw_seg.lrp.trace.annotate import annotate
+from tw_seg.lrp.trace.examples import default_image_shape
+from tw_seg.lrp.trace.hooks import HookCall, find_changing
 from tw_seg.lrp.trace.tracer import symbolic_trace
 
 CustomRule = Callable[..., Tensor | tuple[Tensor | None, ...]]
@@ -36,7 +38,7 @@ def trace(
     image_shape: tuple[int, int, int] | None = None,
     custom_rules: CustomRules | None = None,
 ) -> Graph:
-    """Trace a classifier and say what kind of operation each call is. Nothing is computed.
+    """Trace a classifier and say what kind of operation each call is. Nothing is computed but by its hooks.
 
     A call without a relevance rule is listed in the graph's ``unsupported``: see :func:`refuse_unsupported`.
 
@@ -50,6 +52,7 @@ def trace(
         TraceError: If torch.fx cannot trace it, or if the run would compute something else than the classifier.
     """
     rules = dict(custom_rules or {})
+    image_shape = image_shape or default_image_shape(classifier)
     parameters = list(inspect.signature(classifier.forward).parameters.values())
     # The other arguments keep their defaults, so that the classifier may branch on them.
     defaults = {p.name: p.default for p in parameters[1:] if isinstance(p.default, (bool, int, float, type(None)))}
@@ -59,6 +62,7 @@ def trace(
         image_shape=image_shape,
         known_functions=(*FUNCTIONS, hold_constant),
         rules=tuple(rules),
+        changing_hooks=find_changing(classifier, training, image_shape),
         defaults=defaults,
     )
     builder, output = _build(traced.graph, classifier, rules)
@@ -182,7 +186,7 @@ class _Builder:
         stack = list((node.meta.get("nn_module_stack") or {"": None}).keys())
         path = str(node.target) if node.op == "call_module" else str(stack[-1]).partition("@")[0]  # "@2": 2nd call
         call = Call(node.name, path, CONSTANT, node.op, node.target, tuple(args), dict(kwargs), ())
-        if node.target is torch._assert:
+        if node.target is torch._assert or isinstance(node.target, HookCall):
             self.aliases.changes.add(node.name)  # it has no readers, and must run
         if call.spelling in STATISTICS:
             self.statistics.add(call.name)
@@ -260,6 +264,8 @@ class _Builder:
 
 def _is_constant(call: Call) -> bool:
     """Whether the value of a call carries no relevance: a size, a choice, a statistic to normalise by."""
+    if isinstance(call.target, HookCall):
+        return True
     if call.fx_op == "call_function" and call.target is getattr:
         return call.args[1] in CONSTANT_ATTRIBUTES
     return call.fx_op in ("call_method", "call_function") and call.spelling in CONSTANT_FUNCTIONS

@@ -6,8 +6,6 @@ takes another way there without a message; here the difference is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -50,15 +48,9 @@ def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tu
     for images in trial.make_images(image_shape, graph.specialised):
         layers = LayerRuns(classifier, graph)
         try:
-            with _watch_hooks(classifier, graph) as changing:
-                expected, drawn = trial.run(partial(layers.record, images))
+            expected, drawn = trial.run(partial(layers.record, images))
         except Exception:
             continue  # too small, or not of this size
-        if changing:
-            raise TraceError(
-                "these hooks change what a layer gets or returns, which the rule of the layer cannot know: "
-                f"{', '.join(changing)}. Write what they do into a module before or after it, or remove them"
-            )
         return _compare_on(trial, graph, images, expected, drawn, layers)
     return None
 
@@ -109,36 +101,6 @@ def _run_tape(classifier: nn.Module, graph: Graph, images: Tensor, layers: Layer
 def find_logits(output: Any) -> Any:
     """The logits of what a classifier returns: the output itself, or the first of several."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
-
-
-@contextmanager
-def _watch_hooks(classifier: nn.Module, graph: Graph) -> Iterator[dict[str, None]]:
-    """Find the hooks of single layers that return a value; those of blocks are traced with them."""
-    changing: dict[str, None] = {}
-    modules = dict(classifier.named_modules())
-    hooks: list[tuple[Any, dict[int, Any], str, str]] = []
-    for path in dict.fromkeys(str(call.target) for call in graph.calls if call.fx_op == "call_module"):
-        for kind, hooked in (("hook", modules[path]._forward_hooks), ("pre-hook", modules[path]._forward_pre_hooks)):
-            if hooked:
-                hooks.append((hooked, dict(hooked), kind, path))
-
-    def watch(hook: Any, what: str) -> Any:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            result = hook(*args, **kwargs)
-            if result is not None:
-                changing[what] = None
-            return result
-
-        return watched
-
-    try:
-        for hooked, own, kind, path in hooks:
-            for key, hook in own.items():
-                hooked[key] = watch(hook, f"forward {kind} {getattr(hook, '__name__', hook)} of {path!r}")
-        yield changing
-    finally:
-        for hooked, own, _, _ in hooks:
-            hooked.update(own)
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tw_seg.lrp.trace.hooks import HookCall
+
 BATCHES = (2, 3)
 """Sizes of the two example batches: what differs between them depends on the batch size."""
 
@@ -104,6 +106,8 @@ class Examples:
                 return module.forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if isinstance(node.target, HookCall):
+            return None  # hooks are given real tensors only
         assert callable(node.target)
         return node.target(*args, **kwargs)
 

@@ -14,7 +14,7 @@ import numbers
 import operator
 import random
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +29,11 @@ from torch.nn.utils import parametrize
 
 from tw_seg.errors import TraceError
 from tw_seg.lrp.trace.examples import BATCHES, Examples, Failed, default_image_shape
+from tw_seg.lrp.trace.hooks import Hook, HookCall, call_with_hooks
 from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, find_lowered
 from tw_seg.lrp.trace.outside import find_einops_forward, let_einops_record, record_functions
 from tw_seg.lrp.trace.recording import holds_proxy, record_torch
+from tw_seg.lrp.trace.trial import training_mode
 
 IN_PLACE_OPERATORS = {
     "__iadd__": operator.iadd,
@@ -63,6 +65,7 @@ def symbolic_trace(
     image_shape: tuple[int, ...] | None,
     known_functions: Collection[Callable[..., Any] | str],
     rules: Collection[Any] = (),
+    changing_hooks: Collection[int] = (),
     defaults: Mapping[str, Any],
 ) -> Traced:
     """Trace a classifier's forward. Its parameters, buffers, flags and random state stay as they are.
@@ -73,6 +76,7 @@ def symbolic_trace(
         image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
         known_functions: Functions, and names of methods, that are recorded as they are: not traced into or rewritten.
         rules: The keys of the user's rules: functions and methods likewise, and module classes that are kept whole.
+        changing_hooks: The numbers of the hooks that are traced; all others become calls.
         defaults: Values of the forward's other arguments, which the trace holds constant.
 
     Raises:
@@ -86,7 +90,9 @@ def symbolic_trace(
         raise TraceError(f"the classifier must take one argument (images), it takes {names}")
     functions = (key for key in (*known_functions, *rules) if not isinstance(key, type))
     leaves = tuple(key for key in rules if isinstance(key, type))
-    tracer = _Tracer(image_shape or default_image_shape(classifier), frozenset(functions), leaves, defaults)
+    tracer = _Tracer(
+        image_shape or default_image_shape(classifier), frozenset(functions), leaves, defaults, changing_hooks
+    )
     try:
         with (
             training_mode(classifier.modules(), training),
@@ -104,21 +110,6 @@ def symbolic_trace(
             "its own: HeatmapDecoder(classifier, custom_rules={ModuleClass: rule}); or pass a part that traces"
         ) from error
     return Traced(graph, tracer.specialised)
-
-
-@contextmanager
-def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
-    """Put modules into one mode, and each back into its own afterwards."""
-    flags = [(m, m.training) for m in modules]
-    try:
-        for m, flag in flags:
-            if flag is not mode:  # setting an attribute of a module takes its time
-                m.training = mode
-        yield
-    finally:
-        for m, flag in flags:
-            if m.training is not flag:
-                m.training = flag
 
 
 @contextmanager
@@ -238,6 +229,7 @@ class _Tracer(fx.Tracer):
         known: frozenset[Callable[..., Any] | str],
         leaves: tuple[type, ...],
         defaults: Mapping[str, Any],
+        changing_hooks: Collection[int] = (),
     ) -> None:
         # Functions of ``math`` are not recorded: they ask for the number. Some releases of torch declare exactly one
         # module here, so it is an empty one.
@@ -246,6 +238,7 @@ class _Tracer(fx.Tracer):
         self.known = known
         self.leaves = leaves
         self.defaults = defaults
+        self.changing_hooks = changing_hooks
         self.specialised = False
         self.failure: Exception | None = None
         self.examples: Examples | None = None
@@ -269,7 +262,10 @@ class _Tracer(fx.Tracer):
 
     def _forward(self, images: fx.Proxy) -> Any:
         # The other arguments keep their defaults, so that the forward may branch on them.
-        result = self.root.forward(images, **self.defaults)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.root.forward(*args, **{**self.defaults, **kwargs})
+
+        result = self._call(self.root, forward, (images,), {})
         for path, module in self.root.named_modules():
             for name, value in module._buffers.items():
                 if isinstance(value, fx.Proxy):
@@ -342,9 +338,24 @@ class _Tracer(fx.Tracer):
         if self.running:
             return m.forward(*args, **kwargs)  # without the user's hooks
         if self.submodule_paths is not None and m not in self.submodule_paths:
-            return m.forward(*args, **kwargs)  # made by the forward itself
+            return self._call(m, m.forward, args, kwargs)  # made by the forward itself
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            record = super().call_module
+            return self._call(m, lambda *given, **named: record(m, forward, given, named), args, kwargs)
         lowered = self._lowered(m)
-        return super().call_module(m, forward if lowered is None else partial(lowered, m), args, kwargs)
+        inner = m.forward if lowered is None else partial(lowered, m)
+        return super().call_module(m, lambda *given, **named: self._call(m, inner, given, named), args, kwargs)
+
+    def _call(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a forward with the module's hooks: those that change something are traced, others recorded."""
+
+        def call(hook: Hook, module: nn.Module, given: Any) -> Any:
+            if hook.key in self.changing_hooks:
+                return hook.function(module, *given)
+            self.create_proxy("call_function", HookCall(hook, module), given, {})
+            return None
+
+        return call_with_hooks(m, forward, args, kwargs, call)
 
     def _lowered(self, m: nn.Module) -> Callable[..., Any] | None:
         kind = parametrize.type_before_parametrizations(m)

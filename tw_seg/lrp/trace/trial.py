@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-
-from tw_seg.lrp.trace.tracer import training_mode
 
 _SIDES = {False: (16, 32, 64, 128), True: (40, 64, 128)}
 """In each mode the sides of the images on which a classifier is tried that takes images of every size: the first that
@@ -83,6 +81,21 @@ class Trial:
 
     def _read_states(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+
+@contextmanager
+def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
+    """Put modules into one mode, and each back into its own afterwards."""
+    flags = [(m, m.training) for m in modules]
+    try:
+        for m, flag in flags:
+            if flag is not mode:  # setting an attribute of a module takes its time
+                m.training = mode
+        yield
+    finally:
+        for m, flag in flags:
+            if m.training is not flag:
+                m.training = flag
 
 
 @contextmanager
