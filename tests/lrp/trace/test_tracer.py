@@ -301,8 +301,8 @@ class Stateful(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 def test_tracing_changes_nothing(training: bool) -> None:
     net = Stateful()
-    seen: set[type] = set()
-    net.norm.register_forward_hook(lambda module, args, output: seen.add(type(output)))
+    calls: list[str] = []
+    net.norm.register_forward_hook(lambda *_: calls.append("norm"))
     state = {name: (t, t._version, t.clone()) for name, t in net.state_dict(keep_vars=True).items()}
     flags, attributes, random_state = [m.training for m in net.modules()], set(vars(net)), torch.get_rng_state()
     traced = trace(net, training=training)
@@ -310,7 +310,7 @@ def test_tracing_changes_nothing(training: bool) -> None:
     found = net.state_dict(keep_vars=True)
     assert all(found[n] is t and t._version == v and torch.equal(t, old) for n, (t, v, old) in state.items())
     assert [m.training for m in net.modules()] == flags and set(vars(net)) == attributes and net.cache == {}
-    assert torch.equal(torch.get_rng_state(), random_state) and seen == {Tensor}
+    assert torch.equal(torch.get_rng_state(), random_state) and calls == []
     assert torch.add.__name__ == "add" and isinstance(torch.zeros(1), Tensor)
 
 
