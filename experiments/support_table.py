@@ -7,7 +7,8 @@ Each classifier has random weights and runs in processes of its own. *Decodes*: 
 classifier's own, the heatmaps of two classes are finite and account for them. *Trains*: one step on a heatmap loss and
 an image-level loss in training mode, finite gradients that reach the first layer with weights. *Exports*:
 ``torch.export`` with a dynamic batch gives what eager gives. *Evaluation* and *training*: the largest difference of the
-traced logits from the classifier's own in that mode, of the largest logit; 0 is equality to the last bit.
+traced logits from the classifier's own in that mode, of the largest logit, on the images on which they are compared
+when a decoder is made; 0 is equality to the last bit. ``support.json`` has them at the full image size too.
 
 Every result is written at once, with a digest of the code that it holds for; what is there for the present code is not
 measured again.
@@ -37,14 +38,18 @@ from torch import Tensor, nn
 from tw_seg import HeatmapDecoder, TwSegError, create_classifier
 from tw_seg.files import write_text
 from tw_seg.lrp.conservation.diagnose import completeness
+from tw_seg.lrp.core.tape import Tape
+from tw_seg.lrp.trace.build import trace
 from tw_seg.lrp.trace.compare import find_logits
 from tw_seg.lrp.trace.examples import default_image_shape
+from tw_seg.lrp.trace.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 4
 LIMIT = 900.0
 TIMM = "timm/"
 CHECKS = ("decodes", "trains", "exports")
+COLUMNS = (*CHECKS, "compares")
 MODES = ("evaluation", "training")
 
 
@@ -147,6 +152,24 @@ def exports(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     return {}
 
 
+def compares(net: nn.Module, images: Tensor) -> dict[str, Any]:
+    """What the comparison finds when a decoder is made, in both modes, with the same random numbers."""
+    found: dict[str, float | str] = {}
+    for mode, training in zip(MODES, (False, True), strict=True):
+        graph, trial = trace(net, training), Trial(net, training)
+        found[mode] = "not possible"
+        for small in trial.make_images(tuple(images.shape[1:]), graph.specialised):
+            try:
+                own, draws = trial.run(lambda small=small: net(small))
+            except Exception:
+                continue  # too small
+            tape, _ = trial.run(lambda small=small, graph=graph: Tape(net, graph, small, frozenset()))
+            value = difference(tape.values[graph.output], find_logits(own))
+            found[mode] = "random" if draws and value else value  # drawn in another order, nothing can be said
+            break
+    return {"compared": found}
+
+
 def create(name: str) -> nn.Module:
     """The classifier with random weights, also those that its constructor sets to zero (heads, last norms)."""
     net = create_classifier(name, classes=CLASSES)
@@ -157,10 +180,11 @@ def create(name: str) -> nn.Module:
     return net
 
 
-TESTS: dict[str, Callable[[nn.Module, Tensor], dict[str, float | str]]] = {
+TESTS: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
     "decodes": decodes,
     "trains": trains,
     "exports": exports,
+    "compares": compares,
 }
 
 
@@ -244,8 +268,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     ):
         counts = ", ".join(f"{sum(r.get(c, False) for r in part)} {c[:-1]}" for c in CHECKS)
         lines += [f"**{library}**: of {len(part)} families {counts}.", ""]
-    codes = Counter(about["code"] for row in rows for about in row["about"].values())
-    usual = codes.most_common(1)[0][0]
+    codes = Counter(row["about"][c]["code"] for row in rows for c in CHECKS if c in row["about"])
+    usual = codes.most_common(1)[0][0] if codes else ""
     if len(codes) > 1:
         lines += [
             f"{codes.total() - codes[usual]} results are of another state of the code (*), which `support.json` names.",
@@ -256,7 +280,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         marks = " | ".join(_mark(row, column, usual) for column in CHECKS)
-        found = " | ".join(_say(row.get(mode)) for mode in MODES)
+        found = " | ".join(_say(row.get("compared", {}).get(mode)) for mode in MODES)
         size = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else ""
         reason = reasons(row).replace("|", "\\|")
         lines.append(f"| `{row['name']}` | {size} | {row['image']} | {marks} | {found} | {reason} |")
@@ -273,12 +297,13 @@ def compared(rows: Sequence[dict[str, Any]]) -> str:
     """What the comparison of logits found, in words."""
     parts = []
     for mode in MODES:
-        found = [row[mode] for row in rows if mode in row]
-        numbers = [value for value in found if value != "random"]
-        equal, drawn = sum(value == 0 for value in numbers), len(found) - len(numbers)
+        found = [row["compared"][mode] for row in rows if "compared" in row]
+        numbers = [value for value in found if not isinstance(value, str)]
+        equal = sum(value == 0 for value in numbers)
         parts.append(
             f"in {mode} mode, of {len(found)} families {equal} are equal to the last bit, {len(numbers) - equal} "
-            f"differ by up to {max(numbers, default=0):.1e}, {drawn} draw random numbers in another order"
+            f"differ by up to {max(numbers, default=0):.1e}, {found.count('random')} draw random "
+            f"numbers in another order, {found.count('not possible')} cannot be compared"
         )
     return "; ".join(parts)
 
@@ -306,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="classifiers; none for the smallest of every family")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "support", help="path of .md and .json, no suffix")
-    parser.add_argument("--columns", nargs="+", choices=CHECKS, default=list(CHECKS), help="measure only these")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="measure only these")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a column of a row")
     arguments = parser.parse_args(argv)
     file = arguments.out.with_suffix(".json")
