@@ -17,12 +17,13 @@ from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
 from tw_seg.lrp.decode.pieces import decode_as_scheduled
-from tw_seg.lrp.decode.plan import Plan, Plans, count_image_axes
+from tw_seg.lrp.decode.plan import Plan, Plans, check_logits, count_image_axes
 from tw_seg.lrp.decode.propagate import propagate
 from tw_seg.lrp.decode.readout import Decoded
 from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
 from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
+from tw_seg.lrp.trace.accept import check_classifier
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.examples import default_image_shape
 from tw_seg.lrp.trace.hooks import find_backward_hooks
@@ -89,6 +90,13 @@ class HeatmapDecoder(nn.Module):
         _check_mappings(composite_kwargs=composite_kwargs, custom_rules=custom_rules)
         if not isinstance(tie_weights, bool):  # a string would count as true
             raise InputError(f"tie_weights must be true or false, got {tie_weights!r}")
+        check_classifier(classifier, custom_rules or ())
+        if decoders := [path for path, m in classifier.named_modules() if isinstance(m, HeatmapDecoder)]:
+            place = ".".join(["classifier", *filter(None, decoders[:1])])
+            raise InputError(
+                f"this {type(classifier).__name__} decodes already: pass the classifier that it decodes, "
+                f"{place}.classifier"
+            )
         self.classifier = classifier
         self.seed = create_seed(seed)
         rules = create_composite(composite, composite_kwargs)
@@ -108,6 +116,12 @@ class HeatmapDecoder(nn.Module):
         if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         _warn_of_probabilities(plans[0].graph)
+        if self._plans.are_log_probabilities:
+            warnings.warn(
+                "the classifier ends in a log_softmax: its outputs are logarithms of probabilities, but seeds and "
+                "losses expect logits; leave that call out, for example replace the module with torch.nn.Identity()",
+                stacklevel=2,
+            )
         _warn_of_backward_hooks(classifier)
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
@@ -156,10 +170,7 @@ class HeatmapDecoder(nn.Module):
         check_signals(images, self._image_axes)
         plan = self._plan(images)
         tape = Tape(self.classifier, plan.graph, images, plan.wanted, plan.last_uses)
-        if tape.logits.ndim != 2:
-            raise InputError(
-                f"the classifier must return logits of shape (N, K), it returned {tuple(tape.logits.shape)}"
-            )
+        check_logits(tape.logits)
         return tape
 
     def decode(

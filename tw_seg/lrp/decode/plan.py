@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Composite
@@ -104,6 +104,18 @@ def count_image_axes(graph: Graph) -> int | None:
     return next((2 + len(kernel) for kernel in kernels if isinstance(kernel, tuple)), None)
 
 
+def check_logits(logits: Tensor) -> None:
+    """Check that a classifier returned logits (N, K).
+
+    Raises:
+        InputError: If it did not.
+    """
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise InputError(
+            f"the classifier must return logits of shape (N, K) with K >= 1, it returned {tuple(logits.shape)}"
+        )
+
+
 class Plans:
     """The plans of one classifier: for both modes and, where its forward branches on sizes, for each image shape.
 
@@ -111,6 +123,7 @@ class Plans:
         composite: Which rule for which call.
         read_out: The places that are read.
         classes: Number of logits, once the classifier has been run.
+        are_log_probabilities: Whether these were logarithms of probabilities that sum to 1.
     """
 
     def __init__(
@@ -120,6 +133,7 @@ class Plans:
         self.composite = composite
         self.read_out = read_out
         self.classes: int | None = None
+        self.are_log_probabilities = False
         self._custom_rules = custom_rules
         self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
         self._modules: list[nn.Module] = []
@@ -145,11 +159,13 @@ class Plans:
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
         refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
         for mode, plan in ((False, evaluation), (True, training)):
-            logits = compare(classifier, plan.graph, mode, shape)
+            logits = compare(classifier, plan.graph, mode, shape, frozenset() if mode else plan.wanted)
             if logits is None:
                 self._not_compared.append(plan)
-            elif logits.ndim == 2:
-                self.classes = logits.shape[1]
+                continue
+            check_logits(logits)
+            self.classes = logits.shape[1]
+            self.are_log_probabilities = self.classes > 1 and bool(logits.logsumexp(1).abs().max() < 1e-4)
         self._hooks_unseen = before_images and bool(self._hooks and self._not_compared)
         return evaluation, training
 

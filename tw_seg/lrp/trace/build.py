@@ -18,6 +18,7 @@ from tw_seg.lrp.ops import FUNCTIONS, IN_PLACE, MODULES
 from tw_seg.lrp.ops.constants import CONSTANT_ATTRIBUTES, CONSTANT_FUNCTIONS, STATISTICS, hold_constant
 from tw_seg.lrp.ops.custom import CUSTOM
 from tw_seg.lrp.ops.op import NUMPY_NAMES, Known, bind
+from tw_seg.lrp.trace.accept import describe_output
 from tw_seg.lrp.trace.aliasing import Aliases, find_live
 from tw_seg.lrp.trace.annotate import annotate
 from tw_seg.lrp.trace.examples import default_image_shape
@@ -99,8 +100,8 @@ def _build(
                 result = result.args  # a named tuple
             if isinstance(result, (tuple, list)) and result:  # auxiliary heads in training: the logits come first
                 result, others = result[0], [node for node in result[1:] if isinstance(node, fx.Node)]
-            if not isinstance(result, fx.Node):
-                raise TraceError(f"the classifier must return logits, or a tuple that begins with them, not {result}")
+            if (problem := describe_output(result)) is not None:
+                raise TraceError(problem)
             output = builder.find_present(result)
         else:
             builder.add(node)

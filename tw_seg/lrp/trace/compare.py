@@ -25,7 +25,13 @@ _RTOL_HALF = 3e-2
 """Of the largest logit. Both run the same kernels: nearly always their logits are equal to the last bit."""
 
 
-def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tuple[int, ...]) -> Tensor | None:
+def compare(
+    classifier: nn.Module,
+    graph: Graph,
+    training: bool,
+    image_shape: tuple[int, ...],
+    wanted: frozenset[str] = frozenset(),
+) -> Tensor | None:
     """Compare the logits of a trace with the classifier's own, on random images that change nothing of either.
 
     In training mode random numbers may be drawn in another order; then nothing can be said, and nothing is.
@@ -35,12 +41,14 @@ def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tu
         graph: Its trace in that mode.
         training: Whether it is the trace of training mode.
         image_shape: (C, H, W) at which the forward was traced.
+        wanted: The calls whose coefficients a decode needs: those that mix the images of a batch are refused.
 
     Returns:
         The logits of some images; ``None`` where the classifier cannot be run on such images now.
 
     Raises:
         TraceError: Naming the first module whose output differs.
+        UnsupportedOpError: If a call mixes the images of a batch.
     """
     trial = Trial(classifier, training)
     if not trial.is_possible:
@@ -51,19 +59,19 @@ def compare(classifier: nn.Module, graph: Graph, training: bool, image_shape: tu
             expected, drawn = trial.run(partial(layers.record, images))
         except Exception:
             continue  # too small, or not of this size
-        return _compare_on(trial, graph, images, expected, drawn, layers)
+        return _compare_on(trial, graph, images, expected, drawn, layers, wanted)
     return None
 
 
 def _compare_on(
-    trial: Trial, graph: Graph, images: Tensor, expected: Any, drawn: bool, layers: LayerRuns
+    trial: Trial, graph: Graph, images: Tensor, expected: Any, drawn: bool, layers: LayerRuns, wanted: frozenset[str]
 ) -> Tensor | None:
     classifier = trial.classifier
     expected = find_logits(expected)
     if not isinstance(expected, Tensor):
         return None  # the trace has said so
     try:
-        tape = trial.run(lambda: _run_tape(classifier, graph, images, layers))[0]
+        tape = trial.run(lambda: _run_tape(classifier, graph, images, layers, wanted))[0]
     except TwSegError:
         raise
     except Exception as error:
@@ -93,9 +101,9 @@ _REMEDY = (
 )
 
 
-def _run_tape(classifier: nn.Module, graph: Graph, images: Tensor, layers: LayerRuns) -> Tape:
+def _run_tape(classifier: nn.Module, graph: Graph, images: Tensor, layers: LayerRuns, wanted: frozenset[str]) -> Tape:
     layers.replay()
-    return Tape(classifier, graph, images, frozenset())
+    return Tape(classifier, graph, images, wanted)
 
 
 def find_logits(output: Any) -> Any:

@@ -87,7 +87,9 @@ def symbolic_trace(
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
     if len(required) > 1 or not parameters:
         names = [p.name for p in parameters]
-        raise TraceError(f"the classifier must take one argument (images), it takes {names}")
+        given = ", ".join(f"{p.name}=..." for p in parameters[1:] if p.name in required)
+        advice = f". Pass a module around it whose forward(self, images) returns self.model(images, {given})"
+        raise TraceError(f"the classifier must take one argument (images), it takes {names}{advice if given else ''}")
     functions = (key for key in (*known_functions, *rules) if not isinstance(key, type))
     leaves = tuple(key for key in rules if isinstance(key, type))
     tracer = _Tracer(
@@ -104,6 +106,11 @@ def symbolic_trace(
             graph = tracer.trace(classifier)
     except Exception as error:
         cause = tracer.failure or error
+        if isinstance(getattr(classifier, "module", None), nn.Module):
+            raise TraceError(
+                f"{type(classifier).__name__} cannot be traced: {cause}. It is wrapped around another module: pass "
+                "that, classifier.module"
+            ) from error
         raise TraceError(
             f"{type(classifier).__name__} cannot be traced: {cause} ({tracer.place(error)}). Rewrite that line without "
             "branching on tensor values or on the batch size; or keep the module that holds it whole, with a rule of "
