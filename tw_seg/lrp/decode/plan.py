@@ -111,9 +111,7 @@ def check_logits(logits: Tensor) -> None:
         InputError: If it did not.
     """
     if logits.ndim != 2 or not logits.shape[1]:
-        raise InputError(
-            f"the classifier must return logits of shape (N, K) with K >= 1, it returned {tuple(logits.shape)}"
-        )
+        raise InputError(f"the classifier must return logits of shape (N, K), it returned {tuple(logits.shape)}")
 
 
 class Plans:
