@@ -65,11 +65,11 @@ def record_torch(tracer: Recording) -> Iterator[None]:
     for namespace, name, factory in _list_functions():
         function = vars(namespace)[name]
         if factory or isinstance(function, BuiltinFunctionType):
-            replaced.append((namespace, name, _recorder(tracer, "call_function", function, always=factory)))
+            replaced.append((namespace, name, _make_recorder("call_function", function, always=factory)))
     for name in _list_methods():  # of a tensor that is not traced itself
         if name not in vars(Tensor):
             method = vars(torch._C.TensorBase)[name]
-            replaced.append((Tensor, name, _recorder(tracer, "call_method", method)))
+            replaced.append((Tensor, name, _make_recorder("call_method", method)))
     enter = torch.autocast.__init__
 
     def enter_autocast(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,12 +77,14 @@ def record_torch(tracer: Recording) -> Iterator[None]:
 
     replaced.append((torch.autocast, "__init__", enter_autocast))
     own = [vars(holder).get(name) for holder, name, _ in replaced]
+    _tracers.append(tracer)
     try:
         for holder, name, new in replaced:
             setattr(holder, name, new)
         with _RecordedIndexing(tracer):
             yield
     finally:
+        _tracers.pop()
         for (holder, name, _), old in zip(replaced, own, strict=True):
             if old is None:  # inherited
                 delattr(holder, name)
@@ -108,14 +110,20 @@ class _RecordedIndexing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _recorder(tracer: Recording, kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
+_tracers: list[Recording] = []
+"""Those that trace now, the last one the innermost."""
+
+
+@cache  # to make all of them takes longer than to trace a small net
+def _make_recorder(kind: str, function: Any, *, always: bool = False) -> Callable[..., Any]:
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        if not tracer.running and (always or holds_proxy(args) or holds_proxy(kwargs)):
+        # None traces where a forward has kept the function, and its graph is run.
+        if _tracers and not _tracers[-1].running and (always or holds_proxy(args) or holds_proxy(kwargs)):
             target = function if kind == "call_function" else function.__name__
-            return tracer.create_proxy(kind, target, args, kwargs)
+            return _tracers[-1].create_proxy(kind, target, args, kwargs)
         return function(*args, **kwargs)
 
-    recorded.__name__ = function.__name__  # and no more: `wraps` takes a third of the time to build a small decoder
+    recorded.__name__ = function.__name__
     return recorded
 
 

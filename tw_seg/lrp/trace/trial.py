@@ -19,7 +19,7 @@ can be run. In training mode a BatchNorm that sees two values of a channel, or f
 _COUNTS = {False: (2,), True: (1, 2)}
 """Likewise how many images. Two in evaluation mode show whether a classifier mixes images; BatchNorm may need two."""
 
-_PLAIN = (type(None), bool, int, float, str, tuple)
+_PLAIN = frozenset({type(None), bool, int, float, str, tuple})
 """Attributes that a run cannot change, only replace."""
 
 
