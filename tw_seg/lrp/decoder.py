@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor, is_number
+from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
+from tw_seg.lrp.decode.options import check_mappings, check_names, check_size, list_places
 from tw_seg.lrp.decode.pieces import decode_as_scheduled
 from tw_seg.lrp.decode.plan import Plan, Plans, check_logits, count_image_axes
 from tw_seg.lrp.decode.propagate import propagate
@@ -23,10 +23,9 @@ from tw_seg.lrp.decode.readout import Decoded
 from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
 from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
-from tw_seg.lrp.trace.accept import check_classifier
+from tw_seg.lrp.trace.accept import check_classifier, warn_of_backward_hooks, warn_of_probabilities
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.examples import default_image_shape
-from tw_seg.lrp.trace.hooks import find_backward_hooks
 
 
 class HeatmapDecoder(nn.Module):
@@ -86,8 +85,8 @@ class HeatmapDecoder(nn.Module):
         custom_rules: CustomRules | None = None,
     ) -> None:
         super().__init__()
-        _check_names(composite=composite, seed=seed)
-        _check_mappings(composite_kwargs=composite_kwargs, custom_rules=custom_rules)
+        check_names(composite=composite, seed=seed)
+        check_mappings(composite_kwargs=composite_kwargs, custom_rules=custom_rules)
         if not isinstance(tie_weights, bool):  # a string would count as true
             raise InputError(f"tie_weights must be true or false, got {tie_weights!r}")
         check_classifier(classifier, custom_rules or ())
@@ -106,23 +105,17 @@ class HeatmapDecoder(nn.Module):
         self.tie_weights = tie_weights
         self.schedule = create_schedule(schedule)
         self._memory = GraphMemory()
-        places = _list_places(read_out)
+        places = list_places(read_out)
         shape = default_image_shape(classifier)
         if image_size is not None:
-            shape = (shape[0], *_check_size(image_size))
+            shape = (shape[0], *check_size(image_size))
         self._plans = Plans(rules, places, custom_rules)
         plans = self._plans.make(classifier, shape, before_images=True)
         self._plans.add(shape, plans)
         if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
-        _warn_of_probabilities(plans[0].graph)
-        if self._plans.are_log_probabilities:
-            warnings.warn(
-                "the classifier ends in a log_softmax: its outputs are logarithms of probabilities, but seeds and "
-                "losses expect logits; leave that call out, for example replace the module with torch.nn.Identity()",
-                stacklevel=2,
-            )
-        _warn_of_backward_hooks(classifier)
+        warn_of_probabilities(plans[0].graph, logarithms=self._plans.are_log_probabilities)
+        warn_of_backward_hooks(classifier)
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
 
@@ -273,60 +266,3 @@ class HeatmapDecoder(nn.Module):
             check_copies(self.classifier, plans, self.decoder_weights, shape)
         self._plans.add(shape, plans)
         return plans[int(mode)]
-
-
-def _warn_of_probabilities(graph: Graph) -> None:
-    """Say that a classifier ends in a sigmoid or softmax: with probabilities for logits all goes on, and means less."""
-    call = graph.find_probabilities()
-    if call is not None:
-        warnings.warn(
-            f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are probabilities, but "
-            "seeds and losses expect logits (losses apply a sigmoid themselves, and where a probability saturates a "
-            "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
-            stacklevel=3,
-        )
-
-
-def _warn_of_backward_hooks(classifier: nn.Module) -> None:
-    """Say that gradients of logits and heatmaps do not pass backward hooks."""
-    if paths := find_backward_hooks(classifier):
-        warnings.warn(
-            f"the classifier has backward hooks, on {', '.join(paths)}: a decoder runs its layers one by one, and no "
-            "gradient of its logits or heatmaps calls them. If they change gradients remove them; if they only watch, "
-            "use them with the classifier itself",
-            stacklevel=3,
-        )
-
-
-def _check_names(**values: object) -> None:
-    """Check that each argument is a string."""
-    for name, value in values.items():
-        if not isinstance(value, str):
-            raise InputError(f"{name} must be one name, got {value!r}")
-
-
-def _check_mappings(**values: object) -> None:
-    """Check that each argument is a mapping or ``None``."""
-    for name, value in values.items():
-        if not isinstance(value, Mapping | None):
-            raise InputError(f"{name} must be a mapping or None, got {value!r}")
-
-
-def _list_places(read_out: Any) -> tuple[str | float, ...]:
-    """The places to read, of one or several."""
-    several = isinstance(read_out, Sequence) and not isinstance(read_out, str)
-    places = tuple(read_out) if several else (read_out,)
-    if not all(isinstance(place, str) or is_number(place) for place in places):
-        raise InputError(
-            f"read_out must be 'input', the name of a module or call, a fraction of the depth, or a list of these, got "
-            f"{read_out!r}"
-        )
-    return places
-
-
-def _check_size(size: Any) -> tuple[int, int]:
-    """Height and width in pixels."""
-    pair = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) and is_number(side) and side >= 1 for side in pair):
-        raise InputError(f"image_size must be (height, width) in pixels, or None, got {size!r}")
-    return pair[0], pair[1]

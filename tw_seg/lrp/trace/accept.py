@@ -1,7 +1,8 @@
-"""Classifiers that cannot be traced as they are, each with what to pass instead."""
+"""Classifiers that cannot be traced as they are, with what to pass instead; and warnings of others."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Container
 from dataclasses import is_dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from tw_seg.errors import InputError, TraceError
+from tw_seg.lrp.core.graph import Graph
+from tw_seg.lrp.trace.hooks import find_backward_hooks
 
 
 def check_classifier(classifier: Any, kept: Container[Any] = ()) -> None:
@@ -86,3 +89,32 @@ def describe_output(result: Any) -> str | None:
         f"        return self.model(images){reading.format(name)}\n"
         "HeatmapDecoder(Logits(classifier))"
     )
+
+
+def warn_of_probabilities(graph: Graph, *, logarithms: bool) -> None:
+    """Say that a classifier ends in a sigmoid or softmax: with probabilities for logits all goes on, and means less."""
+    call = graph.find_probabilities()
+    if call is not None:
+        warnings.warn(
+            f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are probabilities, but "
+            "seeds and losses expect logits (losses apply a sigmoid themselves, and where a probability saturates a "
+            "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
+            stacklevel=3,
+        )
+    if logarithms:
+        warnings.warn(
+            "the classifier ends in a log_softmax: its outputs are logarithms of probabilities, but seeds and "
+            "losses expect logits; leave that call out, for example replace the module with torch.nn.Identity()",
+            stacklevel=3,
+        )
+
+
+def warn_of_backward_hooks(classifier: nn.Module) -> None:
+    """Say that gradients of logits and heatmaps do not pass backward hooks."""
+    if paths := find_backward_hooks(classifier):
+        warnings.warn(
+            f"the classifier has backward hooks, on {', '.join(paths)}: a decoder runs its layers one by one, and no "
+            "gradient of its logits or heatmaps calls them. If they change gradients remove them; if they only watch, "
+            "use them with the classifier itself",
+            stacklevel=3,
+        )
