@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tw_seg.errors import InputError
@@ -64,6 +66,87 @@ def test_the_command_is_that_of_the_agent_of_wandb(tmp_path, monkeypatch, comman
         assert sweep.build_command(point) == expected
 
 
+def read_parameters(tmp_path: Path, parameters: str, method: str = "grid"):
+    text = f"method: {method}\nrun_cap: 9\nmetric: {{name: a}}\nprogram: p\nparameters: {parameters}\n"
+    return read_sweep(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("macro", ["${args}", "${args_no_hyphens}", "${args_no_boolean_flags}"])
+def test_scalars_are_written_as_wandb_does_and_containers_so_that_they_are_read_back(tmp_path, macro):
+    scalars = {"a": 1, "b": 1.5e-7, "c": True, "d": None, "e": "x y", "f": "null", "g": ".5"}
+    containers = {"h": {"images": 1, "start": None}, "i": [True, "1", 1, None, 0.25], "j": {"k": ["é: 😀", {}]}}
+    text = GRID.partition("parameters")[0] + f"command: ['{macro}']\nparameters: {{x: {{value: 1}}}}\n"
+    sweep = read_sweep(write(tmp_path, text))
+    expected = create_sweep_command_args({"args": {name: {"value": value} for name, value in scalars.items()}})
+    assert sweep.build_command(scalars) == expected[macro[2:-1]]
+    words = dict(word.removeprefix("--").split("=", 1) for word in sweep.build_command(containers))
+    assert {name: yaml.safe_load(word) for name, word in words.items()} == containers
+
+
+def test_whole_floats_bound_whole_numbers_and_a_name_may_hold_what_folders_hold(tmp_path):
+    (parameter,) = read_parameters(
+        tmp_path, "{x: {min: 1.0, max: 8.0, distribution: int_uniform}}", "random"
+    ).parameters
+    assert (parameter.low, parameter.high, parameter.integer) == (1, 8, True)
+    assert read_sweep(write(tmp_path, HEAD + "name: A b-1_é.2\nparameters: {x: {value: 1}}")).name == "A b-1_é.2"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{value: 2026-01-01}", "x: a value must be a string, number, .* got datetime.date.*; quote it"),
+        ("{values: [1, [2026-01-01]]}", "x: a value must be"),
+        ("{value: {1: a}}", "x: a value must be .* or mapping of these by strings, got {1: 'a'}"),
+        ("{values: &a [1, *a]}", "x: a value must be"),
+        ("{min: 0, max: 1, distribution: 5}", "x: distribution 5 from 0 to 1 is not supported; known are"),
+        ("{min: 0, max: 1, distribution: q_uniform, q: 0}", "x: q, the distance of the values, must be .* > 0, got 0"),
+        ("{min: 0, max: 1, distribution: q_uniform, q: x}", "must be a number > 0, got 'x'"),
+        ("{min: 0, max: 1, distribution: q_uniform, q: .nan}", "must be a number > 0, got nan"),
+        ("{min: 0, max: 800, distribution: log_uniform}", "x: min and max of log_uniform are exponents .* 0 and 800"),
+        ("{min: -800, max: 0, distribution: log_uniform}", "exponents of e, from -745 to 709"),
+        ("{min: 0, max: .inf}", "x: min, max and max - min must be finite, got 0 and inf"),
+        ("{min: -1.0e+308, max: 1.0e+308}", "must be finite"),
+        ("{min: 0, max: 1" + 400 * "0" + "}", "must be finite"),
+        ("{min: 0, max: .nan}", "x: expected .* numbers min <= max"),
+        (
+            "{min: 0.2, max: 0.7, distribution: int_uniform}",
+            "x: min and max of int_uniform must be whole .* 0.2 and 0.7",
+        ),
+    ],
+)
+def test_a_wrong_value_or_range_is_refused_with_the_parameter(tmp_path, given, message):
+    with pytest.raises(InputError, match=rf"(?s)file\.yaml: {message}" if message.startswith("x:") else message):
+        read_parameters(tmp_path, f"{{x: {given}}}", "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("-x", "a parameter is an option without its hyphens, .* got '-x'"),
+        ("a=b", "got 'a=b'"),
+        ("a b", "got 'a b'"),
+        ("run_dir", "run_dir: the sweep sets run_dir for each trial; take it out"),
+        ("ckpt_path", "the sweep sets ckpt_path"),
+    ],
+)
+def test_a_name_that_is_no_option_or_is_the_sweeps_is_refused(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        read_parameters(tmp_path, f"{{'{name}': {{value: 1}}}}")
+
+
+@pytest.mark.parametrize("name", ["../../escape/x", "a/b", "..", "a\\b"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="name may hold letters, digits, spaces, dots, dashes and underscores, got"):
+        read_sweep(write(tmp_path, HEAD + f"name: {name}\nparameters: {{x: {{value: 1}}}}"))
+
+
+@pytest.mark.parametrize("word", ["${args_json_file}", "--x=${args}", "a${envvar:HOME}${nothing}"])
+def test_a_macro_that_nothing_replaces_is_refused(tmp_path, word):
+    macro = "${" + word.rpartition("${")[2]
+    with pytest.raises(InputError, match=re.escape(f"command holds {macro} in {word!r}") + ".*args_json.*envvar:NAME"):
+        read_sweep(write(tmp_path, HEAD + f"command: ['{word}']\nparameters: {{x: {{value: 1}}}}"))
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -95,6 +178,9 @@ HEAD = "method: grid\nmetric: {name: a}\nprogram: p\n"
         (HEAD + "parametres: {}", "unknown keys parametres; known are command"),
         ("method: best", "method must be one of grid, random, bayes, got 'best'"),
         ("method: grid", "metric needs a name"),
+        ("method: grid\nmetric: val/miou", "such as {name: val/miou, goal: maximize}, got 'val/miou'"),
+        ("a: 2026-13-45", "not a readable sweep file"),
+        ("1: a\nb: c", "unknown keys 1, b"),
         ("method: grid\nmetric: {name: a, goal: up}", "the goal maximize or minimize"),
         (HEAD, "parameters must map options"),
         (HEAD + "run_cap: 0\nparameters: {x: {value: 1}}", "run_cap must be a whole number of trials >= 1, got 0"),

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from tw_seg.errors import InputError, SweepError
-from tw_seg.sweeps.study import TrialQueue
+from tw_seg.sweeps.study import TrialQueue, is_queued
 from tw_seg.sweeps.trial import Stopped
 
 
@@ -146,6 +146,31 @@ def test_random_draws_are_those_of_the_seed(make_sweep, tmp_path):
     ]
     assert draws[0] == draws[1] != draws[2]
     assert 60 < sum(x < 1e-2 for x in draws[0]) < 140  # half of them: 100 ± 5.7 standard deviations
+
+
+def test_the_draws_of_two_seeds_share_nothing(make_sweep, tmp_path):
+    """Ten draws are the start-up of TPE, which learns nothing yet: a uniform one for each seed and trial."""
+    sweep = make_sweep("{x: {min: 0.0, max: 1.0}}", "bayes", "run_cap: 8\n")
+    draws = []
+    for seed in (0, 1):
+        queue = TrialQueue(sweep, f"sqlite:///{tmp_path / str(seed)}.db", seed=seed)
+        queue.work(square, threading.Event())
+        draws.append({trial.values["x"] for trial in queue.list_trials()})
+    assert len(draws[0] | draws[1]) == 16
+
+
+def test_to_ask_whether_trials_are_queued_makes_nothing(make_sweep, tmp_path, address):
+    sweep, study = make_sweep(), tmp_path / "study.db"
+    assert not is_queued(sweep, address) and not study.exists()
+    study.touch()
+    assert not is_queued(sweep, address) and study.stat().st_size == 0
+    optuna.create_study(storage=address, study_name="another")
+    assert not is_queued(sweep, address)
+    assert optuna.get_all_study_names(address) == ["another"]
+    TrialQueue(sweep, address)
+    assert is_queued(sweep, address)
+    with pytest.raises(InputError, match="storage nonsense cannot be opened"):
+        is_queued(sweep, "nonsense")
 
 
 def test_another_definition_under_the_same_name_is_refused(make_sweep, address):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -100,10 +101,30 @@ def test_a_search_lists_its_best_trials():
 
 
 def test_tables_of_nothing_and_of_one():
-    assert "No trial has ended yet." in format_markdown(SWEEP, [Trial(0, "waiting", {}, {}, "", 0.0)])
+    for state in ("waiting", "failed"):
+        assert "No trial has a score." in format_markdown(SWEEP, [Trial(0, state, {}, {}, "", 0.0)])
     one = [Trial(0, "complete", SWEEP.list_points()[0], {"val/miou": 0.5}, "", 1.0)]
     assert choose_metric(SWEEP, one) == "val/miou"
     assert "| unet | 0.500 |" in format_markdown(SWEEP, one)
+
+
+def make_table(*values) -> list[str]:
+    sweep = Sweep("s", "grid", "loss", False, (Parameter("m.x", values), Parameter("y", (1, 2))), ("x",), "", None)
+    trials = [Trial(n, "complete", point, {"loss": float(n)}, "", 1.0) for n, point in enumerate(sweep.list_points())]
+    return format_markdown(sweep, trials).splitlines()
+
+
+def test_values_that_look_alike_have_rows_of_their_own():
+    assert "| x=1, y=1 | 0.000 |" in make_table(1, 1.0, True)
+    for values in ((1, "1"), (1.0, "1.0"), (None, "None")):
+        lines = make_table(*values)
+        for n, value in enumerate(values):
+            assert f"| x={json.dumps(value)}, y=1 | {2 * n:.3f} |" in lines
+    assert '| x="b/unet.yaml", y=2 | 3.000 |' in make_table("a/unet.yaml", "b/unet.yaml")
+
+
+def test_a_cell_holds_bars_and_line_ends_without_breaking_its_table():
+    assert r"| x=a\|b c, y=1 | 0.000 |" in make_table("a|b\nc", "d")
 
 
 def test_rows_are_named_by_what_varies():

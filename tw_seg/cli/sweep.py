@@ -11,28 +11,32 @@ In the run directory there are::
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from tw_seg.arguments import check_counts
 from tw_seg.cli import COMMANDS
+from tw_seg.errors import InputError
 from tw_seg.sweeps.definition import Sweep, read_sweep
 from tw_seg.sweeps.plots import draw_results
-from tw_seg.sweeps.study import TrialQueue
+from tw_seg.sweeps.study import TrialQueue, is_queued
 from tw_seg.sweeps.table import write_results
 from tw_seg.sweeps.trial import read_metrics, run_trial
 
 SWEEPS = Path("sweeps")
 _DESCRIPTION = f"""tw-seg sweep: {COMMANDS["sweep"].summary}. Every trial is a process of its
 own; one that was killed is run again, from its last checkpoint, when the same command is given again. Several machines
-share the trials of one sweep with --storage. The exit status is 1 if a trial failed. Example: tw-seg sweep
-experiments/sweeps/label_budget_tiny.yaml --jobs 2"""
+share the trials of one sweep with --storage. The exit status is 1 if a trial failed, 130 if it was stopped by
+Ctrl-C or SIGTERM. Example: tw-seg sweep experiments/sweeps/label_budget_tiny.yaml --jobs 2"""
 
 
 def run_sweep(args: Sequence[str]) -> int:
@@ -42,7 +46,7 @@ def run_sweep(args: Sequence[str]) -> int:
         args: The arguments, ``sweep`` first.
 
     Returns:
-        Exit status: 0, or 1 if a trial failed.
+        Exit status: 0, 1 if a trial failed, or 130 if Ctrl-C or SIGTERM stopped it.
 
     Raises:
         TwSegError: For a wrong argument, a wrong file, or a storage that cannot be opened.
@@ -50,10 +54,27 @@ def run_sweep(args: Sequence[str]) -> int:
     """
     given = create_parser().parse_args(args[1:])
     check_counts(1, jobs=given.jobs)
+    if not 0 <= given.seed < 2**32:  # what NumPy's generators take
+        raise InputError(f"seed must be a whole number from 0 to 2**32 - 1, got {given.seed}")
+    try:
+        with _terminated_like_interrupted():
+            return _run(given)
+    except KeyboardInterrupt:
+        print("tw-seg: stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _run(given: Namespace) -> int:
     sweep = read_sweep(Path(given.file))
     folder = (SWEEPS / sweep.name if given.run_dir is None else Path(given.run_dir)).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    queue = TrialQueue(sweep, given.storage or f"sqlite:///{folder / 'study.db'}", seed=given.seed)
+    storage = given.storage or f"sqlite:///{folder / 'study.db'}"
+    if given.report_only and not is_queued(sweep, storage):
+        raise InputError(f"nothing was run yet in {given.storage or folder}: leave out --report_only to begin")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made a folder ({error.strerror}): give another --run_dir") from error
+    queue = TrialQueue(sweep, storage, seed=given.seed)
     if given.retry_failed:
         queue.retry_failed()
     try:
@@ -66,6 +87,19 @@ def run_sweep(args: Sequence[str]) -> int:
     print((folder / "results.md").read_text(encoding="utf-8"))
     print(f"run directory: {folder}")
     return 1 if any(trial.state == "failed" for trial in trials) else 0
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; only the main thread may arrange it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def create_parser() -> ArgumentParser:

@@ -12,15 +12,18 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, create_engine, event, inspect, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from tw_seg.errors import InputError, SweepError
@@ -76,7 +79,7 @@ class TrialQueue:
         self._silent = SILENT_SECONDS if silent_seconds is None else silent_seconds
         definition = json.dumps({**dataclasses.asdict(sweep), "seed": seed}, sort_keys=True, default=str)
         direction = StudyDirection.MAXIMIZE if sweep.maximise else StudyDirection.MINIMIZE
-        try:
+        with _naming_storage(storage):
             opened = self._open()
             try:
                 self._study = optuna.create_study(storage=opened, study_name=sweep.name, direction=direction)
@@ -84,11 +87,6 @@ class TrialQueue:
             except optuna.exceptions.DuplicatedStudyError:
                 self._study = optuna.load_study(study_name=sweep.name, storage=opened)
                 self._check_definition(definition)
-        except InputError:
-            raise
-        except Exception as error:  # of SQLAlchemy and of the data base's driver
-            reason = str(error).partition("\n")[0]
-            raise InputError(f"storage {storage} cannot be opened ({type(error).__name__}: {reason})") from error
         self._fill()
 
     def _open(self) -> RDBStorage:
@@ -212,8 +210,9 @@ class TrialQueue:
             if _POINT not in trial.user_attrs:  # nothing waited any more
                 raise optuna.TrialPruned
             number = trial.user_attrs[_POINT]
-            # Another seed for each trial: two machines must not draw the same.
-            study.sampler = optuna.samplers.TPESampler(seed=self.seed + number, constant_liar=True)
+            # Another seed for each trial: two machines must not draw the same, nor two sweeps the same one trial later.
+            mixed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+            study.sampler = optuna.samplers.TPESampler(seed=mixed, constant_liar=True)
             values = self._suggest(trial)
             try:
                 metrics = run(number, values)
@@ -237,6 +236,42 @@ class TrialQueue:
                 stopping.wait(2.0)  # it may fall silent
             else:
                 return
+
+
+def is_queued(sweep: Sweep, storage: str) -> bool:
+    """Whether a data base holds the trials of a sweep. Nothing is made in it.
+
+    Args:
+        sweep: The sweep.
+        storage: Address of the data base.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    with _naming_storage(storage):
+        url = make_url(storage)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            return False
+        engine = create_engine(url)
+        try:
+            if not inspect(engine).has_table("studies"):
+                return False
+        finally:
+            engine.dispose()
+        studies = optuna.get_all_study_summaries(storage, include_best_trial=False)
+        return any(study.study_name == sweep.name and _QUEUED in study.user_attrs for study in studies)
+
+
+@contextmanager
+def _naming_storage(storage: str) -> Iterator[None]:
+    """Errors of SQLAlchemy and of the data base's driver as ours, which name the storage."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"storage {storage} cannot be opened ({type(error).__name__}: {reason})") from error
 
 
 def _leave_transactions_to_us(connection: Any, record: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ def summarise(sweep: Sweep, trials: Sequence[Trial], metric: str) -> Summary:
     """
     axis = next((name for name in AXES if name in sweep.varied), "")
     names = [name for name in sweep.varied if name not in (*REPEATS, axis)]
+    exact = [p.name for p in sweep.parameters if _look_alike(p.values)]
     found: dict[tuple[str, Any], dict[Any, list[Trial]]] = {}
     for trial in trials:
         if metric in trial.metrics:
-            key = (name_row(names, trial.values), trial.values.get(axis))
+            key = (name_row(names, trial.values, exact), trial.values.get(axis))
             found.setdefault(key, {}).setdefault(trial.values.get(UNIT), []).append(trial)
     rows = tuple(dict.fromkeys(row for row, _ in found))
     order = next((p.values for p in sweep.parameters if p.name == axis), (None,))
@@ -108,8 +110,13 @@ def summarise(sweep: Sweep, trials: Sequence[Trial], metric: str) -> Summary:
     return Summary(metric, axis, places, rows, cells)
 
 
-def name_row(names: Sequence[str], values: Mapping[str, Any]) -> str:
+def name_row(names: Sequence[str], values: Mapping[str, Any], exact: Container[str] = ()) -> str:
     """Name of the row of a trial: the stem of a file that varies, and ``name=value`` for what else does.
+
+    Args:
+        names: The parameters that tell rows apart.
+        values: Value of each parameter.
+        exact: Those whose values are written as JSON, because two of them would look alike: 1 and "1".
 
     Example:
         >>> name_row(["config", "model.lr"], {"config": "models/unet.yaml", "model.lr": 0.1})
@@ -117,10 +124,23 @@ def name_row(names: Sequence[str], values: Mapping[str, Any]) -> str:
     """
     parts = []
     for name in names:
-        value = values.get(name)
-        is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))
-        parts.append(Path(str(value)).stem if is_file else f"{name.rpartition('.')[2]}={value}")
+        value, label = values.get(name), name.rpartition(".")[2]
+        if name in exact:
+            parts.append(f"{label}={json.dumps(value, sort_keys=True)}")
+        else:
+            parts.append(_name_file(value) or f"{label}={value}")
     return ", ".join(parts) or "all"
+
+
+def _name_file(value: Any) -> str:
+    is_file = isinstance(value, str) and value.endswith((".yaml", ".yml"))
+    return Path(value).stem if is_file else ""
+
+
+def _look_alike(values: Sequence[Any]) -> bool:
+    """Whether two different values have the same name in a row."""
+    different = {json.dumps(value, sort_keys=True): value for value in values}
+    return len({_name_file(value) or str(value) for value in different.values()}) < len(different)
 
 
 def _summarise_cell(values: Mapping[Any, float], reference: Mapping[Any, float], seconds: float) -> Cell:
@@ -171,7 +191,7 @@ def format_markdown(sweep: Sweep, trials: Sequence[Trial]) -> str:
     lines = [f"# {sweep.name}", "", f"{len(trials)} trials: {counts}. The metric is {metric}.", ""]
     complete = [trial for trial in trials if metric in trial.metrics]
     if not complete:
-        lines += ["No trial has ended yet.", ""]
+        lines += ["No trial has a score.", ""]
     elif sweep.method == "grid":
         lines += _format_summary(summarise(sweep, complete, metric))
     else:
@@ -227,7 +247,12 @@ def _format_best(sweep: Sweep, trials: Sequence[Trial], metric: str) -> list[str
 
 
 def _format_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
+    lines = (head, ["---"] * len(head), *body)
+    return ["| " + " | ".join(map(_escape, line)) + " |" for line in lines]
+
+
+def _escape(cell: str) -> str:
+    return " ".join(cell.splitlines()).replace("|", "\\|")
 
 
 def _format_place(place: Any) -> str:
