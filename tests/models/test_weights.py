@@ -195,3 +195,15 @@ def test_real_partial_weights_are_refused(shared_data):
     path = shared_data / "weights" / "resnet18_imagenet_to_layer3.pth"
     with pytest.raises(InputError, match=r"resnet18_imagenet_to_layer3.pth does not fit ResNet.*missing: layer4"):
         create_classifier("resnet18", str(path), classes=1000)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_a_file_without_tensors_or_with_nan_is_refused(save, tmp_path):
+    """A library would fetch its own weights in place of none."""
+    path = tmp_path / ("w.safetensors" if save is save_file else "w.pth")
+    save({}, path)
+    with pytest.raises(InputError, match=r"w\.\w+ holds no tensor"):
+        create_classifier("timm/resnet10t", str(path), classes=5)
+    save({"a.weight": torch.ones(2), "b.weight": torch.tensor([1.0, torch.nan])}, path)
+    with pytest.raises(InputError, match=r"NaN or infinity in 1 tensors, b.weight first"):
+        read_weights(path)

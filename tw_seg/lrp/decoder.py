@@ -17,7 +17,7 @@ from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
 from tw_seg.lrp.decode.options import check_mappings, check_names, check_size, list_places
 from tw_seg.lrp.decode.pieces import decode_as_scheduled
-from tw_seg.lrp.decode.plan import Plan, Plans, check_logits, count_image_axes
+from tw_seg.lrp.decode.plan import Mode, Plan, Plans, check_logits, count_image_axes
 from tw_seg.lrp.decode.propagate import propagate
 from tw_seg.lrp.decode.readout import Decoded
 from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
@@ -111,7 +111,7 @@ class HeatmapDecoder(nn.Module):
             shape = (shape[0], *check_size(image_size))
         self._plans = Plans(rules, places, custom_rules)
         plans = self._plans.make(classifier, shape, before_images=True)
-        self._plans.add(shape, plans)
+        self._plans.add(shape, dict(zip((False, True), plans, strict=True)))
         if missing := rules.unmatched([c for plan in plans for c in plan.graph.calls]):
             raise InputError(f"composite {composite!r}: these overrides match no call of the classifier: {missing}")
         warn_of_probabilities(plans[0].graph, logarithms=self._plans.are_log_probabilities)
@@ -257,12 +257,15 @@ class HeatmapDecoder(nn.Module):
 
     def _plan(self, images: Tensor) -> Plan:
         """The plan for such images in the classifier's present mode, made now if it is not there yet."""
-        mode, shape = self.classifier.training, tuple(images.shape[1:])
+        mode, shape = self._plans.find_mode(self.classifier), tuple(images.shape[1:])
         if (known := self._plans.find(mode, shape)) is not None:
             self._plans.compare_late(self.classifier, known, shape)
             return known
-        plans = self._plans.make(self.classifier, shape)
+        if isinstance(mode, bool):
+            plans: dict[Mode, Plan] = dict(zip((False, True), self._plans.make(self.classifier, shape), strict=True))
+        else:
+            plans = {mode: self._plans.make_for_own_modes(self.classifier, shape)}
         if not self.tie_weights:
-            check_copies(self.classifier, plans, self.decoder_weights, shape)
+            check_copies(self.classifier, tuple(plans.values()), self.decoder_weights, shape)
         self._plans.add(shape, plans)
-        return plans[int(mode)]
+        return plans[mode]

@@ -61,12 +61,26 @@ def read_weights(path: str | Path, *, averages_first: bool = False) -> dict[str,
         raise InputError(f"Weights file {path} does not exist. Give the path of a saved state dict.")
     try:
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with torch.serialization.safe_globals([Namespace]):  # training scripts put their arguments beside the weights
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = load_file(path)
+        else:
+            with torch.serialization.safe_globals(
+                [Namespace]
+            ):  # training scripts put their arguments beside the weights
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle, zip and OS errors share no base class
         raise InputError(f"Weights file {path} cannot be read ({type(error).__name__}: {error}).") from error
-    return copy_state(_take_state(found, path, averages_first))
+    if not found:
+        raise InputError(
+            f"Weights file {path} holds no tensor. Save a state dict: torch.save(model.state_dict(), path)."
+        )
+    state = found if path.suffix == ".safetensors" else copy_state(_take_state(found, path, averages_first))
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"Weights file {path} holds NaN or infinity in {len(bad)} tensors, {bad[0]} first: its training diverged; "
+            "take an earlier checkpoint."
+        )
+    return state
 
 
 def copy_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

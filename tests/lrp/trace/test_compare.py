@@ -129,3 +129,55 @@ def test_in_inference_mode() -> None:
         net = small().train()
         decoder, images = HeatmapDecoder(net).eval(), torch.rand(2, 3, 8, 8)
         assert torch.equal(decoder(images).logits, net(images))
+
+
+class Squeezes(nn.Module):
+    """Takes the batch axis of a single image away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().mean((2, 3), keepdim=True).squeeze())
+
+
+class CatchesTheRefusal(nn.Module):
+    """Branches on a value, and takes another way where that raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            large = bool(x.max() > 2)
+        except Exception:
+            large = False
+        return self.head((self.conv(x / 100 if large else x)).relu().mean((2, 3)))
+
+
+class ComputesInHalf(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def test_a_single_image_decides_nothing_where_its_axis_is_squeezed_away() -> None:
+    net = Squeezes()
+    images = torch.rand(2, 3, 9, 9)
+    torch.testing.assert_close(HeatmapDecoder(net)(images).logits, net(images))
+
+
+def test_a_refusal_that_the_forward_catches_is_one() -> None:
+    with pytest.raises(TraceError, match="cannot be traced: the forward branches on"):
+        HeatmapDecoder(CatchesTheRefusal())
+
+
+def test_logits_of_another_type_are_refused() -> None:
+    with pytest.raises(TraceError, match=r"in type, torch.float32 instead of torch.bfloat16; put autocast around"):
+        HeatmapDecoder(ComputesInHalf())

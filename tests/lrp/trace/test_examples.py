@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import timm
-import torch
 from torch import nn
 from torchvision.models.inception import Inception3
 
@@ -28,5 +27,4 @@ from tw_seg.lrp.trace.examples import default_image_shape
     ],
 )
 def test_the_usual_image_shape(make: Callable[[], nn.Module], expected: tuple[int, int, int]) -> None:
-    with torch.device("meta"):
-        assert default_image_shape(make()) == expected
+    assert default_image_shape(make()) == expected

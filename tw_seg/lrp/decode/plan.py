@@ -15,8 +15,11 @@ from tw_seg.lrp.core.graph import CONSTANT, Call, Graph, refs
 from tw_seg.lrp.core.rule import InputRule, Rule
 from tw_seg.lrp.trace.build import CustomRules, refuse_unsupported, trace
 from tw_seg.lrp.trace.compare import compare
-from tw_seg.lrp.trace.hooks import find_keys
 from tw_seg.lrp.trace.modes import follow_modes
+from tw_seg.lrp.trace.state import BuildState, find_mode
+
+Mode = bool | tuple[bool, ...]
+"""The training flag of a classifier, or of each of its modules where they differ."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,8 @@ class Plans:
         self.classes: int | None = None
         self.are_log_probabilities = False
         self._custom_rules = custom_rules
-        self._known: dict[tuple[bool, tuple[int, ...] | None], Plan] = {}
-        self._modules: list[nn.Module] = []
-        self._hooks: frozenset[int] = frozenset()
+        self._known: dict[tuple[Mode, tuple[int, ...] | None], Plan] = {}
+        self._state: BuildState | None = None
         self._hooks_unseen = False  # whether it could not be run to see what they do, and can be perhaps now
         self._not_compared: list[Plan] = []  # those whose trace is still to be compared with the classifier
 
@@ -151,21 +153,38 @@ class Plans:
             The plans of evaluation mode and of training mode.
         """
         assert len(shape) == 3
-        self._modules = list(classifier.modules())
-        self._hooks = find_keys(self._modules)
+        self._state = BuildState(classifier)
         graphs = [trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)]
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
         refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
         for mode, plan in ((False, evaluation), (True, training)):
-            logits = compare(classifier, plan.graph, mode, shape, frozenset() if mode else plan.wanted)
-            if logits is None:
-                self._not_compared.append(plan)
-                continue
-            check_logits(logits)
-            self.classes = logits.shape[1]
-            self.are_log_probabilities = self.classes > 1 and bool(logits.logsumexp(1).abs().max() < 1e-4)
-        self._hooks_unseen = before_images and bool(self._hooks and self._not_compared)
+            self._compare(classifier, plan, mode, shape)
+        self._hooks_unseen = before_images and self._state.has_hooks and bool(self._not_compared)
         return evaluation, training
+
+    def make_for_own_modes(self, classifier: nn.Module, shape: tuple[int, ...]) -> Plan:
+        """Trace a classifier some of whose modules are in training mode and others not, as when a part is frozen.
+
+        Args:
+            classifier: The classifier.
+            shape: The shape (C, H, W) of images.
+        """
+        assert len(shape) == 3
+        graph = trace(classifier, None, image_shape=shape, custom_rules=self._custom_rules)
+        plan = make_plan(graph, self.composite, self.read_out)
+        refuse_unsupported(classifier, [(plan.graph, plan.wanted)])
+        self._compare(classifier, plan, None, shape)
+        return plan
+
+    def _compare(self, classifier: nn.Module, plan: Plan, training: bool | None, shape: tuple[int, ...]) -> None:
+        wanted = frozenset[str]() if training else plan.wanted
+        logits = compare(classifier, plan.graph, training, shape, wanted)
+        if logits is None:
+            self._not_compared.append(plan)
+            return
+        check_logits(logits)
+        self.classes = logits.shape[1]
+        self.are_log_probabilities = self.classes > 1 and bool(logits.logsumexp(1).abs().max() < 1e-4)
 
     def compare_late(self, classifier: nn.Module, plan: Plan, shape: tuple[int, ...]) -> None:
         """Compare a trace that could not be compared when it was made, as on the device ``meta``, at real images.
@@ -175,25 +194,34 @@ class Plans:
         """
         late = [other for other in self._not_compared if other is plan]
         if late and not torch.compiler.is_compiling():
-            compare(classifier, plan.graph, classifier.training, shape)
+            compare(classifier, plan.graph, None, shape)
             self._not_compared = [other for other in self._not_compared if other is not plan]
 
-    def add(self, shape: tuple[int, ...], plans: tuple[Plan, Plan]) -> None:
-        """Use the plans that were made at an image shape, for it alone where the forward branches on sizes."""
-        for mode, plan in zip((False, True), plans, strict=True):
+    def add(self, shape: tuple[int, ...], plans: Mapping[Mode, Plan]) -> None:
+        """Use plans that were made at an image shape, for it alone where the forward branches on sizes."""
+        for mode, plan in plans.items():
             self._known[mode, shape if plan.graph.specialised else None] = plan
 
-    def find(self, training: bool, shape: tuple[int, ...]) -> Plan | None:
-        """The plan of a mode for images of a shape (C, H, W), if there is one with its present hooks.
+    def find_mode(self, classifier: nn.Module) -> Mode:
+        """The present mode of the classifier. Plans of one that was built otherwise are forgotten.
+
+        A compiler sees the flag of the classifier alone.
+        """
+        if torch.compiler.is_compiling() or self._state is None:
+            return classifier.training
+        if self._hooks_unseen or not self._state.holds():
+            self._known.clear()
+            self._not_compared.clear()
+            self._state = BuildState(classifier)
+        return find_mode(self._state.modules)
+
+    def find(self, mode: Mode, shape: tuple[int, ...]) -> Plan | None:
+        """The plan of a mode for images of a shape (C, H, W), if there is one.
 
         Raises:
             InputError: If there is none while a compiler runs, which cannot trace.
         """
-        if not torch.compiler.is_compiling():
-            if self._hooks_unseen or find_keys(self._modules) != self._hooks:
-                self._known.clear()
-                self._not_compared.clear()
-        for key in ((training, None), (training, shape)):
+        for key in ((mode, None), (mode, shape)):
             if key in self._known:
                 return self._known[key]
         if torch.compiler.is_compiling():

@@ -117,9 +117,8 @@ def _equation(tape: Tape, call: Call) -> tuple[list[str], str, list[Any]]:
         right = ("..." if "..." in left else "") + "".join(k for k, n in counts.items() if n == 1)
     free = iter(sorted(set(string.ascii_letters) - set(equation)))
     ranks = [tape.resolve(o).ndim - len(t.replace("...", "")) for t, o in zip(terms, operands, strict=True)]
-    dots = "".join(
-        next(free) for _ in range(max((r for r, t in zip(ranks, terms, strict=True) if "..." in t), default=0))
-    )
+    longest = max([0, *(r for r, t in zip(ranks, terms, strict=True) if "..." in t)])
+    dots = "".join(next(free) for _ in range(longest))
     terms = [t.replace("...", dots[len(dots) - r :]) for t, r in zip(terms, ranks, strict=True)]
     return terms, right.replace("...", dots), operands
 

@@ -34,7 +34,7 @@ CustomRules = Mapping[type[nn.Module] | Callable[..., Any] | str, CustomRule]
 
 def trace(
     classifier: nn.Module,
-    training: bool,
+    training: bool | None,
     *,
     image_shape: tuple[int, int, int] | None = None,
     custom_rules: CustomRules | None = None,
@@ -45,7 +45,7 @@ def trace(
 
     Args:
         classifier: Maps (N, C, H, W) to (N, K) without control flow on values.
-        training: Whether to trace the path that it takes in training mode.
+        training: Whether to trace the path that it takes in training mode; ``None``: that of its modules' own modes.
         image_shape: (C, H, W) of the images, for a forward that branches on sizes; ``None``: its usual one.
         custom_rules: Rules of the user for module classes, functions or methods; they come first.
 

@@ -28,7 +28,7 @@ _RTOL_HALF = 3e-2
 def compare(
     classifier: nn.Module,
     graph: Graph,
-    training: bool,
+    training: bool | None,
     image_shape: tuple[int, ...],
     wanted: frozenset[str] = frozenset(),
 ) -> Tensor | None:
@@ -39,7 +39,7 @@ def compare(
     Args:
         classifier: The classifier.
         graph: Its trace in that mode.
-        training: Whether it is the trace of training mode.
+        training: Whether it is the trace of training mode; ``None``: of the modules' own modes.
         image_shape: (C, H, W) at which the forward was traced.
         wanted: The calls whose coefficients a decode needs: those that mix the images of a batch are refused.
 
@@ -59,6 +59,9 @@ def compare(
             expected, drawn = trial.run(partial(layers.record, images))
         except Exception:
             continue  # too small, or not of this size
+        logits = find_logits(expected)
+        if len(images) == 1 and isinstance(logits, Tensor) and logits.shape[:1] != (1,):
+            continue  # a `squeeze()` takes the batch axis of a single image away
         return _compare_on(trial, graph, images, expected, drawn, layers, wanted)
     return None
 
@@ -80,12 +83,18 @@ def _compare_on(
             f"({type(error).__name__}: {error}). {_REMEDY}"
         ) from error
     found: Tensor = tape.values[graph.output]
-    if drawn or _agree(found, expected) or _agree_in_double(trial, graph, images):
+    if drawn or _agree(found, expected):
+        return expected
+    if found.dtype == expected.dtype and _agree_in_double(trial, graph, images):
         return expected
     place = _find_first(trial, graph, images)
-    largest = float((found.double() - expected.double()).abs().max()) if found.shape == expected.shape else float("nan")
     mode = "training" if trial.training else "evaluation"
-    what = f"by up to {largest:.2g}" if found.shape == expected.shape else f"in shape, {tuple(found.shape)}"
+    if found.shape != expected.shape:
+        what = f"in shape, {tuple(found.shape)}"
+    elif found.dtype != expected.dtype:
+        what = f"in type, {found.dtype} instead of {expected.dtype}; put autocast around the decoder"
+    else:
+        what = f"by up to {float((found.double() - expected.double()).abs().max()):.2g}"
     raise TraceError(
         f"the trace of {type(classifier).__name__} in {mode} mode computes other logits "
         f"than the classifier itself: on random images of shape {tuple(images.shape[1:])} they differ "
@@ -112,7 +121,7 @@ def find_logits(output: Any) -> Any:
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if torch.equal(found, expected):
         return True

@@ -106,7 +106,7 @@ def call_with_hooks(
     return output
 
 
-def find_changing(classifier: nn.Module, training: bool, image_shape: tuple[int, ...]) -> frozenset[int]:
+def find_changing(classifier: nn.Module, training: bool | None, image_shape: tuple[int, ...]) -> frozenset[int]:
     """The numbers of the hooks that change what a module gets or returns, found by a run on random images.
 
     Where the classifier cannot be run now there are none: a run finds them out later.

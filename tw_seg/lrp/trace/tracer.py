@@ -61,7 +61,7 @@ class Traced:
 def symbolic_trace(
     classifier: nn.Module,
     *,
-    training: bool,
+    training: bool | None,
     image_shape: tuple[int, ...] | None,
     known_functions: Collection[Callable[..., Any] | str],
     rules: Collection[Any] = (),
@@ -72,7 +72,7 @@ def symbolic_trace(
 
     Args:
         classifier: Maps (N, C, H, W) to (N, K).
-        training: Whether to trace the path that it takes in training mode.
+        training: Whether to trace the path that it takes in training mode; ``None``: that of its modules' own modes.
         image_shape: (C, H, W) of the images on which branches are decided; ``None``: ``default_image_shape``.
         known_functions: Functions, and names of methods, that are recorded as they are: not traced into or rewritten.
         rules: The keys of the user's rules: functions and methods likewise, and module classes that are kept whole.
@@ -104,6 +104,8 @@ def symbolic_trace(
             record_functions(tuple(rules), tracer.record),
         ):
             graph = tracer.trace(classifier)
+            if tracer.failure is not None:  # the forward has caught it, and gone another way than on numbers
+                raise tracer.failure
     except Exception as error:
         cause = tracer.failure or error
         if isinstance(getattr(classifier, "module", None), nn.Module):

@@ -26,10 +26,11 @@ _PLAIN = frozenset({type(None), bool, int, float, str, tuple})
 class Trial:
     """Runs of a classifier in one mode that leave its state, its flags and all random numbers as they are."""
 
-    def __init__(self, classifier: nn.Module, training: bool) -> None:
-        """Look at what it consists of; nothing is run."""
+    def __init__(self, classifier: nn.Module, training: bool | None) -> None:
+        """Look at what it consists of; nothing is run. Without a mode every module keeps its own."""
         self.classifier = classifier
-        self.training = training
+        self.training = classifier.training if training is None else training
+        self._mode = training
         self._modules = list(classifier.modules())
         parameters = {id(t): t for m in self._modules for t in m._parameters.values() if t is not None}
         buffers = {id(t): t for m in self._modules for t in m._buffers.values() if t is not None}
@@ -71,7 +72,7 @@ class Trial:
             _keep_python_rng(),
             torch.inference_mode(False),
             torch.no_grad(),
-            training_mode(self._modules, self.training),
+            training_mode(self._modules, self._mode),
             _keep_state(self._modules),
         ):
             torch.manual_seed(0)
@@ -84,8 +85,11 @@ class Trial:
 
 
 @contextmanager
-def training_mode(modules: Iterable[nn.Module], mode: bool) -> Iterator[None]:
-    """Put modules into one mode, and each back into its own afterwards."""
+def training_mode(modules: Iterable[nn.Module], mode: bool | None) -> Iterator[None]:
+    """Put modules into one mode, and each back into its own afterwards; ``None``: leave them in their own."""
+    if mode is None:
+        yield
+        return
     flags = [(m, m.training) for m in modules]
     try:
         for m, flag in flags:

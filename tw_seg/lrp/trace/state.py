@@ -1,0 +1,68 @@
+"""What a trace was made from: a classifier that is built otherwise later is traced again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tw_seg.lrp.trace.hooks import find_keys
+
+_PLAIN = frozenset({type(None), bool, int, float, str, tuple})
+
+
+class BuildState:
+    """The modules of a classifier, in what a trace depends on beside their training flags.
+
+    These are their order, classes, hooks and replaced forwards, the type of their numbers, and the settings of torch's
+    own layers. Attributes of other modules are not looked at: many change in every step, as counters do.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        """Note the present state."""
+        self.modules = list(classifier.modules())
+        self._hooks = find_keys(self.modules)
+        self._parts = [(m, type(m), tuple(m._modules.values()), vars(m).get("forward")) for m in self.modules]
+        own = [m for m in self.modules if type(m).__module__.startswith("torch.nn.")]
+        self._settings = [(vars(m), _list_settings(m)) for m in own]
+        self._dtype = _find_dtype(self.modules)
+
+    def holds(self) -> bool:
+        """Whether it is the same now."""
+        return (
+            all(
+                type(m) is kind and tuple(m._modules.values()) == children and vars(m).get("forward") is forward
+                for m, kind, children, forward in self._parts
+            )
+            and all(
+                attributes.get(name) == value for attributes, settings in self._settings for name, value in settings
+            )
+            and _find_dtype(self.modules) == self._dtype
+            and find_keys(self.modules) == self._hooks
+        )
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether there are hooks."""
+        return bool(self._hooks)
+
+
+def find_mode(modules: list[nn.Module]) -> bool | tuple[bool, ...]:
+    """The training flag of a classifier; where its modules differ, as where a part is frozen, the flags of all."""
+    flags = [m.training for m in modules]
+    return flags[0] if flags.count(flags[0]) == len(flags) else tuple(flags)
+
+
+def _list_settings(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(module).items() if _is_setting(name, value)]
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return name != "training" and type(value) in _PLAIN and value == value  # not NaN
+
+
+def _find_dtype(modules: list[nn.Module]) -> torch.dtype | None:
+    tensors = (t for m in modules for t in m._parameters.values() if t is not None and t.is_floating_point())
+    first = next(tensors, None)
+    return None if first is None else first.dtype
