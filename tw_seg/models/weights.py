@@ -74,7 +74,7 @@ def read_weights(path: str | Path, *, averages_first: bool = False) -> dict[str,
             f"Weights file {path} holds no tensor. Save a state dict: torch.save(model.state_dict(), path)."
         )
     state = found if path.suffix == ".safetensors" else copy_state(_take_state(found, path, averages_first))
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    bad = [key for key, value in state.items() if _is_spoiled(value)]
     if bad:
         raise InputError(
             f"Weights file {path} holds NaN or infinity in {len(bad)} tensors, {bad[0]} first: its training diverged; "
