@@ -256,14 +256,26 @@ TIMM_FAMILIES = {
 }
 
 
+def create_on_device(name: str) -> nn.Module:
+    """A model of timm; earlier releases cannot make every one on the meta device."""
+    try:
+        return timm.create_model(name, num_classes=10)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        pytest.skip(f"timm {timm.__version__} makes no {name} on the meta device")
+
+
 @pytest.mark.parametrize("name", TIMM_FAMILIES)
 def test_each_family_of_timm_is_what_timm_makes_of_it(name, tmp_path):
     """The larger ones without numbers: of them the names and shapes, and which layer is the head."""
     large = TIMM_FAMILIES[name] > 3_000_000
     short = name.removeprefix("timm/")
+    if not timm.is_model(short):
+        pytest.skip(f"timm {timm.__version__} has no {short}")
     file = tmp_path / ("weights.pth" if large else "weights.safetensors")
     with torch.device("meta" if large else "cpu"):
-        published = randomise(timm.create_model(short, num_classes=10))
+        published = randomise(create_on_device(short))
         state = {key: value for key, value in published.state_dict().items() if not key.endswith(COUNTER)}
         if large:
             torch.save(state, file)
@@ -297,7 +309,10 @@ def test_positions_of_timm_are_resized_by_timm(name, kwargs, resized, tmp_path, 
     published = randomise(timm.create_model(name, num_classes=10))
     torch.save({"model": published.state_dict(), "epoch": 300}, tmp_path / "w.pth")
     config = {"pretrained_cfg_overlay": {"file": str(tmp_path / "w.pth"), "num_classes": 10}}
-    expected = timm.create_model(name, pretrained=True, num_classes=4, **config, **kwargs)
+    try:
+        expected = timm.create_model(name, pretrained=True, num_classes=4, **config, **kwargs)
+    except KeyError:
+        pytest.skip(f"timm {timm.__version__} takes such a file for one of JAX")
     with caplog.at_level(logging.INFO, logger="tw_seg"):
         found = create_classifier(f"timm/{name}", str(tmp_path / "w.pth"), classes=4, encoder_kwargs=kwargs)
     assert_same_state(found, expected, but=("head", "head.fc"))

@@ -83,6 +83,10 @@ def read_weights(path: str | Path, *, averages_first: bool = False) -> dict[str,
     return state
 
 
+def _is_spoiled(value: Tensor) -> bool:
+    return value.is_floating_point() and not value.is_meta and not bool(value.isfinite().all())
+
+
 def copy_state(state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """A dict of the same tensors that keeps the versions of layers which ``state_dict()`` notes in an attribute."""
     copied = OrderedDict(state)
