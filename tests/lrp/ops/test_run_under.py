@@ -129,6 +129,8 @@ def test_compile(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_export_with_a_dynamic_batch(name: str) -> None:
+    if name == "attention" and torch.__version__ < (2, 12):
+        pytest.skip("torch 2.11 cannot export these with any batch size")
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(decoder(name), (pictures(3),), dynamic_shapes={"images": {0: batch}})
     for samples in (1, 2, 5):
