@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tw_seg.lrp.core.linear_map import LinearMap
@@ -302,6 +303,8 @@ class Graph:
 
 def map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply a function to every leaf of nested arguments; the containers of the result are plain ones."""
+    if isinstance(value, torch.Size):
+        return value
     if isinstance(value, dict):
         return {key: map_leaves(item, function) for key, item in value.items()}
     if isinstance(value, list):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-SIZES = frozenset({"size", "dim", "numel", "stride", "ndimension", "get_device", "is_floating_point", "len"})
+SIZES = frozenset(
+    "size dim numel nelement element_size stride ndimension get_device is_floating_point is_complex len".split()
+)
 """Names of functions and methods that return sizes."""
 _VALUES = frozenset(
     "new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like rand_like randn_like "
@@ -19,7 +21,7 @@ CONSTANT_FUNCTIONS = SIZES | _VALUES | {"hold_constant"}
 STATISTICS = frozenset({"norm", "linalg_norm", "linalg_vector_norm", "var", "std", "rsqrt", "sqrt"})
 """Names of those that mostly scale: one that no relevance reaches, such as a divisor, is a constant."""
 
-CONSTANT_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda"})
+CONSTANT_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "itemsize", "nbytes"})
 """Names of attributes of tensors."""
 
 

@@ -13,6 +13,7 @@ import math
 import numbers
 import operator
 import random
+import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from torch.fx.proxy import Attribute
 from torch.nn.utils import parametrize
 
 from tw_seg.errors import TraceError
+from tw_seg.lrp.ops.constants import CONSTANT_ATTRIBUTES, SIZES
 from tw_seg.lrp.trace.examples import BATCHES, Examples, Failed, default_image_shape
 from tw_seg.lrp.trace.hooks import Hook, HookCall, call_with_hooks
 from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, find_lowered
@@ -166,6 +168,8 @@ class _Proxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # numpy and others look for protocols, which a traced value does not have
             raise AttributeError(name)
+        if _is_size(self.node) and not hasattr(self.tracer.example(self), name):
+            raise AttributeError(name)  # numpy asks whatever it is given for methods of arrays
         if name == "mT" or (name == "T" and self.dim() == 2):
             return self.transpose(-2, -1)
         return _Attribute(self, name)
@@ -196,6 +200,13 @@ class _Proxy(fx.Proxy):
 
     def __len__(self) -> int:
         return self.tracer.length(self)
+
+    def __hash__(self) -> int:
+        # In a dict or a set a size is looked up by its number; as a key of its own it would silently be missing.
+        return hash(self.tracer.constant(self)) if _is_size(self.node) else object.__hash__(self)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return sys.modules["numpy"].asarray(self.tracer.constant(self), dtype=dtype)  # which has asked
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
@@ -380,6 +391,10 @@ class _Tracer(fx.Tracer):
             raise self._fail(f"the forward branches on values of a tensor ({proxy.node.format_node()})")
         return self._agreed(proxy, [convert(value) for value in values])
 
+    def example(self, proxy: fx.Proxy) -> Any:
+        """What a traced value is for some images."""
+        return self._values(proxy)[0]
+
     def constant(self, value: Any) -> Any:
         """A value that is no tensor, such as the name of a device."""
         return self.number(value, lambda v: v) if isinstance(value, fx.Proxy) else value
@@ -443,6 +458,16 @@ def _depends_on_sizes(node: fx.Node) -> bool:
         pending.extend(n for n in node.all_input_nodes if n not in seen)
         seen.update(node.all_input_nodes)
     return False
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node is a size, a type or a place, or computed from such alone."""
+    if node.target is getattr:
+        return node.args[1] in CONSTANT_ATTRIBUTES
+    if node.op == "call_method":
+        return node.target in SIZES
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    return plain and len(node.all_input_nodes) > 0 and all(_is_size(source) for source in node.all_input_nodes)
 
 
 def _split_by_list(node: fx.Node) -> bool:
