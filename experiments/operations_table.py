@@ -90,8 +90,8 @@ REASONS: dict[str, str] = {
         native_batch_norm native_channel_shuffle native_group_norm native_layer_norm native_norm
         sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum""",
     "No values: devices, storage, hooks, and what leaves torch": """
-        backward const_data_ptr cpu cuda data_ptr dim_order element_size ipu is_complex is_conj is_contiguous
-        is_inference is_neg is_pinned is_same_size is_set_to is_shared is_signed item mtia nelement numpy pin_memory
+        backward const_data_ptr cpu cuda data_ptr dim_order ipu is_conj is_contiguous
+        is_inference is_neg is_pinned is_same_size is_set_to is_shared is_signed item mtia numpy pin_memory
         record_stream register_hook register_post_accumulate_grad_hook requires_grad retain_grad share_memory storage
         storage_offset storage_type tolist untyped_storage xpu""",
     "Read of the kind of a tensor or of its shape only: run while the classifier is traced": """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from tw_seg.cli.lightning import run_command
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 seed_everything: 5
 model:
@@ -67,16 +70,16 @@ RESUMES_AFTER = {"from-the-end-of-an-epoch": 5, "from-mid-epoch-with-a-worker": 
 def folder(tmp_path_factory) -> Path:
     """A folder with one uninterrupted run and two that were killed, each in a process of its own."""
     folder = tmp_path_factory.mktemp("runs")
-    context = multiprocessing.get_context("fork")  # nothing is imported again
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = []
     for name, (die_after, extra) in KILLED.items():
-        line = command(folder, name, *extra, die_after=die_after)
-        processes.append(context.Process(target=run_command, args=(line,)))
-        processes[-1].start()
+        # No fork: autograd's threads do not survive one.
+        line = [sys.executable, "-m", "tw_seg", *command(folder, name, *extra, die_after=die_after)]
+        processes.append(subprocess.Popen(line, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     run_command(command(folder, "whole"))
     for process in processes:
-        process.join(900)
-        assert process.exitcode == -signal.SIGKILL
+        _, messages = process.communicate(timeout=900)
+        assert process.returncode == -signal.SIGKILL, messages
     return folder
 
 

@@ -162,7 +162,11 @@ def _show_progress(queue: TrialQueue, folder: Path, workers: Sequence[Any]) -> N
 
 
 def _make_environment(sweep: Sweep, jobs: int) -> dict[str, str]:
-    """Variables of a trial: W&B offline, one group, and the cores shared among the jobs; what is set stays."""
+    """Variables of a trial: W&B offline, one group, and the cores shared among the jobs; what is set stays.
+
+    Programs of this Python's environment, such as ``tw-seg``, are found although it is not activated.
+    """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     defaults = {"WANDB_MODE": "offline", "WANDB_RUN_GROUP": sweep.name, "OMP_NUM_THREADS": threads}
-    return {**defaults, **os.environ}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**defaults, **os.environ, "PATH": path}

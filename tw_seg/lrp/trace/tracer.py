@@ -203,7 +203,11 @@ class _Proxy(fx.Proxy):
 
     def __hash__(self) -> int:
         # In a dict or a set a size is looked up by its number; as a key of its own it would silently be missing.
-        return hash(self.tracer.constant(self)) if _is_size(self.node) else object.__hash__(self)
+        if not _is_size(self.node):
+            return object.__hash__(self)
+        if isinstance(self.tracer.example(self), tuple) and not self.tracer.is_agreed(self):
+            raise TypeError("a shape that holds the batch size is no key")  # einops then does without its cache
+        return hash(self.tracer.constant(self))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return sys.modules["numpy"].asarray(self.tracer.constant(self), dtype=dtype)  # which has asked
@@ -394,6 +398,11 @@ class _Tracer(fx.Tracer):
     def example(self, proxy: fx.Proxy) -> Any:
         """What a traced value is for some images."""
         return self._values(proxy)[0]
+
+    def is_agreed(self, proxy: fx.Proxy) -> bool:
+        """Whether a traced value is the same for any number of images."""
+        first, *others = self._values(proxy)
+        return all(other == first for other in others)
 
     def constant(self, value: Any) -> Any:
         """A value that is no tensor, such as the name of a device."""
