@@ -10,7 +10,7 @@ from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND
 
 _ABSENT = -1e4
-"""Logit of a class that does not compete: its probability is 0 in every float type."""
+"""Logit of a class that stands in the background's: its own probability is 0 in every float type."""
 
 
 def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
@@ -18,12 +18,12 @@ def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *
 
     In a mask that shows some classes only, a background pixel may belong to the background or to a class that was
     not annotated and that the image-level labels name. Its loss is that of the set: minus the logarithm of their
-    summed probability. Classes that are neither annotated nor named by the labels do not compete at all: no pixel
-    speaks against a class that never had a mask, where it is absent anyway.
+    summed probability. A class that the labels exclude is wrong at every pixel, annotated or not: without that nothing
+    keeps a class low that never had a mask, and it covers the background of images without it.
 
     The logits that are returned give exactly that to :func:`tw_seg.losses.cross_entropy` and
     :func:`tw_seg.losses.dice`: the background's is the logarithm of the summed exponentials of the set, those of its
-    other members and of classes that do not compete are so low that their probability is 0.
+    other members are so low that their probability is 0.
 
     Args:
         mask_logits: Logits, shape (L, K, h, w).
@@ -53,7 +53,5 @@ def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *
     is_open = ~annotated & (labels > 0)
     is_open[:, BACKGROUND] = True
     group = torch.where(is_open[..., None, None], logits, _ABSENT).logsumexp(1, keepdim=True)
-    competes = annotated.clone()
-    competes[:, BACKGROUND] = False
-    single = torch.where(competes[..., None, None], logits, _ABSENT)
+    single = torch.where(is_open[..., None, None], _ABSENT, logits)
     return torch.cat([group, single[:, BACKGROUND + 1 :]], dim=1)
