@@ -25,6 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, create_engine, event, inspect, make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
 from tw_seg.errors import InputError, SweepError
 from tw_seg.sweeps.definition import Parameter, Sweep
@@ -106,7 +107,8 @@ class TrialQueue:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat
             storage = RDBStorage(
                 self._address,
-                engine_kwargs={"connect_args": {"timeout": 60}} if is_sqlite else {},
+                # Without a pool: a connection that nobody closes is a warning from Python 3.13 on.
+                engine_kwargs={"connect_args": {"timeout": 60}, "poolclass": NullPool} if is_sqlite else {},
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=self._silent,
                 heartbeat_stale_trial_callback=_let_wait_again,
