@@ -54,7 +54,7 @@ class SegmentationLoss(nn.Module):
             "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks)),
             "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks)),
             "cls/bce": self._part("cls/bce", lambda: multilabel_bce(output.logits, batch.labels)),
-            "seg/aux": self._deep(output, batch),
+            "seg/aux": self._deep(output, batch.masks),
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
@@ -63,11 +63,6 @@ class SegmentationLoss(nn.Module):
         """A part; without a weight it is only looked at, and keeps nothing for a backward pass."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] > 0):
             return compute()
-
-    def _deep(self, output: SegOutput, batch: Batch) -> Tensor:
-        if self.weights["seg/aux"] == 0:
-            return output.logits.new_zeros(())
-        return self._compare(output.aux, batch.masks, output.logits.new_zeros(()))
 
     def compare_masks(self, output: SegOutput, masks: Tensor) -> Tensor:
         """The part of the loss that compares pixels: cross-entropy, Dice and their deep supervision.
@@ -79,12 +74,13 @@ class SegmentationLoss(nn.Module):
         Returns:
             A scalar to minimise.
         """
-        loss = self._compare((output.mask_logits,), masks, output.logits.new_zeros(()))
-        if self.weights["seg/aux"] == 0:
-            return loss
-        return loss + self.weights["seg/aux"] * self._compare(output.aux, masks, torch.zeros_like(loss))
+        return self._compare(output, (output.mask_logits,), masks) + self.weights["seg/aux"] * self._deep(output, masks)
 
-    def _compare(self, maps: Iterable[Tensor], masks: Tensor, total: Tensor) -> Tensor:
+    def _deep(self, output: SegOutput, masks: Tensor) -> Tensor:
+        return self._compare(output, output.aux if self.weights["seg/aux"] > 0 else (), masks)
+
+    def _compare(self, output: SegOutput, maps: Iterable[Tensor], masks: Tensor) -> Tensor:
+        total = output.logits.new_zeros(())
         for mask_logits in maps:
             total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks)
             total = total + self.weights["seg/dice"] * dice(mask_logits, masks)

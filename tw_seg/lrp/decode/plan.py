@@ -153,7 +153,7 @@ class Plans:
             The plans of evaluation mode and of training mode.
         """
         assert len(shape) == 3
-        self._state = BuildState(classifier)
+        self._state = self._state or BuildState(classifier)
         graphs = [trace(classifier, mode, image_shape=shape, custom_rules=self._custom_rules) for mode in (False, True)]
         evaluation, training = (make_plan(g, self.composite, self.read_out) for g in follow_modes(*graphs))
         refuse_unsupported(classifier, ((plan.graph, plan.wanted) for plan in (evaluation, training)))
@@ -212,7 +212,7 @@ class Plans:
         if self._hooks_unseen or not self._state.holds():
             self._known.clear()
             self._not_compared.clear()
-            self._state = BuildState(classifier)
+            self._state, self._hooks_unseen = BuildState(classifier), False
         return find_mode(self._state.modules)
 
     def find(self, mode: Mode, shape: tuple[int, ...]) -> Plan | None:

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from tw_seg.lrp.trace.hooks import find_keys
-
-_PLAIN = frozenset({type(None), bool, int, float, str, tuple})
+from tw_seg.lrp.trace.trial import PLAIN
 
 
 class BuildState:
@@ -59,7 +58,7 @@ def _list_settings(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    return name != "training" and type(value) in _PLAIN and value == value  # not NaN
+    return name != "training" and type(value) in PLAIN and value == value  # not NaN
 
 
 def _find_dtype(modules: list[nn.Module]) -> torch.dtype | None:

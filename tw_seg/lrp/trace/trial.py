@@ -19,7 +19,7 @@ can be run. In training mode a BatchNorm that sees two values of a channel, or f
 _COUNTS = {False: (2,), True: (1, 2)}
 """Likewise how many images. Two in evaluation mode show whether a classifier mixes images; BatchNorm may need two."""
 
-_PLAIN = frozenset({type(None), bool, int, float, str, tuple})
+PLAIN = frozenset({type(None), bool, int, float, str, tuple})
 """Attributes that a run cannot change, only replace."""
 
 
@@ -129,7 +129,7 @@ def _keep_state(modules: Sequence[nn.Module]) -> Iterator[None]:
     try:
         for m, attributes in saved:
             for name, value in attributes.items():
-                if type(value) in _PLAIN:
+                if type(value) in PLAIN:
                     continue
                 if isinstance(value, Tensor):
                     m.__dict__[name] = copy(value)
