@@ -46,7 +46,7 @@ ONLY_IN = {
     "optuna": ("sweeps/study.py",),
     "captum": ("models/posthoc", "explain/"),
     "albumentations": ("data/loading/transforms.py",),
-    "segmentation_models_pytorch": ("models/baselines.py",),
+    "segmentation_models_pytorch": ("models/encoder_decoder.py",),
     "zennit": (),  # an oracle of the tests
     "lightning": (),  # never beside pytorch_lightning
     "tests": (),

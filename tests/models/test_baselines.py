@@ -10,7 +10,7 @@ from torch import nn
 from tests.models.contract import ENCODER, ModelContract, randomise
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import create_classifier
-from tw_seg.models.baselines import MultiTaskUNet, UNet
+from tw_seg.models.baselines import DeepLabV3Plus, MultiTaskUNet, UNet
 
 NARROW = [16, 16, 8, 8, 8]
 TIMM = {"channels": [32, 64, 128, 256]}
@@ -41,6 +41,21 @@ class TestMultiTaskUNetWithoutStrides(ModelContract):
         **ENCODER,
         "encoder_kwargs": {"channels": [8, 8, 16, 16], "output_stride": 8},
         "decoder_channels": NARROW,
+    }
+
+
+class TestDeepLabV3Plus(ModelContract):
+    model_class = DeepLabV3Plus
+    arguments = {**ENCODER, "decoder_channels": 16, "decoder_atrous_rates": [1, 2, 3]}
+    exports = compiles = True
+
+
+class TestDeepLabV3PlusAtStride8(ModelContract):
+    model_class = DeepLabV3Plus
+    arguments = {
+        **ENCODER,
+        "encoder_kwargs": {"channels": [8, 8, 16, 16], "output_stride": 8},
+        "decoder_channels": 16,
     }
 
 
@@ -111,14 +126,57 @@ def test_unet_logits_are_the_spatial_maximum():
     assert torch.equal(output.logits, output.mask_logits.amax((2, 3)))
 
 
-@pytest.mark.parametrize("model_class", [UNet, MultiTaskUNet])
+@pytest.mark.parametrize(("name", "kwargs"), [("timm/resnet10t", TIMM), ("resnet18", None), ("mobilenet_v2", None)])
+def test_deeplab_is_the_librarys(name, kwargs):
+    """At sizes that need no resizing, the network's own forward."""
+    model = randomise(DeepLabV3Plus(name, classes=5, encoder_kwargs=kwargs, decoder_channels=16)).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        features = model.net.encoder(images)
+        torch.testing.assert_close(model(images).mask_logits, model.net(images))
+        assert features[-1].shape[2:] == (4, 6)
+
+
+def test_deeplab_starts_from_the_classifier_with_its_strides():
+    arguments = {"encoder_name": "timm/resnet10t", "classes": 5, "encoder_kwargs": {**TIMM, "output_stride": 8}}
+    classifier = randomise(create_classifier(**arguments)).eval()
+    model = DeepLabV3Plus(**arguments, decoder_channels=16).eval()
+    model.load_classifier_state(classifier.state_dict())
+    images = torch.randn(2, 3, 67, 93)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).logits, classifier(images))
+
+
+def test_deeplab_needs_two_images_in_a_step():
+    model = DeepLabV3Plus(**ENCODER, decoder_channels=16)
+    images = torch.randn(4, 3, 64, 64)
+    with pytest.raises(InputError, match=r"two images or more.*got 1.*labelled_per_batch >= 2"):
+        model(images, samples=torch.tensor([1]))
+    assert model(images, samples=torch.tensor([1, 3])).mask_logits.shape == (2, 4, 64, 64)
+    assert model.eval()(images, samples=torch.tensor([1])).mask_logits.shape == (1, 4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder_name": "vgg11"}, "cannot build a DeepLabV3Plus on 'vgg11'.*dilated"),
+        ({"encoder_name": "timm/resnet10t", "encoder_kwargs": {"output_stride": 32}}, "stride 8 or 16, got 32"),
+        ({"encoder_name": "resnet18", "decoder_atrous_rates": [6]}, r"three numbers, got \[6\]"),
+    ],
+)
+def test_what_deeplab_cannot_be_built_on_is_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        DeepLabV3Plus(**arguments, classes=3)
+
+
+@pytest.mark.parametrize("model_class", [UNet, MultiTaskUNet, DeepLabV3Plus])
 def test_only_the_chosen_images_are_decoded(model_class):
     model = model_class(**ENCODER)
     seen = []
     model.net.segmentation_head.register_forward_hook(lambda _m, i, _o: seen.append(len(i[0])))
-    model(torch.randn(4, 3, 64, 64), samples=torch.tensor([1]))
+    model(torch.randn(4, 3, 64, 64), samples=torch.tensor([1, 2]))
     model(torch.randn(4, 3, 64, 64), samples=torch.tensor([], dtype=torch.int64))
-    assert seen == [1]
+    assert seen == [2]
 
 
 def test_in_channels():
@@ -130,9 +188,9 @@ def test_in_channels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder_name": "squeezenet1_1"}, "no U-Net in segmentation-models-pytorch"),
+        ({"encoder_name": "squeezenet1_1"}, "no encoder of segmentation-models-pytorch"),
         ({"encoder_name": "resnet18", "encoder_kwargs": {"width_per_group": 32}}, "timm/resnet18"),
-        ({"encoder_name": "timm/resnet10tt"}, "cannot build a U-Net on 'timm/resnet10tt'"),
+        ({"encoder_name": "timm/resnet10tt"}, "cannot build a Unet on 'timm/resnet10tt'"),
         ({"encoder_name": "timm/vit_tiny_patch16_224"}, "downsampling pattern"),
         ({"encoder_name": "timm/resnet10t", "encoder_kwargs": {"colour": 3}}, "colour"),
         ({"encoder_name": "timm/resnet10t", "decoder_channels": [16, 8]}, r"five numbers.*\[16, 8\]"),

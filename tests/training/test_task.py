@@ -26,7 +26,7 @@ def fit(task, folder, data=None, **kwargs):
 # ------------------------------------------------------------------------------------------ checkpoints
 
 
-@pytest.mark.parametrize("model", ["stub", "heatmap", "unet", "multitask_unet", "classifier"])
+@pytest.mark.parametrize("model", ["stub", "heatmap", "unet", "multitask_unet", "deeplabv3plus", "classifier"])
 def test_a_checkpoint_is_names_numbers_and_weights(model, tmp_path):
     kwargs = {"decoder_kwargs": {"read_out": ["layer4", "layer3"]}} if model == "heatmap" else {}
     task = make_task(model, model_kwargs=kwargs, lr=0.1)

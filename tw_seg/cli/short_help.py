@@ -25,7 +25,12 @@ RUN = (
     Option("--print_config", "", "", "print the whole configuration and stop"),
 )
 MODEL = (
-    Option("--model.model", "NAME", "heatmap", "also unet, multitask_unet, classifier, cam, gradcam, input_x_gradient"),
+    Option(
+        "--model.model",
+        "NAME",
+        "heatmap",
+        "also unet, multitask_unet, deeplabv3plus, classifier, cam, gradcam, input_x_gradient",
+    ),
     Option("--model.model_kwargs", "YAML", "", "the model's own arguments, such as '{compress: 2}'"),
     Option("--model.encoder_name", "NAME", "resnet18", "a torchvision name, or a timm one as timm/resnet10t"),
     Option("--model.encoder_weights", "NAME", "", "its pretrained weights, or a file; without it random ones"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
-from tw_seg.models.baselines import MultiTaskUNet, UNet
+from tw_seg.models.baselines import DeepLabV3Plus, MultiTaskUNet, UNet
 from tw_seg.models.classifier import ImageClassifier
 from tw_seg.models.posthoc.cam import CAM
 from tw_seg.models.posthoc.gradcam import GradCAM
@@ -18,6 +18,7 @@ MODELS: dict[str, type[SegModel]] = {
     "heatmap": HeatmapSegmenter,
     "unet": UNet,
     "multitask_unet": MultiTaskUNet,
+    "deeplabv3plus": DeepLabV3Plus,
     "classifier": ImageClassifier,
     "cam": CAM,
     "gradcam": GradCAM,
