@@ -5,6 +5,7 @@ A test compares names and defaults with those of the parser.
 
 from __future__ import annotations
 
+import textwrap
 from typing import NamedTuple
 
 
@@ -82,6 +83,8 @@ def describe_command(command: str, summary: str) -> str:
         lines += ["", f"{title}:"]
         for option in group:
             default = f" (default: {option.default})" if option.default else ""
-            lines.append(f"  {f'{option.name} {option.value}':{width}}  {option.meaning}{default}")
+            first, *rest = textwrap.wrap(option.meaning + default, 116 - width)
+            lines.append(f"  {f'{option.name} {option.value}':{width}}  {first}")
+            lines += [f"{'':{width}}    {line}" for line in rest]
     lines += ["", "example:", f"  {EXAMPLES[command]}", "", f"tw-seg {command} --help-all lists every option."]
     return "\n".join(lines)
