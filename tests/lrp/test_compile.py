@@ -140,7 +140,7 @@ def tiny(in_channels: int, num_classes: int) -> nn.Module:
 def test_segmenter() -> None:
     """With all that it adds to a decoder; its plain form compiles in tests/models, for one shape."""
     decoder_kwargs = {"read_out": ["conv2", "pool"], "tie_weights": False}
-    arguments = {"background": "constant", "compress": 0.5, "decoder_kwargs": decoder_kwargs}
+    arguments = {"background": "constant", "compress": 0.5, "refine": 4, "decoder_kwargs": decoder_kwargs}
     made = HeatmapSegmenter(f"{__name__}:tiny", classes=4, **arguments)
     compiled_once(randomise(made).double().train(), 4)
 

@@ -33,6 +33,7 @@ STEPS: list[dict[str, Any]] = [
     {"decoder_kwargs": {"schedule": {"chunk_size": 1, "recompute": True}, "seed": "contrastive"}},
     {"background": "constant", "decoder_kwargs": {"composite": "epsilon_flat"}},
     {"compress": 0.5, "decoder_kwargs": {"composite": "epsilon_plus", "read_out": ["layer3", "input"]}},
+    {"refine": 4, "background": "constant", "decoder_kwargs": {"read_out": ["layer3", "layer1"]}},
 ]
 SCHEDULES: list[dict[str, Any]] = [{}, {"recompute": True}, {"gradient_threshold": 0.0}]
 CLASSES = ENCODER["classes"]

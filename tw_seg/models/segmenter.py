@@ -16,6 +16,7 @@ from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.models.base import CLASSIFIER_STATE, SegModel
 from tw_seg.models.by_name import import_object
+from tw_seg.models.refine import RefiningNet
 from tw_seg.models.weights import find_head, remove_prefix
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
@@ -60,6 +61,9 @@ class HeatmapSegmenter(SegModel):
     ``f`` is the identity, or with ``compress=g`` the function ``asinh(g * x)``: relevance has heavy tails (a few
     cells hold most of it), and cross-entropy on raw heatmaps spends itself on them. It is odd, so signs stay.
 
+    With ``refine`` a small net that all classes share adds a correction, which starts at 0, see
+    :class:`tw_seg.models.refine.RefiningNet`.
+
     Args:
         encoder_name: Classifier by name, see :func:`tw_seg.models.backbones.create_classifier`.
         encoder_weights: Its pretrained weights by name or file; ``None`` for random ones.
@@ -74,17 +78,19 @@ class HeatmapSegmenter(SegModel):
         compress: Gain g of the compression, ``None`` for none.
         learn_scale: Whether scale and offset are trained.
         share_offset: Whether all object classes have one offset, so that a class that never had a mask has it too.
+        refine: Channels of the refining net, ``None`` for none.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
         decoder: The heatmap decoder on it.
         log_scale: Logarithm of the scale, shape (D,).
         offset: Offset of each class, shape (K,), or of the background and the objects, shape (2,).
+        refine: The refining net, in a list that is empty without one.
     """
 
     can_gate = True
     classifier_path = "decoder.classifier"
-    decoder_paths = ("decoder.decoder_weights",)
+    decoder_paths = ("decoder.decoder_weights", "refine")
     scale_names = ("log_scale", "offset")
 
     def __init__(
@@ -101,6 +107,7 @@ class HeatmapSegmenter(SegModel):
         compress: float | None = None,
         learn_scale: bool = True,
         share_offset: bool = False,
+        refine: int | None = None,
     ) -> None:
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
@@ -125,6 +132,7 @@ class HeatmapSegmenter(SegModel):
         depths = len(self.decoder.read_out)
         self.log_scale = nn.Parameter(torch.full((depths,), scale).log(), requires_grad=learn_scale)
         self.offset = nn.Parameter(torch.zeros(2 if share_offset else classes), requires_grad=learn_scale)
+        self.refine = nn.ModuleList([] if refine is None else [RefiningNet(depths, in_channels, refine)])
 
     @property
     def classifier(self) -> nn.Module:
@@ -133,9 +141,14 @@ class HeatmapSegmenter(SegModel):
 
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         decoded = self.decoder(images, self._find_columns(classes), samples)
-        maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, images.shape[2:])]
+        scaled = self._scale_heatmaps(decoded.readouts)
+        chosen = images if samples is None else images.index_select(0, samples)
+        maps = [
+            self._insert_background(resize_maps(one, images.shape[2:]), classes)
+            for one in (*scaled, *self._refine(scaled, chosen))
+        ]
         offset = self._find_offset(classes)
-        aux = tuple(one + offset for one in maps) if len(maps) > 1 else ()
+        aux = tuple(one + offset for one in maps[: len(scaled)]) if len(scaled) > 1 else ()
         # In place: of the sum, or of the only map, nothing else is left.
         return SegOutput(self._insert_logit(decoded.logits), _add_up(maps).add_(offset), aux)
 
@@ -168,12 +181,16 @@ class HeatmapSegmenter(SegModel):
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
-    def _make_maps(self, readouts: Sequence[Tensor], size: torch.Size) -> list[Tensor]:
-        """The heatmaps of each read-out as they add up to mask logits: normalised, scaled and resized."""
+    def _scale_heatmaps(self, readouts: Sequence[Tensor]) -> list[Tensor]:
+        """The heatmaps of each read-out as they add up to mask logits: normalised and scaled, not resized."""
         scale = self.log_scale.exp()
-        return [
-            resize_maps(_scale_heatmap(one, scale[depth], self.compress), size) for depth, one in enumerate(readouts)
-        ]
+        return [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(readouts)]
+
+    def _refine(self, maps: Sequence[Tensor], images: Tensor, samples: Tensor | None = None) -> list[Tensor]:
+        """The correction that is added to the maps, at the size of the largest; nothing without a refining net."""
+        if self.compress is None and self.refine:
+            maps = [one.asinh() for one in maps]
+        return [net(maps, images, samples) for net in self.refine]
 
     def _find_offset(self, classes: tuple[int, ...] | Tensor) -> Tensor:
         """Offsets of P classes, shape (P, 1, 1)."""
@@ -184,8 +201,9 @@ class HeatmapSegmenter(SegModel):
 
     def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
         """Maps (P, H, W) of pairs of a sample and a column of the classifier."""
-        readouts = self.decoder.decode_pairs(tape, samples, outputs).readouts
-        return _add_up(self._make_maps(readouts, tape.images.shape[2:]))[:, 0]
+        scaled = self._scale_heatmaps(self.decoder.decode_pairs(tape, samples, outputs).readouts)
+        maps = (*scaled, *self._refine(scaled, tape.images, samples))
+        return _add_up([resize_maps(one, tape.images.shape[2:]) for one in maps])[:, 0]
 
     def _insert_logit(self, logits: Tensor) -> Tensor:
         """The classifier's logits as those of the K classes."""
