@@ -63,7 +63,10 @@ class RefiningNet(nn.Module):
         Returns:
             What is to be added to the mask logits, (S, K', h, w), of the type of the maps.
         """
-        largest = max(maps, key=lambda one: one.shape[2] * one.shape[3])
+        largest = maps[0]
+        for one in maps[1:]:  # max(..., key=...) does not compile where sizes vary
+            if one.shape[2] * one.shape[3] > largest.shape[2] * largest.shape[3]:
+                largest = one
         size = largest.shape[2:]
         image = self.image(F.interpolate(images, size=size, mode="area"))
         image = image if samples is None else image.index_select(0, samples)
