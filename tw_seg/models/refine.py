@@ -49,8 +49,8 @@ class RefiningNet(nn.Module):
         self.image = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.inner = nn.Conv2d(channels, channels, 3, padding=1)
         self.last = nn.Conv2d(channels, 1, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Sequence[Tensor], images: Tensor, samples: Tensor | None = None) -> Tensor:
         """Correct the mask logits of some classes of some images.
