@@ -18,7 +18,7 @@ from tw_seg.models.classifier import ImageClassifier
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
-TRAINING_FREE = ("model/cam.yaml", "model/gradcam.yaml", "model/input_x_gradient.yaml")
+TRAINING_FREE = ("model/cam.yaml", "model/gradcam.yaml", "model/input_x_gradient.yaml", "model/lrp_mask.yaml")
 TINY_ENCODER = [
     f"--model.encoder_name={ENCODER['encoder_name']}",
     f"--model.encoder_kwargs={ENCODER['encoder_kwargs']}",
@@ -107,6 +107,37 @@ def test_folder(tmp_path):
     assert cli.model.class_names == ("background", "even", "odd")
 
 
+def test_masks_from_image_labels_alone(tmp_path):
+    """A folder without masks: a classifier is trained, and `lrp_mask` makes masks with it."""
+    names = [f"{split}{i}" for split in ("train", "val") for i in range(4)]
+    write_images({"images": "images", "masks": "spare"}, names, tmp_path)
+    rows = [f"{name},{name.rstrip('0123')},{i % 2},{1 - i % 2}" for i, name in enumerate(names)]
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,even,odd", *rows]))
+    own = [f"--data.dataset_kwargs.root={tmp_path}", "--data.size=32", "--data.batch_size=2"]
+    execute("fit", ["data/folder.yaml", "model/pretrain.yaml"], tmp_path / "fit", *TINY_ENCODER, *own)
+    own += [f"--model.warm_start={tmp_path / 'fit' / 'classifier.safetensors'}", "--model.model_kwargs.gate=0"]
+    execute("predict", ["data/folder.yaml", "model/lrp_mask.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
+    masks = sorted((tmp_path / "run" / "predictions" / "masks").glob("*.png"))
+    assert [path.stem for path in masks] == [f"val{i}" for i in range(4)]
+    shown = [np.array(Image.open(path)) for path in masks]
+    assert all(mask.shape == (20, 24) and mask.max() <= 2 for mask in shown) and any(mask.any() for mask in shown)
+
+
+def test_magnetic_tile(tmp_path):
+    """Grey images, masks of 0 and 1, and a table with columns that are no classes."""
+    write_images({"images": "images", "masks": "masks"}, names := [f"exp{i}" for i in range(8)], tmp_path)
+    for name in names:
+        Image.open(path := tmp_path / "images" / f"{name}.jpg").convert("L").save(path)
+        mask = np.array(Image.open(path := tmp_path / "masks" / f"{name}.png")).clip(max=1)
+        Image.fromarray(mask).save(path)
+    rows = [f"{name},{'train' if i < 6 else 'val'},crack,{i},1" for i, name in enumerate(names)]
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,defect_type,shot_group,defect", *rows]))
+    own = [f"--data.dataset_kwargs.root={tmp_path}", "--data.size=32", "--data.batch_size=5"]
+    cli = execute("fit", ["data/magnetic_tile.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
+    assert cli.trainer.global_step == 2
+    assert cli.model.class_names == ("background", "defect")
+
+
 def test_voc(tmp_path):
     names = {"train": [f"t{i}" for i in range(20)], "val": ["v0", "v10"]}
     folders = {"images": "JPEGImages", "masks": "SegmentationClass"}
@@ -140,5 +171,5 @@ def test_main_job(file, tmp_path):
 def test_every_file_is_tested_above():
     kinds = {"data", "encoder", "logger", "main_job", "model", "trainer"}
     assert {file.split("/")[0] for file in FILES} <= kinds
-    data = {"digits", "digits_tiny", "folder", "voc"}
+    data = {"digits", "digits_tiny", "folder", "magnetic_tile", "voc"}
     assert {file for file in FILES if file.startswith("data/")} == {f"data/{name}.yaml" for name in data}

@@ -49,7 +49,7 @@ class SegModel(nn.Module, ABC):
     """
 
     trainable: ClassVar[bool] = True
-    needs_calibration: ClassVar[bool] = False
+    needs_calibration: bool = False
     can_gate: ClassVar[bool] = False
     classifier_path: ClassVar[str | None] = None
     decoder_paths: ClassVar[tuple[str, ...]] = ()

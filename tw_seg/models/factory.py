@@ -12,6 +12,7 @@ from tw_seg.models.classifier import ImageClassifier
 from tw_seg.models.posthoc.cam import CAM
 from tw_seg.models.posthoc.gradcam import GradCAM
 from tw_seg.models.posthoc.input_x_gradient import InputXGradient
+from tw_seg.models.posthoc.lrp import LRPMask
 from tw_seg.models.segmenter import HeatmapSegmenter, find_place
 
 MODELS: dict[str, type[SegModel]] = {
@@ -23,6 +24,7 @@ MODELS: dict[str, type[SegModel]] = {
     "cam": CAM,
     "gradcam": GradCAM,
     "input_x_gradient": InputXGradient,
+    "lrp_mask": LRPMask,
 }
 """Every model. Each takes encoder_name, encoder_weights, in_channels, classes, encoder_kwargs and its own."""
 

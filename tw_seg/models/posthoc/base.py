@@ -5,7 +5,8 @@ Each method gives one map per object class; the common part makes scores of them
 1. resize to the image, keep positive values, divide by the maximum of the map: scores in [0, 1];
 2. set classes to 0 whose image-level probability is below ``gate``: a method without that step paints every
    class into every image, because each map is normalised on its own;
-3. the background's score is one number, ``threshold``, chosen by :meth:`PostHoc.calibrate`.
+3. the background's score is one number, ``threshold``, chosen by :meth:`PostHoc.calibrate`; a method may cut its maps
+   otherwise, see :meth:`PostHoc.cut`.
 
 The argmax of these scores is the mask.
 """
@@ -42,7 +43,7 @@ class PostHoc(SegModel):
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), mask_logits (S, K', H, W), which are scores in [0, 1] without a
-        gradient. Classes that pass the gate in no image of the batch cost nothing.
+        gradient. Images in which no class passes the gate, and classes that pass it in no image, cost nothing.
     """
 
     trainable = False
@@ -91,11 +92,27 @@ class PostHoc(SegModel):
             logits: Tensor = self.classifier(images)
         if samples is not None:
             images = images.index_select(0, samples)
-        scores = self._score(images, logits if samples is None else logits.index_select(0, samples), chosen)
-        return SegOutput(logits, scores)
+        maps = self._make_gated_maps(images, logits if samples is None else logits.index_select(0, samples), chosen)
+        return SegOutput(logits, self.cut(maps, chosen))
+
+    def cut(self, maps: Tensor, classes: Sequence[int]) -> Tensor:
+        """Make scores of maps, whose argmax over the classes is the mask.
+
+        Args:
+            maps: Maps (S, K', H, W) in [0, 1], 0 behind the gate and for the background; may be changed in place.
+            classes: The K' classes.
+
+        Returns:
+            Scores of the same shape in [0, 1].
+        """
+        for column in (i for i, target in enumerate(classes) if target == BACKGROUND):
+            maps[:, column] = self.threshold
+        return maps
 
     def calibrate(self, batches: Iterable[Batch]) -> float:
         """Set ``threshold`` to the value on a grid that gives the best mean IoU on the labelled images."""
+        if not self.needs_calibration:
+            return super().calibrate(batches)
         threshold, miou = choose_threshold(self._score_batches(batches), self.num_classes)
         self.threshold.fill_(threshold)
         return miou
@@ -104,24 +121,28 @@ class PostHoc(SegModel):
         """Look up what the method reads in the classifier."""
 
     def _score_batches(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scores and masks of the labelled images of each batch."""
+        """Maps, not cut, and masks of the labelled images of each batch."""
         for batch in batches:
             if len(batch.labelled):
-                images = batch.images.to(self.threshold.device)
-                yield self(images, samples=batch.labelled).mask_logits, batch.masks
+                self.check_images(batch.images)
+                images = batch.images.index_select(0, batch.labelled).to(self.threshold.device)
+                with torch.no_grad():
+                    logits = self.classifier(images)
+                yield self._make_gated_maps(images, logits, range(self.num_classes)), batch.masks
 
-    def _score(self, images: Tensor, logits: Tensor, chosen: list[int]) -> Tensor:
-        """Scores (S, K', H, W) of the chosen classes."""
-        scores = images.new_zeros((len(images), len(chosen), *images.shape[-2:]), dtype=torch.float32)
+    def _make_gated_maps(self, images: Tensor, logits: Tensor, chosen: Sequence[int]) -> Tensor:
+        """Maps (S, K', H, W) of the chosen classes, 0 behind the gate and for the background."""
+        maps = images.new_zeros((len(images), len(chosen), *images.shape[-2:]), dtype=torch.float32)
         passes = logits.float().sigmoid() >= self.gate
         wanted = passes.any(dim=0).tolist()
         columns = [i for i, target in enumerate(chosen) if target != BACKGROUND and wanted[target]]
         if columns:
             targets = [chosen[i] for i in columns]
-            scores[:, columns] = self._make_maps(images, targets) * passes[:, targets, None, None]
-        for column in (i for i, target in enumerate(chosen) if target == BACKGROUND):
-            scores[:, column] = self.threshold
-        return scores
+            passes = passes[:, targets]
+            rows = passes.any(dim=1).nonzero()  # images in which no class passes are not decoded either
+            found = self._make_maps(images[rows[:, 0]], targets)
+            maps[rows, columns] = found.masked_fill(~passes[rows[:, 0], :, None, None], 0)
+        return maps
 
     def _make_maps(self, images: Tensor, targets: Sequence[int]) -> Tensor:
         """Normalised maps (S, T, H, W) in [0, 1]."""
