@@ -30,7 +30,7 @@ MODEL = (
         "--model.model",
         "NAME",
         "heatmap",
-        "also unet, multitask_unet, deeplabv3plus, classifier, cam, gradcam, input_x_gradient",
+        "also unet, multitask_unet, deeplabv3plus, classifier, cam, gradcam, input_x_gradient, lrp_mask",
     ),
     Option("--model.model_kwargs", "YAML", "", "the model's own arguments, such as '{compress: 2}'"),
     Option("--model.encoder_name", "NAME", "resnet18", "a torchvision name, or a timm one as timm/resnet10t"),
