@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,18 @@ from tw_seg.types import BACKGROUND
 _ABSENT = -1e4
 """Logit of a class that stands in the background's: its own probability is 0 in every float type."""
 
+Unmasked = Literal["compete", "fixed", "leave_out"]
+"""What classes that were not annotated do in the loss of a mask, see :func:`merge_open_classes`."""
 
-def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *, size: tuple[int, int]) -> Tensor:
+
+def merge_open_classes(
+    mask_logits: Tensor,
+    annotated: Tensor,
+    labels: Tensor,
+    *,
+    size: tuple[int, int],
+    unmasked: Unmasked = "compete",
+) -> Tensor:
     """Let the background stand for whatever a mask leaves open, so that any loss of logits and masks holds.
 
     In a mask that shows some classes only, a background pixel may belong to the background or to a class that was
@@ -30,12 +42,15 @@ def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *
         annotated: Which classes were annotated in each mask, bool, shape (L, K).
         labels: Image-level labels of the L images, shape (L, K); above 0 means present.
         size: (H, W) of the masks, to which the logits are resized first.
+        unmasked: What the classes do that were not annotated. ``"compete"``: they are trained as the others, so that
+            every pixel speaks against those that the labels exclude. ``"fixed"``: their logits are constants that the
+            others compete with. ``"leave_out"``: the same, and those that the labels exclude do not even compete.
 
     Returns:
         Logits, shape (L, K, H, W).
 
     Raises:
-        InputError: The shapes do not fit.
+        InputError: The shapes do not fit, or ``unmasked`` is none of these.
 
     Example:
         >>> logits = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
@@ -49,9 +64,16 @@ def merge_open_classes(mask_logits: Tensor, annotated: Tensor, labels: Tensor, *
             f"annotated and labels must both have the shape (L, K) = {tuple(mask_logits.shape[:2])}, got "
             f"{tuple(annotated.shape)} and {tuple(labels.shape)}: pass the rows of the masks alone"
         )
+    if unmasked not in get_args(Unmasked):
+        raise InputError(f"unmasked must be one of {', '.join(get_args(Unmasked))}, got {unmasked!r}")
     logits = resize_logits(mask_logits, size)
+    if unmasked != "compete":
+        shown = annotated.clone()
+        shown[:, BACKGROUND] = True
+        logits = torch.where(shown[..., None, None], logits, logits.detach())
     is_open = ~annotated & (labels > 0)
     is_open[:, BACKGROUND] = True
     group = torch.where(is_open[..., None, None], logits, _ABSENT).logsumexp(1, keepdim=True)
-    single = torch.where(is_open[..., None, None], _ABSENT, logits)
+    gone = is_open | ~annotated if unmasked == "leave_out" else is_open
+    single = torch.where(gone[..., None, None], _ABSENT, logits)
     return torch.cat([group, single[:, BACKGROUND + 1 :]], dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tw_seg.arguments import check_numbers
-from tw_seg.losses.annotated import merge_open_classes
+from tw_seg.losses.annotated import Unmasked, merge_open_classes
 from tw_seg.losses.classification import multilabel_bce
 from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
@@ -25,13 +25,24 @@ class SegmentationLoss(nn.Module):
         bce: Weight of the image-level multi-label loss.
         aux: Weight of deep supervision: the sum of ``ce * CE + dice * Dice`` over the tensors in
             ``SegOutput.aux``.
+        unmasked: What classes that were not annotated do in the loss of a mask, see
+            :func:`tw_seg.losses.annotated.merge_open_classes`.
 
     Raises:
         InputError: A weight is negative or not finite.
     """
 
-    def __init__(self, ce: float = 1.0, dice: float = 1.0, *, bce: float = 1.0, aux: float = 0.4) -> None:
+    def __init__(
+        self,
+        ce: float = 1.0,
+        dice: float = 1.0,
+        *,
+        bce: float = 1.0,
+        aux: float = 0.4,
+        unmasked: Unmasked = "compete",
+    ) -> None:
         super().__init__()
+        self.unmasked = unmasked
         self.weights = dict(zip(PARTS, (ce, dice, bce, aux), strict=True))
         check_numbers(**{f"the weight of {name}": weight for name, weight in self.weights.items()})
 
@@ -49,7 +60,7 @@ class SegmentationLoss(nn.Module):
         Raises:
             InputError: Shapes or class ids do not fit together.
         """
-        output = _close(output, batch)
+        output = _close(output, batch, self.unmasked)
         parts = {
             "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks)),
             "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks)),
@@ -87,7 +98,7 @@ class SegmentationLoss(nn.Module):
         return total
 
 
-def _close(output: SegOutput, batch: Batch) -> SegOutput:
+def _close(output: SegOutput, batch: Batch, unmasked: Unmasked) -> SegOutput:
     """The output with logits that the masks can be compared with, where they show some classes only."""
     annotated = batch.annotated
     if annotated is None or not len(output.mask_logits):
@@ -95,6 +106,6 @@ def _close(output: SegOutput, batch: Batch) -> SegOutput:
     labels, (height, width) = batch.labels[batch.labelled], batch.masks.shape[1:]
 
     def close(mask_logits: Tensor) -> Tensor:
-        return merge_open_classes(mask_logits, annotated, labels, size=(height, width))
+        return merge_open_classes(mask_logits, annotated, labels, size=(height, width), unmasked=unmasked)
 
     return output._replace(mask_logits=close(output.mask_logits), aux=tuple(map(close, output.aux)))

@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tw_seg.arguments import check_images, check_samples, class_indices
+from tw_seg.arguments import check_images, check_numbers, check_samples, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import check_encoder, create_classifier
 from tw_seg.models.published import warn_of_scaling
 from tw_seg.models.weights import load_strict
-from tw_seg.types import Batch, SegOutput
+from tw_seg.types import BACKGROUND, Batch, SegOutput
 
 Role = Literal["encoder", "decoder", "scale"]
 """What a parameter belongs to, see :meth:`SegModel.parameter_role`."""
@@ -35,6 +36,9 @@ class SegModel(nn.Module, ABC):
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to the encoder's constructor.
+        class_prior: Weight w of the image-level probability p of a class as a prior at every pixel: its mask logits get
+            ``w * log p`` added, which no gradient flows through; the background's are left alone. 0: none. It rules a
+            class out where the image as a whole does not show it, in training as later.
 
     Attributes:
         num_classes: The number of classes K.
@@ -63,14 +67,17 @@ class SegModel(nn.Module, ABC):
         in_channels: int = 3,
         classes: int,
         encoder_kwargs: Mapping[str, Any] | None = None,
+        class_prior: float = 0.0,
     ) -> None:
         super().__init__()
         check_encoder(in_channels, classes, encoder_kwargs)
+        check_numbers(class_prior=class_prior)
         self.num_classes = classes
         self.in_channels = in_channels
         self.encoder_name = encoder_name
         self.encoder_weights = encoder_weights
         self.encoder_kwargs = dict(encoder_kwargs or {})
+        self.class_prior = class_prior
 
     def forward(
         self, images: Tensor, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
@@ -90,7 +97,14 @@ class SegModel(nn.Module, ABC):
         """
         self.check_images(images)
         samples = check_samples(samples, images.device)
-        return self.segment(images, class_indices(classes, self.num_classes, allow_empty=False), samples)
+        wanted = class_indices(classes, self.num_classes, allow_empty=False)
+        output = self.segment(images, wanted, samples)
+        if self.class_prior == 0:
+            return output
+        logits = output.logits if samples is None else output.logits.index_select(0, samples)
+        ids = class_tensor(wanted, logits.device)
+        prior = self.compute_prior(logits.index_select(1, ids), ids)[..., None, None]
+        return output._replace(mask_logits=output.mask_logits + prior, aux=tuple(one + prior for one in output.aux))
 
     @abstractmethod
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
@@ -101,6 +115,19 @@ class SegModel(nn.Module, ABC):
             classes: The K' classes; a tensor where their values are known to a device alone.
             samples: Rows on the device of the images; ``None`` for all.
         """
+
+    def compute_prior(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """What the image-level logits of classes add to their mask logits, see ``class_prior``: detached.
+
+        Args:
+            logits: Image-level logits, shape (..., P).
+            classes: The class of each, int64 (P,).
+
+        Returns:
+            Shape (..., P), at most 0; 0 for the background.
+        """
+        prior = self.class_prior * F.logsigmoid(logits.detach())
+        return prior.masked_fill(classes == BACKGROUND, 0.0)
 
     def check_images(self, images: Tensor) -> None:
         """Check that ``images`` is a float batch (N, C, H, W) of the model's channels.

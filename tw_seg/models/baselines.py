@@ -26,6 +26,7 @@ class UNet(EncoderDecoder):
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm.
         decoder_channels: Channels of the five decoder stages, deepest first.
+        class_prior: See :class:`tw_seg.models.base.SegModel`; of use with an image-level head alone.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class UNet(EncoderDecoder):
         classes: int,
         encoder_kwargs: Mapping[str, Any] | None = None,
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        class_prior: float = 0.0,
     ) -> None:
         if len(decoder_channels) != 5:
             raise InputError(f"decoder_channels must be five numbers, deepest first, got {list(decoder_channels)}.")
@@ -47,6 +49,7 @@ class UNet(EncoderDecoder):
             in_channels=in_channels,
             classes=classes,
             encoder_kwargs=encoder_kwargs,
+            class_prior=class_prior,
             network_kwargs={"decoder_channels": tuple(decoder_channels)},
         )
 
@@ -77,6 +80,7 @@ class DeepLabV3Plus(EncoderDecoder):
         encoder_kwargs: Passed to timm.
         decoder_channels: Channels of the decoder.
         decoder_atrous_rates: Dilations of its three dilated branches.
+        class_prior: See :class:`tw_seg.models.base.SegModel`.
     """
 
     has_head = True
@@ -91,6 +95,7 @@ class DeepLabV3Plus(EncoderDecoder):
         encoder_kwargs: Mapping[str, Any] | None = None,
         decoder_channels: int = 256,
         decoder_atrous_rates: Sequence[int] = (12, 24, 36),
+        class_prior: float = 0.0,
     ) -> None:
         if len(decoder_atrous_rates) != 3:
             raise InputError(f"decoder_atrous_rates must be three numbers, got {list(decoder_atrous_rates)}.")
@@ -101,6 +106,7 @@ class DeepLabV3Plus(EncoderDecoder):
             in_channels=in_channels,
             classes=classes,
             encoder_kwargs=encoder_kwargs,
+            class_prior=class_prior,
             network_kwargs={
                 "encoder_output_stride": 16,
                 "decoder_channels": decoder_channels,

@@ -44,6 +44,7 @@ class EncoderDecoder(SegModel):
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm, for instance ``{"channels": [32, 64, 128, 256]}``; encoders with a torchvision
             name take none.
+        class_prior: See :class:`tw_seg.models.base.SegModel`.
         network_kwargs: Further arguments of the network; an ``encoder_NAME`` among them is the default of NAME in
             ``encoder_kwargs``.
 
@@ -67,10 +68,16 @@ class EncoderDecoder(SegModel):
         in_channels: int,
         classes: int,
         encoder_kwargs: Mapping[str, Any] | None,
+        class_prior: float,
         network_kwargs: Mapping[str, Any],
     ) -> None:
         super().__init__(
-            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
+            encoder_name,
+            encoder_weights,
+            in_channels=in_channels,
+            classes=classes,
+            encoder_kwargs=encoder_kwargs,
+            class_prior=class_prior,
         )
         given = {
             f"encoder_{name}" if f"encoder_{name}" in network_kwargs else name: value

@@ -79,6 +79,7 @@ class HeatmapSegmenter(SegModel):
         learn_scale: Whether scale and offset are trained.
         share_offset: Whether all object classes have one offset, so that a class that never had a mask has it too.
         refine: Channels of the refining net, ``None`` for none.
+        class_prior: See :class:`tw_seg.models.base.SegModel`.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
@@ -108,9 +109,15 @@ class HeatmapSegmenter(SegModel):
         learn_scale: bool = True,
         share_offset: bool = False,
         refine: int | None = None,
+        class_prior: float = 0.0,
     ) -> None:
         super().__init__(
-            encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
+            encoder_name,
+            encoder_weights,
+            in_channels=in_channels,
+            classes=classes,
+            encoder_kwargs=encoder_kwargs,
+            class_prior=class_prior,
         )
         if background not in ("class", "constant"):
             raise InputError(f"background must be 'class' or 'constant', got {background!r}")
@@ -160,6 +167,9 @@ class HeatmapSegmenter(SegModel):
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
         check_pairs(samples, classes, self.num_classes)
         offset = self._find_offset(classes)
+        if self.class_prior:
+            prior = self.compute_prior(self._insert_logit(tape.logits)[samples, classes], classes)
+            offset = offset + prior[:, None, None]
         if self.background == "class":
             return self._decode_maps(tape, samples, classes) + offset
         objects = (classes != BACKGROUND).nonzero().flatten()

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tw_seg.arguments import check_batch, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses import SegmentationLoss
+from tw_seg.losses.annotated import Unmasked
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_weights
@@ -63,6 +64,9 @@ class SegmentationTask(pl.LightningModule):
         dice: Weight of the soft Dice loss.
         bce: Weight of the image-level loss.
         aux: Weight of deep supervision.
+        unmasked: What classes do in the loss of a mask in which they were not annotated: ``"compete"`` (each pixel
+            speaks against those that the labels exclude), ``"fixed"`` (as constants) or ``"leave_out"``, see
+            :func:`tw_seg.losses.annotated.merge_open_classes`.
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay, of weights only (biases, norms and scales have none).
         decoder_lr_factor: Learning rate of the decoder's own weights (an untied heatmap decoder's, a U-Net's),
@@ -98,6 +102,7 @@ class SegmentationTask(pl.LightningModule):
         dice: float = 1.0,
         bce: float = 1.0,
         aux: float = 0.4,
+        unmasked: Unmasked = "compete",
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         decoder_lr_factor: float = 1.0,
@@ -140,7 +145,7 @@ class SegmentationTask(pl.LightningModule):
         self.segment: Callable[[Tensor], SegOutput] | None = None
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))
-        self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux)
+        self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux, unmasked=unmasked)
         self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in METRICS})
 
     @property
