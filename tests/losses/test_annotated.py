@@ -77,6 +77,39 @@ def test_masks_of_all_classes_leave_the_losses_as_they_are(case):
     torch.testing.assert_close(merged, logits)
 
 
+def test_fixed_classes_are_constants_of_the_same_loss(case):
+    """Its gradient is that of the loss with the logits of classes 3 and 4 held, by finite differences."""
+    logits, masks, annotated, labels = case
+    held = logits.detach()[:, 3:]
+
+    def loss(x, unmasked="compete"):
+        merged = merge_open_classes(x, annotated, labels, size=(4, 6), unmasked=unmasked)
+        return cross_entropy(merged, masks) + dice(merged, masks)
+
+    value = loss(logits, "fixed")
+    torch.testing.assert_close(value, loss(logits))
+    (gradient,) = torch.autograd.grad(value, logits)
+    shown = logits.detach()[:, :3].requires_grad_()
+    (expected,) = torch.autograd.grad(loss(torch.cat([shown, held], 1)), shown)
+    torch.testing.assert_close(gradient[:, :3], expected)
+    assert not gradient[:, 3:].any()
+
+
+def test_classes_that_are_left_out_do_not_compete_where_labels_exclude_them(case):
+    logits, masks, annotated, labels = case
+    merged = merge_open_classes(logits, annotated, labels, size=(4, 6), unmasked="leave_out")
+    loss = cross_entropy(merged, masks)
+    expected = []
+    for image in range(2):
+        for y, x in (masks[image] != IGNORE_INDEX).nonzero().tolist():
+            e = {k: math.exp(logits[image, k, y, x].item()) for k in ((0, 1, 2, 3) if image == 0 else (0, 1, 2))}
+            members = allowed(image, int(masks[image, y, x]))
+            expected.append(-math.log(sum(e[k] for k in members) / sum(e.values())))
+    assert loss.item() == pytest.approx(sum(expected) / len(expected), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[:, 3:].any() and gradient[:, :3].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_stays_finite(case, dtype):
     logits, masks, annotated, labels = case
@@ -113,5 +146,7 @@ def test_rows_that_do_not_fit_are_refused(case):
     logits, _, annotated, labels = case
     with pytest.raises(InputError, match=r"shape \(L, K\) = \(2, 5\), got \(2, 4\) and \(2, 5\)"):
         merge_open_classes(logits, annotated[:, :4], labels, size=(4, 6))
+    with pytest.raises(InputError, match="compete, fixed, leave_out, got 'ignore'"):
+        merge_open_classes(logits, annotated, labels, size=(4, 6), unmasked="ignore")
     with pytest.raises(InputError, match="pass the rows of the masks alone"):
         merge_open_classes(logits, annotated, labels[:1], size=(4, 6))

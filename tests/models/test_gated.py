@@ -137,7 +137,7 @@ def test_an_image_where_nothing_passes_is_background(
 
 @pytest.mark.parametrize("background", ["class", "constant"])
 def test_pairs_in_any_order(images: Tensor, background: str) -> None:
-    model = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]})
+    model = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]}, class_prior=0.5)
     samples, classes = torch.tensor([4, 0, 4, 2, 0]), torch.tensor([0, 3, 1, 0, 3])
     tape, logits = model.record(images)
     expected = model(images)

@@ -30,6 +30,7 @@ class TestSmallNet(ModelContract):
         "encoder_name": "tests.models.test_segmenter:factory",
         "classes": 4,
         "compress": 0.5,
+        "class_prior": 0.5,
         "decoder_kwargs": {"read_out": ["0", "input"]},
     }
     exports = compiles = True
@@ -361,3 +362,25 @@ def test_a_shared_offset_is_that_of_every_object(background, images):
         torch.testing.assert_close(output.mask_logits, own(images, classes=classes).mask_logits)
     output.mask_logits.sum().backward()  # of two objects
     assert shared.offset.grad.tolist() == pytest.approx([0.0, 2 * images.numel() / 3])
+
+
+@pytest.mark.parametrize("background", ["class", "constant"])
+@pytest.mark.parametrize("classes", [None, [2, 0], torch.tensor([1, 2])], ids=str)
+def test_a_class_prior_adds_the_logarithm_of_the_probability_of_each_object(background, classes, images):
+    plain = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]})
+    weighed = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]}, class_prior=0.7)
+    weighed.load_state_dict(plain.state_dict())
+    rows = torch.tensor([1, 0])
+    expected, found = (model(images, classes=classes, samples=rows) for model in (plain, weighed))
+    prior = 0.7 * expected.logits.double().sigmoid().log()
+    prior[:, 0] = 0
+    prior = prior[rows][:, [0, 1, 2, 3] if classes is None else list(classes)][..., None, None].detach()
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.mask_logits, expected.mask_logits + prior)
+    torch.testing.assert_close(found.aux, tuple(one + prior for one in expected.aux))
+    for one, other in zip(gradients(weighed, found), gradients(plain, expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def gradients(model, output):
+    return torch.autograd.grad(output.mask_logits.square().mean(), list(model.parameters()), materialize_grads=True)
