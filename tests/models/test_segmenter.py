@@ -383,4 +383,5 @@ def test_a_class_prior_adds_the_logarithm_of_the_probability_of_each_object(back
 
 
 def gradients(model, output):
-    return torch.autograd.grad(output.mask_logits.square().mean(), list(model.parameters()), materialize_grads=True)
+    weights = torch.arange(output.mask_logits.numel(), dtype=torch.float64).cos().view_as(output.mask_logits)
+    return torch.autograd.grad((output.mask_logits * weights).sum(), list(model.parameters()), materialize_grads=True)
