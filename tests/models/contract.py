@@ -59,8 +59,6 @@ class ModelContract:
     arguments: dict[str, Any]
     size: tuple[int, int] = (40, 48)
     """Height and width of the images; where ``any_size`` is False, the only one."""
-    decodes = True
-    """False: mask_logits never has a row (an image-level model)."""
     without_gradient: tuple[str, ...] = ()
     """Prefixes of trainable parameters that no output reads."""
 
@@ -117,7 +115,7 @@ class ModelContract:
         return torch.randn(3, 3, height, width, dtype=torch.float64, generator=generator)
 
     def rows(self, samples: int) -> int:
-        return samples if self.decodes else 0
+        return samples if self.model_class.makes_masks else 0
 
     # -------------------------------------------------------------------------------------------- the output
 
@@ -139,7 +137,7 @@ class ModelContract:
 
     def test_samples_are_a_slice(self, model: SegModel, images: Tensor, output: SegOutput) -> None:
         some = model(images, samples=torch.tensor([2, 0]))
-        expected = output.mask_logits[[2, 0]] if self.decodes else output.mask_logits
+        expected = output.mask_logits[[2, 0]] if self.model_class.makes_masks else output.mask_logits
         torch.testing.assert_close(some.mask_logits, expected)
         self.check_logits_of_samples(some.logits, output.logits, [2, 0])
 
@@ -212,7 +210,7 @@ class ModelContract:
         output = model(images)
         masks = torch.arange(self.rows(3) * self.size[0] * self.size[1]).view(-1, *self.size) % 4
         loss = output.logits.square().mean()
-        if self.decodes:
+        if self.model_class.makes_masks:
             loss = loss + F.cross_entropy(output.mask_logits, masks)
         loss.backward()
         for name, parameter in model.named_parameters():
@@ -323,7 +321,9 @@ class ModelContract:
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         if self.compiles:
             found = compiled(images, [2, 0], torch.tensor([1]))
-            expected = output.mask_logits[1:2, [2, 0]] if self.decodes else output.mask_logits[:, [2, 0]]
+            expected = (
+                output.mask_logits[1:2, [2, 0]] if self.model_class.makes_masks else output.mask_logits[:, [2, 0]]
+            )
             torch.testing.assert_close(found.mask_logits, expected)
         else:
             with pytest.raises(Exception, match="neither compiled nor exported"):

@@ -10,7 +10,6 @@ from tw_seg.models.classifier import ImageClassifier
 class TestImageClassifier(ModelContract):
     model_class = ImageClassifier
     arguments = ENCODER
-    decodes = False
     exports = compiles = True
 
 

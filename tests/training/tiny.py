@@ -42,7 +42,7 @@ class Stub(SegModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(encoder_name, in_channels=in_channels, classes=classes)
-        self.masks = masks
+        self.makes_masks = masks
         self.classifier = nn.Sequential(nn.Conv2d(in_channels, classes, 3, padding=1), nn.BatchNorm2d(classes))
         self.dropout = nn.Dropout(dropout)
         self.log_scale = nn.Parameter(torch.zeros(1))
@@ -54,7 +54,7 @@ class Stub(SegModel):
         maps = self.dropout(self.classifier(images))
         rows = maps if samples is None else maps[samples]
         mask_logits = rows * self.log_scale.exp() + self.offset[:, None, None]
-        return SegOutput(maps.mean((2, 3)), mask_logits if self.masks else mask_logits[:0])
+        return SegOutput(maps.mean((2, 3)), mask_logits if self.makes_masks else mask_logits[:0])
 
 
 def make_batch(labelled: int, total: int = 4, *, size: int = 16, native: int | None = None, seed: int = 0) -> Batch:

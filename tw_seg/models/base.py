@@ -44,6 +44,7 @@ class SegModel(nn.Module, ABC):
         num_classes: The number of classes K.
         in_channels: Channels of the images.
         trainable: Whether it has parameters to train.
+        makes_masks: Whether it segments at all; an image-level classifier does not.
         needs_calibration: Whether :meth:`calibrate` must be called before it is evaluated.
         can_gate: Whether it decodes single (image, class) pairs: :meth:`record` and :meth:`decode_pairs`.
         classifier_path: Path of the module that is the image-level classifier; ``None`` for a model without one of
@@ -53,6 +54,7 @@ class SegModel(nn.Module, ABC):
     """
 
     trainable: ClassVar[bool] = True
+    makes_masks: ClassVar[bool] = True
     needs_calibration: bool = False
     can_gate: ClassVar[bool] = False
     classifier_path: ClassVar[str | None] = None

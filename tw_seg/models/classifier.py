@@ -27,6 +27,7 @@ class ImageClassifier(SegModel):
         images (N, C, H, W) -> logits (N, K), mask_logits (0, K', H, W), whatever ``samples`` asks for.
     """
 
+    makes_masks = False
     classifier_path = "classifier"
 
     def __init__(

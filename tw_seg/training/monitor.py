@@ -14,19 +14,22 @@ def check_monitors(trainer: pl.Trainer, masks: int) -> None:
     """Refuse a callback that would choose, or stop, by scores of masks that do not exist.
 
     Args:
-        trainer: With its callbacks, and a module that names its scores of masks as ``mask_metrics``.
+        trainer: With its callbacks, and a module that names its scores of masks as ``mask_metrics`` and says with
+            ``makes_masks`` whether there are any.
         masks: Number of validation images that have a mask.
 
     Raises:
         InputError: Names the callback, what it monitors and what it could monitor.
     """
     scores: frozenset[str] = getattr(trainer.lightning_module, "mask_metrics", frozenset())
-    if masks or not trainer.limit_val_batches:
+    makes_masks = getattr(trainer.lightning_module, "makes_masks", True)
+    if (masks and makes_masks) or not trainer.limit_val_batches:
         return
+    if makes_masks:
+        reason = "is NaN in every epoch, as no validation image has a mask: add masks to val, or"
+    else:
+        reason = "is a score of masks, and the model is an image-level classifier, which makes none:"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
         if monitor in scores:
-            raise InputError(
-                f"{type(callback).__name__} monitors {monitor!r}, which is NaN in every epoch, as no validation image "
-                f"has a mask: add masks to val, or monitor {REMEDY}"
-            )
+            raise InputError(f"{type(callback).__name__} monitors {monitor!r}, which {reason} monitor {REMEDY}")

@@ -154,8 +154,13 @@ class SegmentationTask(pl.LightningModule):
         return len(self.class_names)
 
     @property
+    def makes_masks(self) -> bool:
+        """Whether the model segments at all: an image-level classifier has no scores of masks."""
+        return self.model.makes_masks
+
+    @property
     def mask_metrics(self) -> frozenset[str]:
-        """What is logged of validation masks, and is NaN without any."""
+        """What is logged of validation masks, and is NaN without any; not logged of a model that makes none."""
         return frozenset(f"val/{name}" for name in self._metrics("val").compute_masks())
 
     def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
@@ -324,7 +329,8 @@ class SegmentationTask(pl.LightningModule):
 
     def _log_metrics(self, stage: Stage) -> None:
         metrics = self._metrics(stage)
-        values = {**metrics.compute_masks(), **metrics.compute_labels()}
+        masks = metrics.compute_masks() if self.model.makes_masks else {}
+        values = {**masks, **metrics.compute_labels()}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("miou", "cls/map"))
         metrics.reset()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tw_seg.data.layouts.file_names import describe_strays, find_near_name, list_by_stem, show_names
+from tw_seg.data.layouts.file_names import choose_mask, describe_strays, find_near_name, list_by_stem, show_names
 from tw_seg.errors import DataError
 
 
@@ -19,6 +19,9 @@ from tw_seg.errors import DataError
         ("IMG_0", "img_0", "in another case"),
         ("caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9"), "in another Unicode form (NFC, NFD)"),
         ("a", "a.jpg", "with a suffix or a space in its name"),
+        ("a.png", "A", "in another case"),
+        ("a.png", "a.PNG", "in another case"),
+        ("a.jpg", "a.png", "with another suffix"),
         ("im7", "im0007", "with other zeros in front of a number"),
     ],
 )
@@ -58,3 +61,12 @@ def test_listing(tmp_path):
     with pytest.raises(DataError, match="nowhere: cannot list the folder"):
         list_by_stem(tmp_path / "nowhere")
     assert show_names([1, 2]) == "1, 2"
+
+
+def test_one_mask_of_a_name():
+    assert choose_mask([]) is None
+    assert choose_mask([Path("a.PNG")]) == Path("a.PNG") == choose_mask([Path("a.PNG"), Path("a.jpg")])
+    with pytest.raises(DataError, match=r"a.jpg: masks must be PNG files"):
+        choose_mask([Path("a.jpg")])
+    with pytest.raises(DataError, match=r"a.PNG: expected one mask of this name, found 'a.png' too; remove one"):
+        choose_mask([Path("a.PNG"), Path("a.png")])

@@ -161,6 +161,9 @@ def test_masks_that_match_no_image(root):
     ("entry", "how"),
     [
         ("A", "'a.jpg' is like it, but in another case"),
+        ("A.jpg", "'a.jpg' is like it, but in another case"),
+        ("a.JPG", "'a.jpg' is like it, but in another case"),
+        ("b.jpg", "'b.png' is like it, but with another suffix"),
         ("images/a.jpg", "write its name without folders"),
         ("a_img", "'a.jpg' is like it, but with '_img' in its name"),
     ],

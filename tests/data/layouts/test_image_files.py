@@ -79,3 +79,14 @@ def test_what_a_mask_holds(root):
     found, turned = Pairs(root).read_mask_ids(1)
     assert np.flatnonzero(found).tolist() == [0, 2, 255] and not turned
     assert Pairs(root).mask_file(1) == root / "b_mask.png"
+
+
+def test_transparency_is_warned_of_once(root):
+    for name in "ab":
+        with Image.open(root / f"{name}.png") as picture:
+            picture.putalpha(7)
+            picture.save(root / f"{name}.png")
+    data = Pairs(root)
+    with pytest.warns(UserWarning, match=rf"{root / 'a.png'}: the image has transparent pixels.*not named") as caught:
+        assert (data[0].image == 0).all() and (data[1].image == 40).all()
+    assert len(caught) == 1

@@ -42,7 +42,7 @@ def test_images_become_rgb(tmp_path):
     rng = np.random.default_rng(0)
     color = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(read_image(write(tmp_path / "rgb.png", color)), color)
-    alpha = np.dstack([color, np.full((5, 7), 9, dtype=np.uint8)])
+    alpha = np.dstack([color, np.full((5, 7), 255, dtype=np.uint8)])
     np.testing.assert_array_equal(read_image(write(tmp_path / "rgba.png", alpha)), color)
     grey = color[..., 0]
     np.testing.assert_array_equal(read_image(write(tmp_path / "grey.png", grey)), np.dstack([grey] * 3))
@@ -50,11 +50,40 @@ def test_images_become_rgb(tmp_path):
     np.testing.assert_array_equal(read_image(write(tmp_path / "bits.png", bits)), np.dstack([bits * 255] * 3))
     palette = Image.fromarray(grey)
     palette.putpalette([v for i in range(256) for v in (i, 0, 255 - i)])
-    palette.save(tmp_path / "p.png", transparency=bytes(range(256)))
+    palette.save(tmp_path / "p.png", transparency=bytes([255] * 256))
     expected = np.dstack([grey, np.zeros_like(grey), 255 - grey])
     np.testing.assert_array_equal(read_image(tmp_path / "p.png"), expected)
     for name in ("rgb.png", "grey.png"):
         assert read_image(tmp_path / name).dtype == np.uint8 and read_image(tmp_path / name).flags.writeable
+
+
+def test_what_rgb_leaves_out_is_reported(tmp_path):
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    hole = np.full((5, 7, 1), 255, dtype=np.uint8)
+    hole[2, 3] = 254
+    pictures = {
+        "rgba.png": (Image.fromarray(np.dstack([color, hole])), {}),
+        "la.png": (Image.fromarray(np.dstack([color[..., :1], hole])), {}),
+        "p.png": (Image.fromarray(color[..., 0]).convert("P"), {"transparency": bytes(range(256))}),
+        "rgb.png": (Image.fromarray(color), {"transparency": tuple(map(int, color[0, 0]))}),
+        "rgba.webp": (Image.fromarray(np.dstack([color, hole])), {"lossless": True, "exact": True}),
+        "rgba.tif": (Image.fromarray(np.dstack([color, hole])), {}),
+    }
+    for name, (picture, options) in pictures.items():
+        path = tmp_path / name
+        picture.save(path, **options)
+        with Image.open(path) as opened:
+            expected = np.array(opened.convert("RGBA"))[..., :3]
+        with pytest.warns(UserWarning, match=rf"{path}: the image has transparent pixels; .* a background of your"):
+            np.testing.assert_array_equal(read_image(path), expected)
+        said: list[str] = []
+        read_image(path, report=said.append)
+        assert len(said) == 1
+    four = Image.frombytes("RGBX", (7, 5), rng.bytes(4 * 35))
+    four.save(tmp_path / "infrared.tif")
+    with pytest.warns(UserWarning, match=r"infrared.tif: the image has 4 channels, of which the first 3 are read"):
+        np.testing.assert_array_equal(read_image(tmp_path / "infrared.tif"), np.array(four.convert("RGB")))
 
 
 def test_deep_images_are_refused(tmp_path):
@@ -68,6 +97,9 @@ def test_masks_of_all_kinds(tmp_path, mask):
         found = read_mask(write(tmp_path / f"{name}.png", array, mode), num_classes=3, shape=(6, 9))
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, mask)
+    overlay = Image.open(write(tmp_path / "overlay.png", mask, "P"))
+    overlay.save(tmp_path / "overlay.png", transparency=0)  # only shown so: the indices count
+    np.testing.assert_array_equal(read_mask(tmp_path / "overlay.png", num_classes=3), mask)
     bits = read_mask(write(tmp_path / "bits.png", mask == 2), num_classes=2)
     np.testing.assert_array_equal(bits, mask == 2)
 

@@ -43,6 +43,20 @@ def list_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot list the folder ({error.strerror}); check the path") from error
 
 
+def choose_mask(found: Sequence[Path]) -> Path | None:
+    """The mask among the files of an image's name; ``None`` if there is no file.
+
+    Raises:
+        DataError: If none is a PNG file, or several are (``a.png`` and ``a.PNG``).
+    """
+    masks = [path for path in found if path.suffix.lower() == ".png"]
+    if found and not masks:
+        raise DataError(f"{found[0]}: masks must be PNG files (others change class ids); convert it")
+    if len(masks) > 1:
+        raise DataError(f"{masks[0]}: expected one mask of this name, found {masks[1].name!r} too; remove one")
+    return masks[0] if masks else None
+
+
 def show_names(names: Sequence[object]) -> str:
     """The first few names, and whether there are more.
 
@@ -126,7 +140,11 @@ def _compare(name: str, other: str) -> str:
         return "in another Unicode form (NFC, NFD)"
     if name.casefold() == other.casefold():
         return "in another case"
-    if _strip_suffix(name).casefold() == _strip_suffix(other).casefold():
-        return "with a suffix or a space in its name"
+    stems = [_strip_suffix(text) for text in (name, other)]
+    if stems[0] == stems[1]:
+        both = all(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in (name, other))
+        return "with another suffix" if both else "with a suffix or a space in its name"
+    if stems[0].casefold() == stems[1].casefold():
+        return "in another case"
     marks = [mark for text in (other, name) for mark in _MARK.findall(_strip_suffix(text))]
     return f"with {marks[0]!r} in its name" if marks else "with other zeros in front of a number"

@@ -12,6 +12,7 @@ import numpy as np
 
 from tw_seg.data.layouts.file_names import (
     IMAGE_SUFFIXES,
+    choose_mask,
     describe_strays,
     find_near_name,
     list_by_stem,
@@ -99,7 +100,7 @@ class FolderDataset(ImageFiles):
         self.classes = table.classes
         self.labels = table.labels[rows]
         masks = list_by_stem(root / "masks") if need_labels and (root / "masks").is_dir() else {}
-        self._masks = [_find_mask(name, masks) for name in self.names]
+        self._masks = [choose_mask(masks.get(name, [])) for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
         listed = {name for entry in table.images for name in (entry, Path(entry).stem)}
         strays = describe_strays(masks, images, listed)
@@ -176,8 +177,11 @@ def _find_image(entry: str, by_stem: Mapping[str, list[Path]], folder: Path, csv
     """The file that a row of the table means: by its whole name, or by its name without suffix."""
     found = _look_up(entry, by_stem)
     if not found:
-        near = find_near_name(Path(entry.replace("\\", "/")).name, by_stem)
-        like = "" if near is None else f" ({by_stem[near[0]][0].name!r} is like it, but {near[1]})"
+        name = Path(entry.replace("\\", "/")).name
+        whole = Path(name).suffix.lower() in IMAGE_SUFFIXES
+        names = {path.name if whole else path.stem: path.name for paths in by_stem.values() for path in paths}
+        near = find_near_name(name, names)
+        like = "" if near is None else f" ({names[near[0]]!r} is like it, but {near[1]})"
         if len(Path(entry.replace("\\", "/")).parts) > 1:
             like += " (write its name without folders)"
         raise DataError(
@@ -187,14 +191,6 @@ def _find_image(entry: str, by_stem: Mapping[str, list[Path]], folder: Path, csv
         files = ", ".join(path.name for path in found)
         raise DataError(f"{csv_path}: the image {entry!r} may be {files} in {folder}; write the name with its suffix")
     return found[0]
-
-
-def _find_mask(name: str, by_stem: Mapping[str, list[Path]]) -> Path | None:
-    found = by_stem.get(name, [])
-    masks = [path for path in found if path.suffix.lower() == ".png"]
-    if found and not masks:
-        raise DataError(f"{found[0]}: masks must be PNG files (others change class ids); convert it")
-    return masks[0] if masks else None
 
 
 def _describe_masks(root: Path, name: str, strays: str) -> str:

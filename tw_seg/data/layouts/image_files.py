@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class ImageFiles:
     mask_search: str = "no mask was looked for"
     _images: list[Path]
     _masks: list[Path | None]
+    _reported = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -43,11 +45,17 @@ class ImageFiles:
         Raises:
             DataError: If a file is unreadable, or the mask does not fit the image or the class list.
         """
-        image = read_image(self._images[index])
+        image = read_image(self._images[index], report=self._report)
         path = self._masks[index] if mask else None
         height, width, _ = image.shape
         ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=(height, width))
         return Sample(image, ids, self.labels[index], self.names[index])
+
+    def _report(self, text: str) -> None:
+        """Warn of what an image leaves out; of the first image only."""
+        if not self._reported:
+            self._reported = True
+            warnings.warn(f"{text} (other such images of the data set are not named)", stacklevel=2)
 
     def mask_file(self, index: int) -> Path:
         """The mask file of an image that has one."""

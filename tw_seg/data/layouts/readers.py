@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from tw_seg.arguments import check_class_count, check_mask_ids
+from tw_seg.data.layouts.opening import SWAP_SIDES, TURNS, convert_to_rgb, find_orientation, open_image, read_file
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND
 
@@ -21,21 +22,7 @@ BACKGROUND_NAME = "background"
 _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _INTEGER = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What a viewer does with the stored pixels, by the value of the EXIF tag "orientation"."""
-_SWAP_SIDES = (5, 6, 7, 8)
-
 _SEPARATORS = (",", ";", "\t")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -55,24 +42,29 @@ class LabelTable:
     labels: np.ndarray
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, report: Callable[[str], None] = warnings.warn) -> np.ndarray:
     """Read an 8-bit image as viewers show it, as RGB, uint8, shape (H, W, 3).
 
     Grey, palette and CMYK images are converted, transparency is left out (the colours under it count), 16-bit colours
     lose their lower 8 bits, and an image is turned as its EXIF tag "orientation" says.
 
+    Args:
+        path: The file.
+        report: Is told what is left out: transparency, or a fourth channel.
+
     Raises:
-        DataError: If the file is missing, unreadable, truncated or not 8-bit.
+        DataError: If the file is missing, unreadable, truncated or not 8-bit, or has several pages.
     """
-    image = _open_image(path, "image")
+    image = open_image(path, "image")
     if image.mode not in _EIGHT_BIT:
         raise DataError(
             f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB, with one "
             "scale for all images of the data set"
         )
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    rgb, left_out = convert_to_rgb(image)
+    if left_out:
+        report(f"{path}: the image has {left_out}")
+    return np.array(rgb)
 
 
 def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -84,10 +76,10 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
         shape: Height and width of the image it belongs to, if they are to be compared.
 
     Raises:
-        DataError: If the file is missing, unreadable, in colour, of another shape, or has a class id out of
-            range.
+        DataError: If the file is missing, unreadable, in colour or transparent, of another shape, or has several
+            pages or a class id out of range.
     """
-    image = _open_image(path, "mask")
+    image = open_image(path, "mask")
     if image.mode not in _INTEGER:
         raise DataError(
             f"{path}: expected a mask of class ids (single-channel or palette PNG), found mode {image.mode}; "
@@ -118,15 +110,15 @@ def read_size(path: Path) -> tuple[tuple[int, int], bool]:
     """
 
     def read(image: Image.Image) -> tuple[tuple[int, int], bool]:
-        orientation = _find_orientation(image)
-        if orientation in _SWAP_SIDES and image.format == "TIFF":
+        orientation = find_orientation(image)
+        if orientation in SWAP_SIDES and image.format == "TIFF":
             image.load()  # Pillow turns TIFFs itself: before that the size depends on its version
             width, height = image.size
         else:
-            width, height = image.size[::-1] if orientation in _SWAP_SIDES else image.size
-        return (height, width), orientation in _TURNS and (width == height or orientation not in _SWAP_SIDES)
+            width, height = image.size[::-1] if orientation in SWAP_SIDES else image.size
+        return (height, width), orientation in TURNS and (width == height or orientation not in SWAP_SIDES)
 
-    return _read_file(path, "image", read)
+    return read_file(path, "image", read)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -237,40 +229,6 @@ def check_unique(names: Sequence[str], path: Path) -> None:
         if name in seen:
             raise DataError(f"{path}: the image {name!r} is listed twice; remove one of the two lines")
         seen.add(name)
-
-
-def _open_image(path: Path, what: str) -> Image.Image:
-    def load(image: Image.Image) -> Image.Image:
-        image.load()
-        turn = _TURNS.get(_find_orientation(image))
-        return image if turn is None else image.transpose(turn)
-
-    return _read_file(path, what, load)
-
-
-def _read_file(path: Path, what: str, read: Callable[[Image.Image], _T]) -> _T:
-    try:
-        with Image.open(path) as image:
-            return read(image)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the {what} file is missing; add it or take it off the list") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"{path}: the {what} has more pixels than Pillow reads ({error}); cut it into tiles, or, if you trust the "
-            "file and have the memory, raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except MemoryError as error:
-        raise DataError(f"{path}: the {what} does not fit into the memory; cut it into tiles") from error
-    except Exception as error:  # Pillow's decoders raise errors of every class on broken files
-        raise DataError(f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated") from error
-
-
-def _find_orientation(image: Image.Image) -> int:
-    """The EXIF tag "orientation"; 1, as stored, where there is none or the EXIF data is broken, as viewers do."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of every class, as above
-        return 1
 
 
 def _find_separator(lines: Sequence[str]) -> str:

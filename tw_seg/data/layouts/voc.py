@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, describe_strays, find_near_name, list_by_stem, show_names
+from tw_seg.data.layouts.file_names import (
+    IMAGE_SUFFIXES,
+    choose_mask,
+    describe_strays,
+    find_near_name,
+    list_by_stem,
+    show_names,
+)
 from tw_seg.data.layouts.image_files import ImageFiles
 from tw_seg.data.layouts.readers import (
     check_classes,
@@ -96,7 +103,7 @@ class VOCDataset(ImageFiles):
         self.names = tuple(_read_name(line, images, masks, split_path) for line in lines)
         check_unique(self.names, split_path)
         self._images = [_find_image(images, name, split_path) for name in self.names]
-        self._masks = [_find_mask(masks, name) if need_labels else None for name in self.names]
+        self._masks = [choose_mask(masks.find(name)) if need_labels else None for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks])
         if not need_labels:
             self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
@@ -225,11 +232,3 @@ def _find_image(images: _Files, name: str, split_path: Path) -> Path:
         f"{images.root / name}.jpg: {split_path} lists this image, but there is no such file{like}; add it or remove "
         "it; a list has names alone, without folder or suffix"
     )
-
-
-def _find_mask(masks: _Files, name: str) -> Path | None:
-    found = masks.find(name)
-    pngs = [path for path in found if path.suffix.lower() == ".png"]
-    if found and not pngs:
-        raise DataError(f"{found[0]}: masks must be PNG files (others change class ids); convert it")
-    return pngs[0] if pngs else None
