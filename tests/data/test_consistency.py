@@ -68,6 +68,13 @@ def test_one_class_of_0_and_255():
     assert "255 means 'ignore'" in said
 
 
+def test_some_masks_of_0_and_255():
+    (said,) = check(*[("c", [0, 1])] * 3, *[("c", [0, 255])] * 2)
+    assert "2 of 5 masks have no pixel of a class that the labels say is there: cat in 2; first masks/3.png" in said
+    assert "255 means 'ignore'" in said
+    assert check(*[("c", [0, 1])] * 60, *[("c", [0, 255])] * 2) == []  # hidden in few: it happens
+
+
 def test_labels_without_a_pixel_of_a_full_mask():
     (said,) = check(("c", [0, 1]), ("cd", [0, 1]), ("c", [0]), ("d", [0, 2]))
     assert "2 of 4 masks have no pixel of a class that the labels say is there: cat in 1, dog in 1" in said

@@ -14,6 +14,7 @@ from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 _SHOWN = 3
+_OFTEN = 0.05  # of the images that show an object
 _SAVE = (
     f"{IGNORE_INDEX} means 'ignore', so an object that is saved as {IGNORE_INDEX} is never learned: save it as its "
     "class id, 1 for the first class"
@@ -36,8 +37,9 @@ def check_masks(data: MaskFiles, rows: Sequence[int] | np.ndarray, what: str) ->
     """Compare masks with the image-level labels of their images, and each mask's size with its image's.
 
     A pixel of 255 may hide an object, so a label without a pixel is certainly wrong only where the mask has no 255, and
-    a pixel without its label always is. Single contradictions are warnings with counts and files. Where no mask at all
-    agrees with its labels, the data are refused. Turned images are named where sizes cannot tell whether masks are too.
+    a pixel without its label always is; that 255 hides all objects of several images is not believed either. Single
+    contradictions are warnings with counts and files. Where no mask at all agrees with its labels, the data are
+    refused. Turned images are named where sizes cannot tell whether masks are too.
 
     Args:
         data: The data set.
@@ -114,10 +116,13 @@ def _warn_of_missing_pixels(
     missing = named & ~shown
     # Ignored pixels may hide an object, but hardly the same class in every image.
     never = ~shown.any(axis=0) & (named.sum(axis=0) > 1)
-    missing &= ~ignored[:, None] | never
+    # All that the labels name may be ignored in an image, but hardly in many: some masks are of 0 and 255.
+    empty = ignored & named.any(axis=1) & ~shown.any(axis=1)
+    empty &= empty.sum() > max(1, _OFTEN * named.any(axis=1).sum())
+    missing &= ~ignored[:, None] | never | empty[:, None]
     wrong = [file for file, row in zip(files, missing, strict=True) if row.any()]
     if wrong:
-        hint = f"; {_SAVE}" if ignored.any() and never.any() else ""
+        hint = f"; {_SAVE}" if (ignored.any() and never.any()) or empty.any() else ""
         warnings.warn(
             f"{what}: {len(wrong)} of {len(files)} masks have no pixel of a class that the labels say is there: "
             f"{_count(missing, names)}; first {_show(wrong)}; correct the labels or the masks{hint}",

@@ -52,7 +52,7 @@ def test_strays():
 
 
 def test_listing(tmp_path):
-    for name in ("a.JPG", "a.png", "b.tif", "notes.txt"):
+    for name in ("a.JPG", "a.png", "b.tif", "notes.txt", "._a.png"):
         (tmp_path / name).touch()
     assert {stem: [path.name for path in found] for stem, found in list_by_stem(tmp_path).items()} == {
         "a": ["a.JPG", "a.png"],

@@ -222,3 +222,19 @@ def test_pictures_are_enough_to_predict(root):
         shutil.rmtree(root / "masks")
         (root / "masks").mkdir()
         FolderDataset(root / "masks", need_labels=False)
+
+
+def test_pictures_that_are_not_read_are_named(root):
+    pictures = root / "images"
+    for name in ("x.gif", "y.JFIF", "notes.txt", ".hidden.gif"):
+        (pictures / name).touch()
+    shutil.copytree(root / "masks", pictures / "more")
+    (pictures / "empty").mkdir()
+    with pytest.warns(UserWarning, match=rf"{pictures}: more, x.gif, y.JFIF are not read: .*ending in .bmp") as caught:
+        data = FolderDataset(pictures, need_labels=False)
+    assert data.names == ("a", "b", "c.d", "e") and len(caught) == 1
+    for path in pictures.iterdir():
+        if path.suffix in (".jpg", ".png", ".bmp"):
+            path.unlink()
+    with pytest.raises(DataError, match=r"there is no image \(.*\), but more, x.gif, y.JFIF; check the path"):
+        FolderDataset(pictures, need_labels=False)

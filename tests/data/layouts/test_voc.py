@@ -214,3 +214,12 @@ def test_a_list_is_enough_to_predict(root):
     data = VOCDataset(root, "train", classes=["background", "cat"], need_labels=False)
     assert data.classes == ("background", "cat") and data.labels.tolist() == [[1, 0], [1, 0]]
     assert data[0].mask is None and not data.has_mask.any()
+
+
+def test_two_images_of_one_name(root):
+    picture = Image.open(root / "JPEGImages" / "2007_1.jpg")
+    picture.save(root / "JPEGImages" / "2007_1.png")
+    for line in ("2007_1", "2007_1.png"):
+        (root / "ImageSets/Segmentation/train.txt").write_text(f"{line}\n")
+        with pytest.raises(DataError, match=r"2007_1: .* may be 2007_1.jpg, 2007_1.png; leave one of them"):
+            VOCDataset(root, "train")

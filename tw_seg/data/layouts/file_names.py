@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from tw_seg.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -19,16 +21,27 @@ _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def list_by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder by their names without suffix.
+    """The images of a folder by their names without suffix; hidden files (macOS writes ``._NAME.png``) are none.
 
     Raises:
         DataError: If the folder cannot be listed.
     """
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in list_files(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             by_stem[path.stem].append(path)
     return dict(by_stem)
+
+
+def list_other_pictures(folder: Path) -> list[str]:
+    """Names of files in other formats of images, and of folders with images, which `list_by_stem` leaves out.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    formats = Image.registered_extensions().keys() - IMAGE_SUFFIXES
+    paths = [path for path in list_files(folder) if not path.name.startswith(".")]
+    return [path.name for path in paths if (list_by_stem(path) if path.is_dir() else path.suffix.lower() in formats)]
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from tw_seg.data.layouts.file_names import (
     find_near_name,
     list_by_stem,
     list_files,
+    list_other_pictures,
     show_names,
 )
 from tw_seg.data.layouts.image_files import ImageFiles
@@ -112,9 +113,17 @@ class FolderDataset(ImageFiles):
         """All images of a folder that has no table."""
         folder = root / "images" if (root / "images").is_dir() else root
         by_stem = list_by_stem(folder)
+        others = list_other_pictures(folder)
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         if not by_stem:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"{folder}: there is no image (files ending in {suffixes}); check the path")
+            found = f", but {show_names(others)}" if others else ""
+            raise DataError(f"{folder}: there is no image (files ending in {suffixes}){found}; check the path")
+        if others:
+            warnings.warn(
+                f"{folder}: {show_names(others)} are not read: pictures are files in the folder itself ending in "
+                f"{suffixes}; convert or move them if they belong to these",
+                stacklevel=3,
+            )
         self._images = [path for paths in by_stem.values() for path in paths]
         # Two files of one name, such as a.jpg and a.png, are told apart by their suffix.
         self.names = tuple(path.stem if len(by_stem[path.stem]) == 1 else path.name for path in self._images)

@@ -220,10 +220,12 @@ def _strip_folder(path: str, folder: Path) -> str:
 
 
 def _find_image(images: _Files, name: str, split_path: Path) -> Path:
-    found = {path.suffix.lower(): path for path in reversed(images.find(name))}
-    for suffix in (".jpg", ".jpeg", ".png", *sorted(IMAGE_SUFFIXES)):
-        if suffix in found:
-            return found[suffix]
+    found = images.find(name)
+    if len(found) > 1:
+        files = show_names([path.name for path in found])
+        raise DataError(f"{images.root / name}: {split_path} lists this image, which may be {files}; leave one of them")
+    if found:
+        return found[0]
     near = find_near_name(Path(name).name, images.beside(name))
     like = "" if near is None else f" ({near[0]!r} is like it, but {near[1]})"
     there = [path.name for paths in images.top().values() for path in paths]
