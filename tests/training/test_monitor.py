@@ -31,6 +31,20 @@ def test_scores_of_masks_that_a_classifier_does_not_make():
     check_monitors(trainer(ModelCheckpoint(monitor="val/cls/map"), makes_masks=False), 0)
 
 
+def test_a_mode_that_would_keep_the_worst():
+    module = SegmentationTask("classifier", class_names=NAMES, **ENCODER)
+    for callback, better in (
+        (ModelCheckpoint(monitor="val/loss", mode="max"), "min"),
+        (ModelCheckpoint(monitor="val/cls/bce", mode="max"), "min"),
+        (EarlyStopping("val/cls/map"), "max"),
+    ):
+        run = SimpleNamespace(callbacks=[Callback(), callback], lightning_module=module, limit_val_batches=1.0)
+        with pytest.raises(InputError, match=rf"{type(callback).__name__} monitors 'val/.* worst .*best.mode {better}"):
+            check_monitors(run, 1)
+        callback.mode = better
+        check_monitors(run, 1)
+
+
 def test_other_scores_need_no_mask():
     check_monitors(trainer(ModelCheckpoint(monitor="val/cls/map"), ModelCheckpoint(), EarlyStopping("val/loss")), 0)
 

@@ -16,6 +16,7 @@ from tw_seg.arguments import check_batch, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses import SegmentationLoss
 from tw_seg.losses.annotated import Unmasked
+from tw_seg.losses.segmentation import PARTS
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_weights
@@ -162,6 +163,13 @@ class SegmentationTask(pl.LightningModule):
     def mask_metrics(self) -> frozenset[str]:
         """What is logged of validation masks, and is NaN without any; not logged of a model that makes none."""
         return frozenset(f"val/{name}" for name in self._metrics("val").compute_masks())
+
+    @property
+    def monitor_modes(self) -> dict[str, str]:
+        """What is logged of validation, and whether less (``"min"``) or more (``"max"``) of it is better."""
+        scores = {**self._metrics("val").compute_masks(), **self._metrics("val").compute_labels()}
+        losses = ("loss", *PARTS)
+        return {f"val/{name}": "max" for name in scores} | {f"val/{name}": "min" for name in losses}
 
     def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
         """The model's output for images (N, C, H, W); see :class:`tw_seg.types.SegOutput`."""
