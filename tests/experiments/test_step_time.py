@@ -10,7 +10,7 @@ pytest.importorskip("segmentation_models_pytorch")
 
 
 def test_prints_a_row_for_each_contender(capsys) -> None:
-    step_time.main(["--batch_size=3", "--labelled=1", "--classes=3", "--size=32", "--repeats=2"])
+    step_time.main(["--batch_size=3", "--labelled=1", "--classes=3", "--present=1", "--size=32", "--repeats=2"])
     out = capsys.readouterr().out
     for name in step_time.contenders(3):
         assert f"| {name} |" in out
@@ -18,6 +18,6 @@ def test_prints_a_row_for_each_contender(capsys) -> None:
 
 
 def test_every_contender_is_timed_in_turn() -> None:
-    seconds = step_time.measure(batch_size=2, labelled=1, classes=2, size=32, repeats=3)
+    seconds = step_time.measure(batch_size=2, labelled=1, classes=2, present=1, negatives=1, size=32, repeats=3)
     assert set(seconds) == set(step_time.contenders(2))
     assert all(len(values) == 3 and min(values) > 0 for values in seconds.values())

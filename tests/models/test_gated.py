@@ -142,9 +142,13 @@ def test_pairs_in_any_order(images: Tensor, background: str) -> None:
     tape, logits = model.record(images)
     expected = model(images)
     close(logits, expected.logits)
-    close(model.decode_pairs(tape, samples, classes), expected.mask_logits[samples, classes])
+    found = model.decode_pairs(tape, samples, classes)
+    close(found.logits, expected.logits)
+    for one, other in zip((found.mask_logits, *found.aux), (expected.mask_logits, *expected.aux), strict=True):
+        close(one, other[samples, classes][:, None])
     none = torch.empty(0, dtype=torch.int64)
-    assert model.decode_pairs(tape, none, none).shape == (0, 33, 47)
+    nothing = model.decode_pairs(tape, none, none)
+    assert [one.shape for one in (nothing.mask_logits, *nothing.aux)] == [(0, 1, 33, 47)] * 3
     with pytest.raises(InputError, match=r"\[4\] are outside 0..3"):
         model.decode_pairs(tape, torch.tensor([0]), torch.tensor([4]))
 
@@ -158,7 +162,7 @@ def test_pairs_carry_the_gradient_of_the_full_decode(images: Tensor) -> None:
     def gradients(maps: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad((maps * weights).sum(), parameters, materialize_grads=True))
 
-    found = gradients(model.decode_pairs(model.record(images)[0], samples, classes))
+    found = gradients(model.decode_pairs(model.record(images)[0], samples, classes).mask_logits[:, 0])
     for one, other in zip(found, gradients(model(images).mask_logits[samples, classes]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

@@ -22,6 +22,7 @@ model:
   model_kwargs: {decoder_kwargs: {read_out: layer3}}
   warmup_steps: 2
   pseudo_masks: {images: 1, start: 3, confidence: 0.05}
+  sampled_classes: {negatives: 1}
 data:
   dataset_kwargs: {size: 32}
   split_kwargs: {train: {length: 16}, val: {length: 2}}

@@ -11,8 +11,8 @@ from tw_seg.errors import InputError
 from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND
 
-_ABSENT = -1e4
-"""Logit of a class that stands in the background's: its own probability is 0 in every float type."""
+ABSENT_LOGIT = -1e4
+"""Logit of a class that no pixel of an image can have: its probability is 0, in every float type."""
 
 Unmasked = Literal["compete", "fixed", "leave_out"]
 """What classes that were not annotated do in the loss of a mask, see :func:`merge_open_classes`."""
@@ -73,7 +73,7 @@ def merge_open_classes(
         logits = torch.where(shown[..., None, None], logits, logits.detach())
     is_open = ~annotated & (labels > 0)
     is_open[:, BACKGROUND] = True
-    group = torch.where(is_open[..., None, None], logits, _ABSENT).logsumexp(1, keepdim=True)
+    group = torch.where(is_open[..., None, None], logits, ABSENT_LOGIT).logsumexp(1, keepdim=True)
     gone = is_open | ~annotated if unmasked == "leave_out" else is_open
-    single = torch.where(gone[..., None, None], _ABSENT, logits)
+    single = torch.where(gone[..., None, None], ABSENT_LOGIT, logits)
     return torch.cat([group, single[:, BACKGROUND + 1 :]], dim=1)

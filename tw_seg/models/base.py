@@ -216,7 +216,7 @@ class SegModel(nn.Module, ABC):
         """
         raise self._no_pairs()
 
-    def decode_pairs(self, tape: Any, samples: Tensor, classes: Tensor) -> Tensor:
+    def decode_pairs(self, tape: Any, samples: Tensor, classes: Tensor) -> SegOutput:
         """Segment chosen (sample, class) pairs: as many classes of each image as it needs.
 
         Args:
@@ -225,7 +225,7 @@ class SegModel(nn.Module, ABC):
             classes: Its class among the K, int64 (P,).
 
         Returns:
-            Mask logits (P, H, W).
+            Logits (N, K), mask logits (P, 1, H, W) and, of the same shape, what forward gives for deep supervision.
 
         Raises:
             InputError: For samples or classes that are no int64 vectors of the same length, or if the model cannot do

@@ -125,7 +125,7 @@ class GatedSegmenter(nn.Module):
         _check_evaluation_mode(self.model)
         tape, logits = self.model.record(images)
         samples, classes = select_classes(logits, self.gate).nonzero().unbind(1)
-        maps = self.model.decode_pairs(tape, samples, classes)
+        maps = self.model.decode_pairs(tape, samples, classes).mask_logits[:, 0]
         mask_logits = maps.new_full((*logits.shape, *maps.shape[1:]), get_rejected_logit(maps.dtype))
         return SegOutput(logits, mask_logits.index_put_((samples, classes), maps))
 

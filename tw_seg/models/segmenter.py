@@ -148,33 +148,29 @@ class HeatmapSegmenter(SegModel):
 
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
         decoded = self.decoder(images, self._find_columns(classes), samples)
-        scaled = self._scale_heatmaps(decoded.readouts)
         chosen = images if samples is None else images.index_select(0, samples)
-        maps = [
-            self._insert_background(resize_maps(one, images.shape[2:]), classes)
-            for one in (*scaled, *self._refine(scaled, chosen))
-        ]
-        offset = self._find_offset(classes)
-        aux = tuple(one + offset for one in maps[: len(scaled)]) if len(scaled) > 1 else ()
-        # In place: of the sum, or of the only map, nothing else is left.
-        return SegOutput(self._insert_logit(decoded.logits), _add_up(maps).add_(offset), aux)
+        maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, chosen)]
+        return self._add_offset(decoded.logits, maps, self._find_offset(classes))
 
     def record(self, images: Tensor) -> tuple[Tape, Tensor]:
         self.check_images(images)
         tape = self.decoder.record(images)
         return tape, self._insert_logit(tape.logits)
 
-    def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Tensor:
+    def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> SegOutput:
         check_pairs(samples, classes, self.num_classes)
-        offset = self._find_offset(classes)
+        offset = self._find_offset(classes)[:, None]
         if self.class_prior:
             prior = self.compute_prior(self._insert_logit(tape.logits)[samples, classes], classes)
-            offset = offset + prior[:, None, None]
+            offset = offset + prior[:, None, None, None]
         if self.background == "class":
-            return self._decode_maps(tape, samples, classes) + offset
+            return self._add_offset(tape.logits, self._decode_maps(tape, samples, classes), offset)
         objects = (classes != BACKGROUND).nonzero().flatten()
-        maps = self._decode_maps(tape, samples[objects], classes[objects] - 1)
-        return maps.new_zeros((len(classes), *maps.shape[1:])).index_copy(0, objects, maps) + offset
+        maps = [
+            one.new_zeros((len(classes), *one.shape[1:])).index_copy(0, objects, one)
+            for one in self._decode_maps(tape, samples[objects], classes[objects] - 1)
+        ]
+        return self._add_offset(tape.logits, maps, offset)
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
         """Start from an image-level classifier of the same encoder: its state dict, every key of it.
@@ -191,16 +187,23 @@ class HeatmapSegmenter(SegModel):
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
-    def _scale_heatmaps(self, readouts: Sequence[Tensor]) -> list[Tensor]:
-        """The heatmaps of each read-out as they add up to mask logits: normalised and scaled, not resized."""
-        scale = self.log_scale.exp()
-        return [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(readouts)]
+    def _make_maps(self, readouts: Sequence[Tensor], images: Tensor, samples: Tensor | None = None) -> list[Tensor]:
+        """What adds up to mask logits: the heatmaps of each read-out, normalised and scaled, and the correction.
 
-    def _refine(self, maps: Sequence[Tensor], images: Tensor, samples: Tensor | None = None) -> list[Tensor]:
-        """The correction that is added to the maps, at the size of the largest; nothing without a refining net."""
-        if self.compress is None and self.refine:
-            maps = [one.asinh() for one in maps]
-        return [net(maps, images, samples) for net in self.refine]
+        ``samples`` are the rows of the images that the heatmaps belong to, where they are not all in order.
+        """
+        scale = self.log_scale.exp()
+        scaled = [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(readouts)]
+        seen = [one.asinh() for one in scaled] if self.compress is None and self.refine else scaled
+        corrections = [net(seen, images, samples) for net in self.refine]
+        return [resize_maps(one, images.shape[2:]) for one in (*scaled, *corrections)]
+
+    def _add_offset(self, logits: Tensor, maps: Sequence[Tensor], offset: Tensor) -> SegOutput:
+        """The output for the classifier's logits, the maps of each read-out and, if there is one, the correction."""
+        depths = len(self.log_scale)
+        aux = tuple(one + offset for one in maps[:depths]) if depths > 1 else ()
+        # In place: of the sum, or of the only map, nothing else is left.
+        return SegOutput(self._insert_logit(logits), _add_up(maps).add_(offset), aux)
 
     def _find_offset(self, classes: tuple[int, ...] | Tensor) -> Tensor:
         """Offsets of P classes, shape (P, 1, 1)."""
@@ -209,11 +212,9 @@ class HeatmapSegmenter(SegModel):
         index = class_tensor(classes, self.offset.device)
         return self.offset[index.clamp(max=len(self.offset) - 1)][:, None, None]
 
-    def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> Tensor:
-        """Maps (P, H, W) of pairs of a sample and a column of the classifier."""
-        scaled = self._scale_heatmaps(self.decoder.decode_pairs(tape, samples, outputs).readouts)
-        maps = (*scaled, *self._refine(scaled, tape.images, samples))
-        return _add_up([resize_maps(one, tape.images.shape[2:]) for one in maps])[:, 0]
+    def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> list[Tensor]:
+        """Maps (P, 1, H, W) of each read-out for pairs of a sample and a column of the classifier; the correction."""
+        return self._make_maps(self.decoder.decode_pairs(tape, samples, outputs).readouts, tape.images, samples)
 
     def _insert_logit(self, logits: Tensor) -> Tensor:
         """The classifier's logits as those of the K classes."""

@@ -22,6 +22,12 @@ from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_weights
 from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
+from tw_seg.training.sampled_classes import (
+    SampledClasses,
+    find_classes,
+    read_sampled_classes,
+    segment_sampled_classes,
+)
 from tw_seg.training.teacher import PseudoMasks, Teacher, read_pseudo_masks
 from tw_seg.types import IGNORE_INDEX, Batch, SegOutput
 
@@ -77,6 +83,8 @@ class SegmentationTask(pl.LightningModule):
         warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
         pseudo_masks: Train unlabelled images with masks that a slow copy of the model makes of them, gated by their
             image-level labels, see :class:`tw_seg.training.teacher.PseudoMasks`; ``None``: do not.
+        sampled_classes: Decode in training, for each image, the classes that it shows and a few others, see
+            :class:`tw_seg.training.sampled_classes.SampledClasses`; ``None``: all.
         freeze_batchnorm: Keep the encoder's BatchNorm layers in eval mode in training: their statistics stay as
             they are, and the heatmap of an image does not depend on the others in its batch.
 
@@ -111,6 +119,7 @@ class SegmentationTask(pl.LightningModule):
         scheduler: Literal["cosine", "onecycle", "none"] = "cosine",
         warmup_steps: int = 0,
         pseudo_masks: PseudoMasks | None = None,
+        sampled_classes: SampledClasses | None = None,
         freeze_batchnorm: bool = False,
     ) -> None:
         super().__init__()
@@ -126,6 +135,7 @@ class SegmentationTask(pl.LightningModule):
         encoder_kwargs = make_plain(encoder_kwargs, "encoder_kwargs")
         encoder_weights = make_plain(encoder_weights, "encoder_weights")
         pseudo_masks = make_plain(pseudo_masks, "pseudo_masks")
+        sampled_classes = make_plain(sampled_classes, "sampled_classes")
         self._teaching = None if pseudo_masks is None else read_pseudo_masks(pseudo_masks)
         self._teacher: Teacher | None = None  # made when training starts
         self._teacher_state: dict[str, Any] | None = None
@@ -143,6 +153,7 @@ class SegmentationTask(pl.LightningModule):
                 **(model_kwargs or {}),
             },
         )
+        self._sampling = None if sampled_classes is None else read_sampled_classes(sampled_classes, self.model)
         self.segment: Callable[[Tensor], SegOutput] | None = None
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))
@@ -193,10 +204,10 @@ class SegmentationTask(pl.LightningModule):
         """Loss of one semi-supervised batch; only rows with a mask or a pseudo-mask are decoded."""
         rows = self._choose_pseudo_rows(batch)
         if not len(rows):
-            return self._loss("train", batch, self(batch.images, samples=batch.labelled))
+            return self._loss("train", batch, self._segment_rows(batch, batch.labelled))
         assert self._teacher is not None
         masks = self._teacher.make_masks(batch.images[rows], batch.labels[rows])
-        output = self(batch.images, samples=torch.cat([batch.labelled, rows]))
+        output = self._segment_rows(batch, torch.cat([batch.labelled, rows]))
         own, others = _split_output(output, len(batch.labelled))
         pseudo = self.loss.compare_masks(others, masks)
         self.log("train/pseudo/loss", pseudo.detach(), batch_size=len(rows))
@@ -308,6 +319,14 @@ class SegmentationTask(pl.LightningModule):
         labelled = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.labelled.device)
         labelled[batch.labelled] = True
         return (~labelled).nonzero().flatten()[: self._teacher.options["images"]]
+
+    def _segment_rows(self, batch: Batch, rows: Tensor) -> SegOutput:
+        """Segment some rows for a training step, those with a mask first."""
+        if self._sampling is None:
+            return self(batch.images, samples=rows)
+        needed = batch.labels[rows] > 0
+        needed[: len(batch.masks)] |= find_classes(batch.masks, self.num_classes)
+        return segment_sampled_classes(self.model, batch.images, rows, needed, **self._sampling)
 
     def _evaluate(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
         output = self(batch.images, samples=batch.labelled)
