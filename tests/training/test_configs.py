@@ -123,7 +123,8 @@ def test_masks_from_image_labels_alone(tmp_path):
     assert all(mask.shape == (20, 24) and mask.max() <= 2 for mask in shown) and any(mask.any() for mask in shown)
 
 
-def test_magnetic_tile(tmp_path):
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("data/magnetic_tile")])
+def test_magnetic_tile(file, tmp_path):
     """Grey images, masks of 0 and 1, and a table with columns that are no classes."""
     write_images({"images": "images", "masks": "masks"}, names := [f"exp{i}" for i in range(8)], tmp_path)
     for name in names:
@@ -133,9 +134,10 @@ def test_magnetic_tile(tmp_path):
     rows = [f"{name},{'train' if i < 6 else 'val'},crack,{i},1" for i, name in enumerate(names)]
     (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,defect_type,shot_group,defect", *rows]))
     own = [f"--data.dataset_kwargs.root={tmp_path}", "--data.size=32", "--data.batch_size=5"]
-    cli = execute("fit", ["data/magnetic_tile.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
+    cli = execute("fit", [file, "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
     assert cli.trainer.global_step == 2
-    assert cli.model.class_names == ("background", "defect")
+    names = {"data/magnetic_tile.yaml": ["defect"]}.get(file, ["blowhole", "break", "crack", "fray", "uneven"])
+    assert cli.model.class_names == ("background", *names)
 
 
 def test_voc(tmp_path):
@@ -171,5 +173,5 @@ def test_main_job(file, tmp_path):
 def test_every_file_is_tested_above():
     kinds = {"data", "encoder", "logger", "main_job", "model", "trainer"}
     assert {file.split("/")[0] for file in FILES} <= kinds
-    data = {"digits", "digits_tiny", "folder", "magnetic_tile", "voc"}
+    data = {"digits", "digits_tiny", "folder", "magnetic_tile", "magnetic_tile_types", "voc"}
     assert {file for file in FILES if file.startswith("data/")} == {f"data/{name}.yaml" for name in data}

@@ -238,3 +238,48 @@ def test_pictures_that_are_not_read_are_named(root):
             path.unlink()
     with pytest.raises(DataError, match=r"there is no image \(.*\), but more, x.gif, y.JFIF; check the path"):
         FolderDataset(pictures, need_labels=False)
+
+
+def name_classes(root: Path, *names: str) -> None:
+    """A table with a column of class names, and masks of 0, 1 and 255."""
+    rows = [
+        f"{image},{name},{10 * i}" for i, (image, name) in enumerate(zip(("a", "b", "c.d", "e"), names, strict=True))
+    ]
+    (root / "image_labels.csv").write_text("\n".join(["image,kind,weight", *rows]))
+    for path in (root / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 255, mask > 0).astype(np.uint8)).save(path)
+
+
+NAMED = {"classes": ["background", "cat", "dog"], "class_column": "kind", "background_value": "free"}
+
+
+def test_a_column_that_names_the_class_and_masks_of_one_class(root):
+    name_classes(root, "cat", "dog", "cat", "free")
+    data = FolderDataset(root, **NAMED, binary_masks=True)
+    np.testing.assert_array_equal(data.labels, [[1, 1, 0], [1, 0, 1], [1, 1, 0], [1, 0, 0]])
+    for index in range(3):
+        np.testing.assert_array_equal(data[index].mask, ids(index))
+        held, _ = data.read_mask_ids(index)
+        assert np.flatnonzero(held).tolist() == [0, 1 + index % 2, 255]
+    assert FolderDataset(root, **NAMED)[1].mask.max() == 255 and 2 not in FolderDataset(root, **NAMED)[1].mask
+    assert FolderDataset(root, need_labels=False, **NAMED).labels.sum() == 4
+
+
+def test_bad_class_columns_and_binary_masks(root):
+    name_classes(root, "cat", "dog", "bird", "free")
+    with pytest.raises(
+        DataError, match=r"line 4, column 'kind': expected .*cat, dog, or 'free' .*'bird'.*background_value"
+    ):
+        FolderDataset(root, **NAMED)
+    with pytest.raises(DataError, match="no column 'sort'; found image, kind, weight; correct class_column"):
+        FolderDataset(root, **{**NAMED, "class_column": "sort"})
+    with pytest.raises(DataError, match="class_column='kind' needs the class list"):
+        FolderDataset(root, classes=None, class_column="kind")
+    name_classes(root, "cat", "free", "cat", "free")
+    data = FolderDataset(root, **NAMED, binary_masks=True)
+    with pytest.raises(DataError, match=r"b.png: with binary_masks 1 is the one class .* they name none; correct"):
+        data[1]
+    Image.fromarray(np.full((8, 10), 2, dtype=np.uint8)).save(root / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"class ids 0..1 or 255"):
+        data[0]

@@ -28,6 +28,7 @@ from tw_seg.data.layouts.readers import (
     check_unique,
     read_classes,
     read_label_table,
+    read_mask,
 )
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND
@@ -60,6 +61,10 @@ class FolderDataset(ImageFiles):
         need_labels: Without it, to predict, pictures are enough: no label and no mask is read, and all labels but the
             background's are 0. The table may lack, and then ``root`` itself may hold the images; without a table or
             its column ``split`` all images are taken.
+        class_column: Column of the table that names the one class of each image, in place of 0/1 columns; it needs a
+            class list.
+        background_value: What that column holds for an image without an object.
+        binary_masks: Whether masks hold 0, 1 and 255 only, 1 being the one class that the labels of the image name.
 
     Attributes:
         classes: The class names; index 0 is the background.
@@ -79,7 +84,11 @@ class FolderDataset(ImageFiles):
         *,
         classes: Sequence[str] | None = None,
         need_labels: bool = True,
+        class_column: str | None = None,
+        background_value: str = BACKGROUND_NAME,
+        binary_masks: bool = False,
     ) -> None:
+        self._binary_masks = binary_masks
         root = Path(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
         if classes is not None:
@@ -89,7 +98,13 @@ class FolderDataset(ImageFiles):
         if not need_labels and not csv_path.is_file():
             self._list_pictures(root, tuple(classes or (BACKGROUND_NAME,)))
             return
-        table = read_label_table(csv_path, classes, need_labels=need_labels)
+        table = read_label_table(
+            csv_path,
+            classes,
+            need_labels=need_labels,
+            class_column=class_column,
+            background_value=background_value,
+        )
         rows = np.arange(len(table.images))
         if split is not None and (need_labels or table.splits is not None):
             rows = _find_rows(table, split, csv_path)
@@ -108,6 +123,20 @@ class FolderDataset(ImageFiles):
         if strays:
             warnings.warn(strays, stacklevel=2)
         self.mask_search = _describe_masks(root, self.names[0], strays)
+
+    def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        if not self._binary_masks:
+            return super()._read_mask(index, size)
+        file = self.mask_file(index)
+        ids = read_mask(file, num_classes=2, shape=size)
+        shown = np.flatnonzero(self.labels[index][BACKGROUND + 1 :]) + BACKGROUND + 1
+        if len(shown) != 1 and (ids == 1).any():
+            named = ", ".join(self.classes[k] for k in shown) or "none"
+            raise DataError(
+                f"{file}: with binary_masks 1 is the one class that the labels of the image name, and they name "
+                f"{named}; correct the labels, or write class ids into the mask"
+            )
+        return np.where(ids == 1, shown[0], ids).astype(np.uint8) if len(shown) == 1 else ids
 
     def _list_pictures(self, root: Path, classes: tuple[str, ...]) -> None:
         """All images of a folder that has no table."""

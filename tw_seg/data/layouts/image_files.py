@@ -46,9 +46,8 @@ class ImageFiles:
             DataError: If a file is unreadable, or the mask does not fit the image or the class list.
         """
         image = read_image(self._images[index], report=self._report)
-        path = self._masks[index] if mask else None
         height, width, _ = image.shape
-        ids = None if path is None else read_mask(path, num_classes=len(self.classes), shape=(height, width))
+        ids = self._read_mask(index, (height, width)) if mask and self._masks[index] is not None else None
         return Sample(image, ids, self.labels[index], self.names[index])
 
     def _report(self, text: str) -> None:
@@ -74,5 +73,8 @@ class ImageFiles:
             DataError: As `load`; of the image the size is read only.
         """
         size, turned = read_size(self._images[index])
-        ids = read_mask(self.mask_file(index), num_classes=len(self.classes), shape=size)
-        return np.bincount(ids.ravel(), minlength=256) > 0, turned
+        return np.bincount(self._read_mask(index, size).ravel(), minlength=256) > 0, turned
+
+    def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """The mask of an image that has one, uint8, shape ``size``, with class ids and 255."""
+        return read_mask(self.mask_file(index), num_classes=len(self.classes), shape=size)

@@ -164,7 +164,14 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: expected UTF-8 text ({error}); save it as UTF-8") from error
 
 
-def read_label_table(path: Path, classes: Sequence[str] | None = None, *, need_labels: bool = True) -> LabelTable:
+def read_label_table(
+    path: Path,
+    classes: Sequence[str] | None = None,
+    *,
+    need_labels: bool = True,
+    class_column: str | None = None,
+    background_value: str = BACKGROUND_NAME,
+) -> LabelTable:
     """Read ``image_labels.csv``: a column ``image``, optionally ``split``, and a 0/1 column for each class.
 
     Commas, semicolons or tabs separate the columns.
@@ -174,10 +181,12 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None, *, need_l
         classes: Class names, the background first (it needs no column); other columns are skipped. Default:
             every column but ``image`` and ``split`` is a class.
         need_labels: Without it no class column is read: every label but the background's is 0.
+        class_column: Instead of a 0/1 column for each class, one column with the name of the class.
+        background_value: What that column holds for an image without an object.
 
     Raises:
         DataError: If the file is missing, has no row, lacks a column or has it twice, or a class column holds anything
-            but 0 and 1.
+            but 0 and 1, or ``class_column`` anything but a class.
     """
     lines = read_lines(path)
     reader = csv.reader(lines, delimiter=_find_separator(lines))
@@ -187,15 +196,20 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None, *, need_l
             f"{path}: expected a column 'image' in the first line, found {header}; add the header, with commas, "
             "semicolons or tabs between the columns"
         )
+    if class_column is not None and classes is None:
+        raise DataError(f"{path}: class_column={class_column!r} needs the class list; give classes= or a classes.txt")
     if classes is None:
         others = [column for column in header if column not in ("image", "split", BACKGROUND_NAME)]
         classes = check_classes([BACKGROUND_NAME, *others], str(path)) if need_labels else (BACKGROUND_NAME, *others)
-    read = list(classes[1:]) if need_labels else []
+    read = [class_column] if class_column is not None else list(classes[1:])
+    read = read if need_labels else []
     lacking = [name for name in read if name not in header]
     if lacking:
         raise DataError(
             f"{path}: no column for the classes {', '.join(lacking)}; found {', '.join(header)}; add a 0/1 "
             "column for each class, or correct the class list"
+            if class_column is None
+            else f"{path}: no column {class_column!r}; found {', '.join(header)}; correct class_column"
         )
     twice = [name for name, count in Counter(header).items() if count > 1 and name in ("image", "split", *read)]
     if twice:
@@ -209,7 +223,11 @@ def read_label_table(path: Path, classes: Sequence[str] | None = None, *, need_l
         if len(row) != len(header):
             raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
         rows.append([cell.strip() for cell in row])
-        shown = [_parse_zero_or_one(rows[-1][i], path, reader.line_num, header[i]) for i in columns]
+        cells, line = [rows[-1][i] for i in columns], reader.line_num
+        if class_column is None:
+            shown = [_parse_zero_or_one(cell, path, line, name) for cell, name in zip(cells, read, strict=True)]
+        elif need_labels:
+            shown = _parse_class(cells[0], f"{path}, line {line}, column {class_column!r}", classes, background_value)
         labels.append([1.0, *(shown if need_labels else [0.0] * (len(classes) - 1))])
     if not rows:
         raise DataError(f"{path}: no row below the header; add one row per image")
@@ -243,6 +261,16 @@ def _find_separator(lines: Sequence[str]) -> str:
 def _spell(column: str) -> str:
     """The columns that the package names, in any case."""
     return column.lower() if column.lower() in ("image", "split", BACKGROUND_NAME) else column
+
+
+def _parse_class(text: str, place: str, classes: Sequence[str], background_value: str) -> list[float]:
+    """Labels of the object classes, of which one is named."""
+    if text not in (*classes[1:], background_value):
+        raise DataError(
+            f"{place}: expected one of the classes {', '.join(classes[1:])}, or {background_value!r} for none, found "
+            f"{text!r}; correct it, or say with background_value= what means none"
+        )
+    return [float(text == name) for name in classes[1:]]
 
 
 def _parse_zero_or_one(text: str, path: Path, line: int, column: str) -> float:
