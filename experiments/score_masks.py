@@ -6,7 +6,8 @@ Every object counts as one class: a pixel is an object's or background, 255 is i
 ``by`` of ``image_labels.csv``, and of all images together: IoU, precision, recall and F1 of the pixels of all these
 images (never a mean over images), and the AUROC of the largest image-level probability of an object, for these images
 against those whose mask shows none. Intervals (95 %) are those of a bootstrap over the values of ``resample``, so that
-pictures of one thing are drawn together; without it over images. What is undefined is left empty.
+pictures of one thing are drawn together; without it over images. What is undefined is left empty, so is the interval
+where all pictures are of one thing.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def resample_scores(counts: np.ndarray, units: Sequence[str], seed: int = 0) -> 
         seed: Of the draws.
     """
     names, unit_of = np.unique(np.asarray(units), return_inverse=True)
+    if len(names) == 1:
+        return np.full((2, len(NAMES)), np.nan)
     sums = np.zeros((len(names), 3))
     np.add.at(sums, unit_of, counts)
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
@@ -82,7 +85,7 @@ def read_column(rows: list[dict[str, str]], name: str | None, path: Path) -> lis
 
 
 def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | None) -> list[list[str]]:
-    """The rows of the table for one run: run, group, images, four scores with intervals, AUROC."""
+    """The rows of the table for one run: run, group, images, units of the bootstrap, four scores, AUROC."""
     table = root / "image_labels.csv"
     rows = [row for row in read_table(table) if row.get("split", split) == split]
     masks = [root / "masks" / f"{Path(row['image']).stem}.png" for row in rows]
@@ -111,6 +114,7 @@ def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | 
                 run.name,
                 group,
                 str(chosen.sum()),
+                str(len(set(units[chosen]))),
                 *_describe(np.array(counts)[chosen], units[chosen]),
                 _compare(likely, np.array(shown), chosen),
             ]
@@ -121,7 +125,7 @@ def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | 
 def _describe(counts: np.ndarray, units: np.ndarray) -> list[str]:
     values, (low, high) = compute_scores(counts.sum(axis=0)), resample_scores(counts, list(units))
     return [
-        "" if np.isnan(value) else f"{value:.3f} ({bottom:.3f} to {top:.3f})"
+        ("" if np.isnan(value) else f"{value:.3f}") + ("" if np.isnan(bottom) else f" ({bottom:.3f} to {top:.3f})")
         for value, bottom, top in zip(values, low, high, strict=True)
     ]
 
@@ -141,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", help="column whose values are scored apart")
     parser.add_argument("--resample", help="column whose values are drawn in the bootstrap")
     given = parser.parse_args(argv)
-    header = ["run", given.by or "images of", "images", *NAMES, "AUROC"]
+    header = ["run", given.by or "images of", "images", given.resample or "drawn", *NAMES, "AUROC"]
     lines = [header, ["---"] * len(header)]
     for run in given.runs:
         lines += score(given.root, run, split=given.split, by=given.by, resample=given.resample)

@@ -47,10 +47,10 @@ def test_scores_are_scikit_learns(folder):
     ]
     for row, images in zip(rows, ([0, 1], [4, 5], [2, 3], range(6)), strict=True):
         mask, found = pixels(folder, list(images))
-        for text, function in zip(row[3:7], (jaccard_score, precision_score, recall_score, f1_score), strict=True):
+        for text, function in zip(row[4:8], (jaccard_score, precision_score, recall_score, f1_score), strict=True):
             if mask.any() or function is precision_score:
                 assert float(text.split()[0]) == pytest.approx(function(mask, found, zero_division=0), abs=5e-4)
-    assert rows[1][5] == ""  # a recall of nothing
+    assert rows[1][6] == ""  # a recall of nothing
     likely = [
         max(map(float, line.split(",")[2:]))
         for line in (folder / "run" / "predictions" / "probabilities.csv").read_text().splitlines()[1:]
@@ -65,12 +65,13 @@ def test_what_belongs_together_is_drawn_together():
     together = resample_scores(counts, [str(i // 2) for i in range(16)])
     np.testing.assert_allclose(together[:, 0], 4 / 12)  # every unit is alike
     assert apart[0, 0] < 0.25 and apart[1, 0] > 0.5
+    assert np.isnan(resample_scores(counts, ["one"] * 16)).all()
 
 
 def test_the_table_is_printed_and_errors_name_what_is_missing(folder, capsys):
     main([str(folder), str(folder / "run"), "--by", "kind"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[0].startswith("| run | kind | images | IoU |")
+    assert len(lines) == 6 and lines[0].startswith("| run | kind | images | drawn | IoU |")
     with pytest.raises(DataError, match="no column 'type'; found image, split, kind, shot"):
         main([str(folder), str(folder / "run"), "--by", "type"])
     with pytest.raises(DataError, match="no image of the split 'test' has a mask.*--split"):
