@@ -140,7 +140,8 @@ def test_magnetic_tile(file, tmp_path):
     assert cli.model.class_names == ("background", *names)
 
 
-def test_voc(tmp_path):
+@pytest.mark.parametrize(("file", "classes"), [("data/voc.yaml", 21), ("data/msrc_objects.yaml", 3)])
+def test_voc(file, classes, tmp_path):
     names = {"train": [f"t{i}" for i in range(20)], "val": ["v0", "v10"]}
     folders = {"images": "JPEGImages", "masks": "SegmentationClass"}
     write_images(folders, names["train"] + names["val"], tmp_path)
@@ -148,10 +149,12 @@ def test_voc(tmp_path):
     lists.mkdir(parents=True)
     for split, members in names.items():
         (lists / f"{split}.txt").write_text("\n".join(members))
+    if classes != 21:
+        (tmp_path / "classes.txt").write_text("background\ncow\nsheep\n")
     own = [f"--data.dataset_kwargs={{root: {tmp_path}}}", "--data.size=32"]
-    cli = execute("fit", ["data/voc.yaml", "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
+    cli = execute("fit", [file, "model/unet.yaml"], tmp_path / "run", *TINY_ENCODER, *own)
     assert cli.trainer.global_step == 2
-    assert cli.model.num_classes == 21
+    assert cli.model.num_classes == classes
 
 
 def test_files_of_one_kind_add_up(tmp_path):
@@ -173,5 +176,5 @@ def test_main_job(file, tmp_path):
 def test_every_file_is_tested_above():
     kinds = {"data", "encoder", "logger", "main_job", "model", "trainer"}
     assert {file.split("/")[0] for file in FILES} <= kinds
-    data = {"digits", "digits_tiny", "folder", "magnetic_tile", "magnetic_tile_types", "voc"}
+    data = {"digits", "digits_tiny", "folder", "magnetic_tile", "magnetic_tile_types", "msrc_objects", "voc"}
     assert {file for file in FILES if file.startswith("data/")} == {f"data/{name}.yaml" for name in data}
