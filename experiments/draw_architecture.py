@@ -41,6 +41,7 @@ CAPTIONS = {
         "cli": "the command tw-seg",
         "training": "task, data module, callbacks",
         "models": "segmenter, baselines, training-free",
+        "explain": "why this mask?",
         "lrp": "heatmap decoder",
         "losses": "of labelled pixels",
         "metrics": "confusion matrix",
