@@ -25,8 +25,15 @@ class DistantPatch(nn.Module):
     Class 0 is the background, predicted outside the object, and everywhere while the patch is dark.
     """
 
-    def __init__(self, size: tuple[int, int], object_at: tuple[slice, slice], patch_at: tuple[slice, slice]) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        object_at: tuple[slice, slice],
+        patch_at: tuple[slice, slice],
+        threshold: float = 0.75,
+    ) -> None:
         super().__init__()
+        self.threshold = threshold
         object_mask, patch = torch.zeros(size), torch.zeros(size)
         object_mask[object_at], patch[patch_at] = 1, 1
         self.register_buffer("object_mask", object_mask)
@@ -34,7 +41,7 @@ class DistantPatch(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         bright = (images.mean(1) * self.patch).sum((1, 2)) / self.patch.sum()
-        score = 10 * (bright - 0.75)[:, None, None] * self.object_mask - 5 * (1 - self.object_mask)
+        score = 10 * (bright - self.threshold)[:, None, None] * self.object_mask - 5 * (1 - self.object_mask)
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.explain.hiding import make_fill
+from tw_seg.explain.minimal import MinimalRegions, Optimisation, find_minimal_regions
 from tw_seg.explain.model import ExplainedModel
 from tw_seg.explain.pairs import Pairs, find_pairs
 from tw_seg.explain.sufficient import Shown, SufficientRegions, find_sufficient_regions
@@ -22,12 +23,14 @@ class Explanation(NamedTuple):
     Attributes:
         pairs: The pairs, with the masks.
         sufficient: The dilated mask that is enough for each, with its Dice.
+        minimal: The part of it that is left when it is made as small as can be, with its Dice.
         calls: Calls of the model, the first prediction included.
         images: Images in them.
     """
 
     pairs: Pairs
     sufficient: SufficientRegions
+    minimal: MinimalRegions
     calls: int
     images: int
 
@@ -41,12 +44,15 @@ def explain_masks(
     fill: str = "zero",
     seed: int = 0,
     max_radius: int | None = None,
+    optimisation: Optimisation | None = None,
     batch_size: int = 16,
 ) -> Explanation:
     """Find the regions that are enough for a model to return the masks that it predicts.
 
-    A predicted mask is dilated until the model, shown only that region, returns it. A module is explained in evaluation
-    mode; its modes, buffers, gradients and the random state are afterwards what they were.
+    First a predicted mask is dilated until the model, shown only that region, returns it. Then a soft mask inside this
+    region is optimised to keep the model's answer and to be small and smooth; the smallest region on its way that is
+    enough when it is made binary is the minimal one. A module is explained in evaluation mode; its modes, buffers,
+    gradients and the random state are afterwards what they were.
 
     Args:
         function: From images to mask logits, see :class:`tw_seg.explain.model.ExplainedModel`.
@@ -56,6 +62,8 @@ def explain_masks(
         fill: What hidden pixels become, a name in :data:`tw_seg.explain.hiding.FILLS`. Results depend on it.
         seed: Of the noise that they become.
         max_radius: By how many pixels a mask is dilated at most; ``None``: until the whole image is shown.
+        optimisation: How the soft mask is optimised; ``None``: with the defaults. With ``steps=0`` no gradients are
+            needed, and the minimal region is the sufficient one.
         batch_size: Images of one model call.
 
     Returns:
@@ -82,7 +90,10 @@ def explain_masks(
     with torch.inference_mode(False), model.evaluating():
         shown = prepare(model, images, classes, fill=fill, seed=seed)
         sufficient = find_sufficient_regions(model, shown, min_dice=min_dice, max_radius=max_radius)
-    return Explanation(shown.pairs, sufficient, model.calls, model.images)
+        minimal = find_minimal_regions(
+            model, shown, sufficient, min_dice=min_dice, options=optimisation or Optimisation()
+        )
+    return Explanation(shown.pairs, sufficient, minimal, model.calls, model.images)
 
 
 def prepare(
