@@ -418,9 +418,10 @@ def test_batch_sizes_that_do_not_fit():
 
 
 def test_every_data_set_has_the_interface(tmp_path):
-    assert set(DATASETS) == {"digits", "voc", "folder"}
+    assert set(DATASETS) == {"digits", "triangles", "voc", "folder"}
     write_folder(tmp_path, count=3)
-    for data in (DATASETS["digits"](split="val", length=3), DATASETS["folder"](root=tmp_path, split="train")):
+    generated = [DATASETS[name](split="val", length=3) for name in ("digits", "triangles")]
+    for data in (*generated, DATASETS["folder"](root=tmp_path, split="train")):
         assert data.classes[0] == "background" and len(data) == 3 == len(data.names)
         assert data.labels.shape == (3, len(data.classes)) and (data.labels[:, 0] == 1).all()
         sample = data[1]

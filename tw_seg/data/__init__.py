@@ -6,13 +6,15 @@ from tw_seg.data.budget import LabelBudget, select_budget
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.layouts.folder import FolderDataset
+from tw_seg.data.layouts.triangles import Triangles
 from tw_seg.data.layouts.voc import VOCDataset
 
 DATASETS: dict[str, type[SegmentationData]] = {
     "digits": DigitScenes,
+    "triangles": Triangles,
     "voc": VOCDataset,
     "folder": FolderDataset,
 }
 """Data sets by the name that configs use; each is called with ``split=`` and its own arguments."""
 
-__all__ = ["DATASETS", "DigitScenes", "FolderDataset", "LabelBudget", "VOCDataset", "select_budget"]
+__all__ = ["DATASETS", "DigitScenes", "FolderDataset", "LabelBudget", "Triangles", "VOCDataset", "select_budget"]

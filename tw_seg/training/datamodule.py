@@ -48,7 +48,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     augmentations that an uninterrupted one sees, with any number of workers; see `ResumableLoader`.
 
     Args:
-        dataset: A name in `tw_seg.data.DATASETS`: ``"digits"``, ``"voc"`` or ``"folder"``.
+        dataset: A name in `tw_seg.data.DATASETS`: ``"digits"``, ``"triangles"``, ``"voc"`` or ``"folder"``.
         dataset_kwargs: Arguments of the data set, such as ``root``.
         split_kwargs: For ``"train"``, ``"val"``, ``"test"`` or ``"predict"``: arguments that add to, or
             replace, ``dataset_kwargs``; ``split`` too (predict uses the split ``"val"`` unless told
