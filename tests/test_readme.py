@@ -152,7 +152,14 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     known = {"--help", "--help-all", "--version"}
     for command in ("fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help"):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])
-    for name in ("main_job", "benchmarks.__main__", "draw_architecture", "support_table", "score_masks"):
+    for name in (
+        "main_job",
+        "benchmarks.__main__",
+        "draw_architecture",
+        "support_table",
+        "score_masks",
+        "explain.compare",
+    ):
         main = importlib.import_module(f"experiments.{name}").main
         known |= options(exit_status(main, ["--help"], capsys)[1])
     return known

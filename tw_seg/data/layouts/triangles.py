@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, Sample
 
-CLASSES = ("background", "red", "blue")
+CLASSES: tuple[str, ...] = ("background", "red", "blue")
 
 _LENGTHS = {"train": 2000, "val": 200, "test": 500}
 _SPLITS = tuple(_LENGTHS)
