@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from tw_seg.data.layouts.readers import read_mask
+from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES
+from tw_seg.data.layouts.readers import read_lines, read_mask
 from tw_seg.errors import DataError
 from tw_seg.types import IGNORE_INDEX
 
@@ -72,9 +73,17 @@ def resample_scores(counts: np.ndarray, units: Sequence[str], seed: int = 0) -> 
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file that has a column ``image``."""
+    lines = read_lines(path)
+    reader = csv.DictReader(lines)
+    if "image" not in (reader.fieldnames or ()):
+        raise DataError(f"{path}: expected a column 'image' and commas between columns, found {lines[:1]}")
+    return list(reader)
+
+
+def find_name(entry: str) -> str:
+    """The name of an image in the column ``image``, which may have its file's suffix."""
+    return Path(entry).stem if Path(entry).suffix.lower() in IMAGE_SUFFIXES else entry
 
 
 def read_column(rows: list[dict[str, str]], name: str | None, path: Path) -> list[str]:
@@ -88,11 +97,10 @@ def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | 
     """The rows of the table for one run: run, group, images, units of the bootstrap, four scores, AUROC."""
     table = root / "image_labels.csv"
     rows = [row for row in read_table(table) if row.get("split", split) == split]
-    masks = [root / "masks" / f"{Path(row['image']).stem}.png" for row in rows]
-    rows = [row for row, mask in zip(rows, masks, strict=True) if mask.is_file()]
+    rows = [row for row in rows if (root / "masks" / f"{find_name(row['image'])}.png").is_file()]
     if not rows:
         raise DataError(f"{table}: no image of the split {split!r} has a mask in {root / 'masks'}; check --split")
-    names = [Path(row["image"]).stem for row in rows]
+    names = [find_name(row["image"]) for row in rows]
     counts, shown = [], []
     for name in names:
         mask = read_mask(root / "masks" / f"{name}.png", num_classes=MOST_CLASSES)
@@ -103,6 +111,11 @@ def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | 
         row.pop("image"): max(float(value) for key, value in row.items() if key != "background")
         for row in read_table(run / "predictions" / "probabilities.csv")
     }
+    if lacking := [name for name in names if name not in probabilities]:
+        raise DataError(
+            f"{run / 'predictions' / 'probabilities.csv'}: no row for the image {lacking[0]!r}, which has a mask; run "
+            "`tw-seg predict` on the same split"
+        )
     likely = np.array([probabilities[name] for name in names])
     groups = np.array(read_column(rows, by, table))
     units = np.array(read_column(rows, resample, table) if resample else names)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score, roc_auc_score
 
-from experiments.score_masks import main, resample_scores, score
+from experiments.score_masks import find_name, main, resample_scores, score
 from tw_seg.errors import DataError
 
 KINDS = ("crack", "crack", "hole", "hole", "free", "free")
@@ -76,3 +76,15 @@ def test_the_table_is_printed_and_errors_name_what_is_missing(folder, capsys):
         main([str(folder), str(folder / "run"), "--by", "type"])
     with pytest.raises(DataError, match="no image of the split 'test' has a mask.*--split"):
         main([str(folder), str(folder / "run"), "--split", "test"])
+    file = folder / "run" / "predictions" / "probabilities.csv"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+    with pytest.raises(DataError, match="no row for the image '5', which has a mask"):
+        main([str(folder), str(folder / "run")])
+    table = folder / "image_labels.csv"
+    table.write_text(table.read_text().replace(",", ";"))
+    with pytest.raises(DataError, match="expected a column 'image' and commas"):
+        main([str(folder), str(folder / "run")])
+
+
+def test_a_dot_in_a_name_is_no_suffix():
+    assert [find_name(entry) for entry in ("a.b", "a.b.JPG", "7.png", "7")] == ["a.b", "a.b", "7", "7"]

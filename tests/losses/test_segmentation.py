@@ -73,3 +73,8 @@ def test_masks_without_a_labelled_pixel_give_a_finite_loss_and_zero_segmentation
 def test_weights_must_be_finite_and_not_negative(weight):
     with pytest.raises(InputError, match="seg/dice"):
         SegmentationLoss(1.0, weight)
+
+
+def test_a_wrong_treatment_of_classes_without_masks_is_refused_at_once():
+    with pytest.raises(InputError, match="unmasked must be one of compete, fixed, leave_out, got 'ignore'"):
+        SegmentationLoss(unmasked="ignore")

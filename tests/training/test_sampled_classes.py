@@ -219,6 +219,8 @@ def test_only_training_is_sampled():
     ("given", "message"),
     [
         ({"negative": 3}, "sampled_classes knows negatives, not negative"),
+        ({"negatives": None}, "negatives must be a finite number"),
+        (3, "sampled_classes must be a mapping such as .*negatives.*, got 3"),
         ({"negatives": 0}, "negatives must be a whole number >= 1, got 0"),
     ],
 )

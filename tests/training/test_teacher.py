@@ -107,6 +107,8 @@ def test_the_teacher_travels_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (3, "pseudo_masks must be a mapping such as .*images.*, got 3"),
+        ({"start": None}, "start must be a finite number"),
         ({"image": 3}, "pseudo_masks knows images, start, weight, confidence, decay, not image"),
         ({"images": 0}, "images must be a whole number >= 1, got 0"),
         ({"start": -1}, "start must be a whole number >= 0, got -1"),

@@ -18,6 +18,16 @@ Unmasked = Literal["compete", "fixed", "leave_out"]
 """What classes that were not annotated do in the loss of a mask, see :func:`merge_open_classes`."""
 
 
+def check_unmasked(unmasked: str) -> None:
+    """Check that it is one of :data:`Unmasked`.
+
+    Raises:
+        InputError: It is not.
+    """
+    if unmasked not in get_args(Unmasked):
+        raise InputError(f"unmasked must be one of {', '.join(get_args(Unmasked))}, got {unmasked!r}")
+
+
 def merge_open_classes(
     mask_logits: Tensor,
     annotated: Tensor,
@@ -64,8 +74,7 @@ def merge_open_classes(
             f"annotated and labels must both have the shape (L, K) = {tuple(mask_logits.shape[:2])}, got "
             f"{tuple(annotated.shape)} and {tuple(labels.shape)}: pass the rows of the masks alone"
         )
-    if unmasked not in get_args(Unmasked):
-        raise InputError(f"unmasked must be one of {', '.join(get_args(Unmasked))}, got {unmasked!r}")
+    check_unmasked(unmasked)
     logits = resize_logits(mask_logits, size)
     if unmasked != "compete":
         shown = annotated.clone()

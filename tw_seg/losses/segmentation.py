@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tw_seg.arguments import check_numbers
-from tw_seg.losses.annotated import Unmasked, merge_open_classes
+from tw_seg.losses.annotated import Unmasked, check_unmasked, merge_open_classes
 from tw_seg.losses.classification import multilabel_bce
 from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
@@ -29,7 +29,7 @@ class SegmentationLoss(nn.Module):
             :func:`tw_seg.losses.annotated.merge_open_classes`.
 
     Raises:
-        InputError: A weight is negative or not finite.
+        InputError: A weight is negative or not finite, or ``unmasked`` none of its values.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class SegmentationLoss(nn.Module):
         unmasked: Unmasked = "compete",
     ) -> None:
         super().__init__()
+        check_unmasked(unmasked)
         self.unmasked = unmasked
         self.weights = dict(zip(PARTS, (ce, dice, bce, aux), strict=True))
         check_numbers(**{f"the weight of {name}": weight for name, weight in self.weights.items()})

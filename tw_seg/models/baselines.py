@@ -26,7 +26,7 @@ class UNet(EncoderDecoder):
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm.
         decoder_channels: Channels of the five decoder stages, deepest first.
-        class_prior: See :class:`tw_seg.models.base.SegModel`; of use with an image-level head alone.
+        class_prior: See :class:`tw_seg.models.base.SegModel`; 0 here, as there is no image-level head.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class UNet(EncoderDecoder):
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
         class_prior: float = 0.0,
     ) -> None:
-        if len(decoder_channels) != 5:
-            raise InputError(f"decoder_channels must be five numbers, deepest first, got {list(decoder_channels)}.")
+        if not isinstance(decoder_channels, Sequence) or len(decoder_channels) != 5:
+            raise InputError(f"decoder_channels must be five numbers, deepest first, got {decoder_channels!r}.")
         super().__init__(
             "Unet",
             encoder_name,
@@ -97,8 +97,8 @@ class DeepLabV3Plus(EncoderDecoder):
         decoder_atrous_rates: Sequence[int] = (12, 24, 36),
         class_prior: float = 0.0,
     ) -> None:
-        if len(decoder_atrous_rates) != 3:
-            raise InputError(f"decoder_atrous_rates must be three numbers, got {list(decoder_atrous_rates)}.")
+        if not isinstance(decoder_atrous_rates, Sequence) or len(decoder_atrous_rates) != 3:
+            raise InputError(f"decoder_atrous_rates must be three numbers, got {decoder_atrous_rates!r}.")
         super().__init__(
             "DeepLabV3Plus",
             encoder_name,

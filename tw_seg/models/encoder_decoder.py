@@ -44,7 +44,7 @@ class EncoderDecoder(SegModel):
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm, for instance ``{"channels": [32, 64, 128, 256]}``; encoders with a torchvision
             name take none.
-        class_prior: See :class:`tw_seg.models.base.SegModel`.
+        class_prior: See :class:`tw_seg.models.base.SegModel`; 0 without an image-level head.
         network_kwargs: Further arguments of the network; an ``encoder_NAME`` among them is the default of NAME in
             ``encoder_kwargs``.
 
@@ -53,7 +53,8 @@ class EncoderDecoder(SegModel):
         images, the decoder on the S chosen ones only.
 
     Raises:
-        InputError: segmentation-models-pytorch is not installed, or cannot build the network on that encoder.
+        InputError: segmentation-models-pytorch is not installed, or cannot build the network on that encoder; a
+            ``class_prior`` without a head.
     """
 
     has_head: ClassVar[bool] = False
@@ -79,6 +80,11 @@ class EncoderDecoder(SegModel):
             encoder_kwargs=encoder_kwargs,
             class_prior=class_prior,
         )
+        if class_prior and not self.has_head:
+            raise InputError(
+                f"class_prior={class_prior} needs image-level logits, and those of {type(self).__name__} are maxima "
+                "of its own mask logits: leave it out, or use 'multitask_unet', which has an image-level head"
+            )
         given = {
             f"encoder_{name}" if f"encoder_{name}" in network_kwargs else name: value
             for name, value in self.encoder_kwargs.items()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_pairs, class_tensor
+from tw_seg.arguments import check_pairs, class_tensor, is_number
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder, Schedule
 from tw_seg.lrp.core.tape import Tape
@@ -121,10 +121,10 @@ class HeatmapSegmenter(SegModel):
         )
         if background not in ("class", "constant"):
             raise InputError(f"background must be 'class' or 'constant', got {background!r}")
-        if not scale > 0:
-            raise InputError(f"scale must be positive, got {scale}")
-        if compress is not None and not compress > 0:
-            raise InputError(f"compress must be positive, or None for no compression, got {compress}")
+        if not is_number(scale) or not scale > 0:
+            raise InputError(f"scale must be positive, got {scale!r}")
+        if compress is not None and not (is_number(compress) and compress > 0):
+            raise InputError(f"compress must be positive, or None for no compression, got {compress!r}")
         self.background = background
         self.compress = compress
         outputs = classes - (background == "constant")

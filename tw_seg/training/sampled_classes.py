@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tw_seg.arguments import check_counts
+from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses.annotated import ABSENT_LOGIT
 from tw_seg.models.base import SegModel
@@ -46,9 +46,12 @@ def read_sampled_classes(given: Mapping[str, Any], model: SegModel) -> SampledCl
             f"sampled_classes needs a model that decodes class by class, a HeatmapSegmenter, got "
             f"{type(model).__name__}: leave sampled_classes out"
         )
+    if not isinstance(given, Mapping):
+        raise InputError(f"sampled_classes must be a mapping such as {dict(_DEFAULTS)}, got {given!r}")
     if unknown := sorted(set(given) - set(_DEFAULTS)):
         raise InputError(f"sampled_classes knows {', '.join(_DEFAULTS)}, not {', '.join(unknown)}")
     options = SampledClasses(**{**_DEFAULTS, **given})  # type: ignore[typeddict-item]
+    check_numbers(negatives=options["negatives"])  # refuses None, which is no count here
     check_counts(1, negatives=options["negatives"])
     return options
 

@@ -23,7 +23,7 @@ def test_share_quantile_and_otsu_are_what_their_libraries_say():
     assert find_threshold(values, "share", 0.4) == pytest.approx(0.4 * values.max())
     assert find_threshold(values, "quantile", 0.8) == np.quantile(values, 0.8)
     assert (values > find_threshold(values, "quantile", 0.8)).mean() == pytest.approx(0.2)
-    assert find_threshold(values, "otsu") == threshold_otsu(values)
+    assert find_threshold(values, "otsu") == threshold_otsu(values.astype(np.float64))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.83])
@@ -88,3 +88,10 @@ def test_names_and_numbers_are_checked():
         check_rule(CALIBRATED, 0.5)
     with pytest.raises(InputError, match=r"threshold_value must be a number in \[0, 1\], got 1.5"):
         check_rule("share", 1.5)
+
+
+@pytest.mark.parametrize("name", THRESHOLD_RULES)
+def test_values_that_differ_by_rounding_alone_have_a_threshold(name):
+    values = np.ones(16, dtype=np.float32)
+    values[::3] = np.nextafter(np.float32(1), np.float32(0))
+    assert 0 <= find_threshold(values, name) <= 1

@@ -198,6 +198,10 @@ def read_label_table(
         )
     if class_column is not None and classes is None:
         raise DataError(f"{path}: class_column={class_column!r} needs the class list; give classes= or a classes.txt")
+    if not isinstance(background_value, str):
+        raise DataError(
+            f"{path}: background_value must be text, as in the table, got {background_value!r}; put it in quotes"
+        )
     if classes is None:
         others = [column for column in header if column not in ("image", "split", BACKGROUND_NAME)]
         classes = check_classes([BACKGROUND_NAME, *others], str(path)) if need_labels else (BACKGROUND_NAME, *others)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tw_seg.arguments import class_indices
+from tw_seg.arguments import class_indices, is_number
 from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
 from tw_seg.models.posthoc.calibration import choose_threshold
@@ -64,8 +64,8 @@ class PostHoc(SegModel):
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
         )
-        if not 0 <= gate <= 1:
-            raise InputError(f"gate must be a probability in [0, 1], got {gate}.")
+        if not is_number(gate) or not 0 <= gate <= 1:
+            raise InputError(f"gate must be a probability in [0, 1], got {gate!r}.")
         self.gate = gate
         self.classifier = self.create_classifier(encoder_weights).requires_grad_(False)
         self.register_buffer("threshold", torch.tensor(0.3))  # a common choice for CAM until calibrated

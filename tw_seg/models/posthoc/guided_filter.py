@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tw_seg.arguments import check_counts
+from tw_seg.arguments import check_counts, check_numbers, is_number
 from tw_seg.errors import InputError
 
 
@@ -16,8 +16,9 @@ def check_guide(radius: int, epsilon: float) -> None:
     Raises:
         InputError: The radius is no whole number >= 0, or epsilon is not positive.
     """
+    check_numbers(guide_radius=radius)  # refuses None, which is no count here
     check_counts(0, guide_radius=radius)
-    if not epsilon > 0:
+    if not is_number(epsilon) or not epsilon > 0:
         raise InputError(f"guide_epsilon must be a number > 0, got {epsilon!r}")
 
 

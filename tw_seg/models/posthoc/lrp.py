@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tw_seg.arguments import check_counts
+from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.models.posthoc.base import PostHoc
@@ -91,6 +91,7 @@ class LRPMask(PostHoc):
         check_smoothing(smooth)
         check_guide(guide_radius, guide_epsilon)
         check_rule(threshold_rule, threshold_value)
+        check_numbers(min_region=min_region, max_hole=max_hole)  # refuses None, which is no count of these
         check_counts(0, min_region=min_region, max_hole=max_hole)
         decoder_kwargs = read_decoder_kwargs(decoder_kwargs)
         if not decoder_kwargs.get("tie_weights", True):

@@ -44,7 +44,8 @@ def find_share(values: np.ndarray, share: float) -> float:
 
 def find_otsu(values: np.ndarray) -> float:
     """Otsu's threshold (1979), which separates two groups of least variance; scikit-image's."""
-    return float(threshold_otsu(values))
+    # In double precision: values that differ by rounding alone have no 256 bins between them in single.
+    return float(threshold_otsu(values.astype(np.float64)))
 
 
 def find_quantile(values: np.ndarray, share: float) -> float:
