@@ -195,7 +195,10 @@ def test_in_channels():
         ({"encoder_name": "timm/resnet10t", "encoder_kwargs": {"colour": 3}}, "colour"),
         ({"encoder_name": "timm/resnet10t", "decoder_channels": [16, 8]}, r"five numbers.*\[16, 8\]"),
         ({"encoder_name": "timm/resnet10t", "decoder_channels": 16}, "five numbers, deepest first, got 16"),
-        ({"encoder_name": "timm/resnet10t", "class_prior": 1.0}, "class_prior=1.0 needs image-level logits.*UNet.*'multitask_unet'"),
+        (
+            {"encoder_name": "timm/resnet10t", "class_prior": 1.0},
+            "class_prior=1.0 needs image-level logits.*UNet.*'multitask_unet'",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_named(arguments, message):

@@ -51,8 +51,8 @@ def read_sampled_classes(given: Mapping[str, Any], model: SegModel) -> SampledCl
     if unknown := sorted(set(given) - set(_DEFAULTS)):
         raise InputError(f"sampled_classes knows {', '.join(_DEFAULTS)}, not {', '.join(unknown)}")
     options = SampledClasses(**{**_DEFAULTS, **given})  # type: ignore[typeddict-item]
-    check_numbers(negatives=options["negatives"])  # refuses None, which is no count here
     check_counts(1, negatives=options["negatives"])
+    check_numbers(negatives=options["negatives"])  # refuses None, which is no count here
     return options
 
 

@@ -47,9 +47,9 @@ def read_pseudo_masks(given: Mapping[str, Any]) -> PseudoMasks:
     if unknown := sorted(set(given) - set(_DEFAULTS)):
         raise InputError(f"pseudo_masks knows {', '.join(_DEFAULTS)}, not {', '.join(unknown)}")
     options = {**_DEFAULTS, **given}
-    check_numbers(images=options["images"], start=options["start"])  # refuses None, which is no count of these
     check_counts(1, images=options["images"])
     check_counts(0, start=options["start"])
+    check_numbers(images=options["images"], start=options["start"])  # refuses None, which is no count of these
     for name in ("weight", "confidence", "decay"):
         value, top = options[name], "" if name == "weight" else " and below 1"
         if not is_number(value) or not 0 <= value or (top and value >= 1):

@@ -16,8 +16,8 @@ def check_guide(radius: int, epsilon: float) -> None:
     Raises:
         InputError: The radius is no whole number >= 0, or epsilon is not positive.
     """
-    check_numbers(guide_radius=radius)  # refuses None, which is no count here
     check_counts(0, guide_radius=radius)
+    check_numbers(guide_radius=radius)  # refuses None, which is no count here
     if not is_number(epsilon) or not epsilon > 0:
         raise InputError(f"guide_epsilon must be a number > 0, got {epsilon!r}")
 

@@ -91,8 +91,8 @@ class LRPMask(PostHoc):
         check_smoothing(smooth)
         check_guide(guide_radius, guide_epsilon)
         check_rule(threshold_rule, threshold_value)
-        check_numbers(min_region=min_region, max_hole=max_hole)  # refuses None, which is no count of these
         check_counts(0, min_region=min_region, max_hole=max_hole)
+        check_numbers(min_region=min_region, max_hole=max_hole)  # refuses None, which is no count of these
         decoder_kwargs = read_decoder_kwargs(decoder_kwargs)
         if not decoder_kwargs.get("tie_weights", True):
             raise InputError(
