@@ -613,6 +613,11 @@ class Ending(nn.Module):
         (nn.Sequential(nn.Hardsigmoid(), nn.Flatten()), r"hardsigmoid at end\.0"),
         (torch.sigmoid, r"sigmoid at \(root\)"),
         (lambda logits: logits.softmax(1).view(-1, 2), r"softmax at \(root\)"),
+        (nn.LogSigmoid(), r"logsigmoid at end"),
+        (lambda logits: 1 - logits.sigmoid(), r"sigmoid at \(root\)"),
+        (lambda logits: 10 * logits.softmax(1) - 5, r"softmax at \(root\)"),
+        (lambda logits: logits.sigmoid().clamp(1e-6, 1 - 1e-6), r"sigmoid at \(root\)"),
+        (lambda logits: (logits.sigmoid() + logits.softmax(1)) / 2, r"s\w+ at \(root\)"),
     ],
 )
 def test_a_classifier_that_ends_in_probabilities_is_warned_of(end, name):
@@ -620,6 +625,9 @@ def test_a_classifier_that_ends_in_probabilities_is_warned_of(end, name):
         HeatmapDecoder(Ending(end))
 
 
-@pytest.mark.parametrize("end", [nn.Identity(), nn.Tanh(), lambda logits: logits * logits.sigmoid()])
+@pytest.mark.parametrize(
+    "end",
+    [nn.Identity(), nn.Tanh(), lambda logits: logits * logits.sigmoid(), lambda logits: logits + logits.sigmoid()],
+)
 def test_other_endings(end):
     HeatmapDecoder(Ending(end))

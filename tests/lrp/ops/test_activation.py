@@ -193,6 +193,7 @@ CASES = {
         lambda s, u: F.softplus(u, beta=0.5, threshold=4),
         m=lambda: nn.Softplus(3.0, 2.0),
     ),
+    **slopes("logsigmoid", lambda s, u: s.m(u), lambda s, u: F.logsigmoid(u), m=nn.LogSigmoid),
     **slopes("exp", lambda s, u: torch.exp(u), lambda s, u: u.exp()),
     **activations("square", torch.square, lambda s, u: torch.square(u), lambda s, u: u.square()),
     **activations("abs", torch.abs, lambda s, u: torch.abs(u), lambda s, u: u.abs()),
@@ -209,7 +210,7 @@ RATIOS = {
     "selu": (F.selu, 1.0507009873554805), "gelu": (F.gelu, 0.5), "silu": (F.silu, 0.5), "tanh": (torch.tanh, 1.0),
     "hardswish": (F.hardswish, 0.5), "hardtanh": (F.hardtanh, 1.0), "clamp": (lambda u: u.clamp(0, 1), None),
     "mish": (F.mish, 0.6), "square": (torch.square, 0.0), "abs": (torch.abs, 0.0), "sigmoid": (torch.sigmoid, 0.25),
-    "softplus": (F.softplus, 0.5), "leaky_relu": (F.leaky_relu, 0.01),
+    "softplus": (F.softplus, 0.5), "logsigmoid": (F.logsigmoid, 0.5), "leaky_relu": (F.leaky_relu, 0.01),
 }  # fmt: skip
 
 

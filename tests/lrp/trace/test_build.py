@@ -123,14 +123,14 @@ def test_statistics_choices_and_sizes_are_constants(function) -> None:
 # What is refused
 
 
-def test_every_unsupported_call_is_listed_before_computing() -> None:
+def test_every_unsupported_call_is_listed_before_computing(monkeypatch) -> None:
     def function(s, x):
         x = torch.erf(s.p(s.c(x)))
         return torch.cumsum(s.s(x), 1) ** x
 
     ran: list[int] = []
     net = Calls(function, c=conv(), p=nn.CrossMapLRN2d(2), s=nn.Sequential(nn.RReLU(), nn.AlphaDropout()))
-    net.c.forward = lambda x: ran.append(1)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda conv, x: ran.append(1))
     with pytest.raises(UnsupportedOpError) as caught:
         refuse_all(net)
     message = str(caught.value)
@@ -265,6 +265,24 @@ def test_a_branch_on_a_size_specialises_the_graph(size: tuple[int, int], expecte
     assert graph.specialised
     assert [c.kind for c in graph.calls if c.inputs] == expected
     assert not trace(Options(), False, image_shape=(3, *size)).specialised
+
+
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        (lambda s, x: s.c(x).mean((2, 3)).detach(), r"only through detach at \(root\)"),
+        (lambda s, x: s.c(x.detach()).mean((2, 3)), r"only through detach at \(root\)"),
+        (lambda s, x: F.one_hot(s.c(x).mean((2, 3)).argmax(1), 4), r"only through argmax at"),
+        (lambda s, x: torch.zeros(x.shape[0], 4), "only through shape at"),
+        (lambda s, x: torch.zeros(2, 4), "do not depend on its images: return"),
+        (lambda s, x: s.c.bias.unsqueeze(0), "do not depend on its images: return"),
+    ],
+)
+def test_logits_that_do_not_depend_on_the_images(end: Any, named: str) -> None:
+    net = Calls(lambda s, x: x, c=conv())
+    net.forward = lambda x: end(net, x)  # type: ignore[method-assign]
+    with pytest.raises(TraceError, match=f"the logits of Calls .*{named}"):
+        trace(net, False)
 
 
 # Side effects and modes

@@ -157,6 +157,19 @@ class CatchesTheRefusal(nn.Module):
         return self.head((self.conv(x / 100 if large else x)).relu().mean((2, 3)))
 
 
+class AsksForGradients(nn.Module):
+    """Of the images or of what is computed from them; as checkpointing does, with the same result, or with another."""
+
+    def __init__(self, inside: bool, factor: float) -> None:
+        super().__init__()
+        self.conv, self.head, self.inside, self.factor = nn.Conv2d(3, 4, 3), nn.Linear(4, 3), inside, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        asked = y if self.inside else x
+        return self.head((self.factor * y if asked.requires_grad else y).relu().mean((2, 3)))
+
+
 class ComputesInHalf(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -176,6 +189,16 @@ def test_a_single_image_decides_nothing_where_its_axis_is_squeezed_away() -> Non
 def test_a_refusal_that_the_forward_catches_is_one() -> None:
     with pytest.raises(TraceError, match="cannot be traced: the forward branches on"):
         HeatmapDecoder(CatchesTheRefusal())
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_forward_that_asks_for_gradients(inside: bool) -> None:
+    with pytest.raises(TraceError, match="other logits where its images or weights require a gradient"):
+        HeatmapDecoder(AsksForGradients(inside, 2))
+    net, images = AsksForGradients(inside, 1), torch.rand(2, 3, 9, 9, requires_grad=True)
+    torch.testing.assert_close(HeatmapDecoder(net)(images).logits, net(images))
+    with torch.inference_mode():  # of such weights no gradients can be asked
+        HeatmapDecoder(AsksForGradients(inside, 2))
 
 
 def test_logits_of_another_type_are_refused() -> None:

@@ -103,7 +103,6 @@ ACTIVATIONS = {
         lambda s, x: F.hardshrink(s.a(x), 0.3),
         lambda s, x: F.softshrink(s.a(x), 0.3),
         lambda s, x: F.threshold(s.a(x), 0.1, -0.5),
-        lambda s, x: F.logsigmoid(s.a(x)),
         lambda s, x: nn.Hardshrink(0.2)(s.a(x)),
     ),
     "softsign": Case(lambda s, x: F.softsign(s.a(x)), lambda s, x: (lambda u: u / (1 + u.detach().abs()))(s.a(x))),

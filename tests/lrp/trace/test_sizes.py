@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tw_seg.errors import TraceError
@@ -45,10 +46,9 @@ class Net(nn.Module):
         return self.head(x.sum((2, 3)) / self.number(x))
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_from_sizes(name: str) -> None:
-    torch.manual_seed(0)
-    net = Net(NUMBERS[name]).double().eval()
+def check(net: nn.Module) -> None:
+    """Logits are the net's own and heatmaps input x gradient, for images of two sizes."""
+    net = net.double().eval()
     decoder = HeatmapDecoder(net, composite_kwargs={"epsilon": 0.0}).eval()
     for size in ((9, 9), (12, 10)):
         images = torch.rand(2, 3, *size, dtype=torch.float64, requires_grad=True)
@@ -57,6 +57,29 @@ def test_numbers_from_sizes(name: str) -> None:
         torch.testing.assert_close(logits, expected)
         (gradient,) = torch.autograd.grad(expected[:, 1].sum(), images)
         torch.testing.assert_close(heatmaps[:, 1], (images * gradient).sum(1))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_from_sizes(name: str) -> None:
+    torch.manual_seed(0)
+    check(Net(NUMBERS[name]))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.lp_pool2d(x, 2, x.shape[2] // 2).mean((2, 3)),
+        lambda x: F.lp_pool2d(x, 2, x.shape[2:]).flatten(1),
+        lambda x: F.lp_pool2d(x, 2, (x.shape[2] // 2, 2), stride=x.shape[3] // 3).mean((2, 3)),
+        lambda x: torch.tensordot(x.mean((2, 3)), x.new_ones(4, 4), x.ndim - 3),
+    ],
+)
+def test_options_from_sizes_of_what_is_written_in_others(pool: Callable[[Tensor], Tensor]) -> None:
+    class Pooled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(pool(self.conv(x).relu()))
+
+    check(Pooled(len))
 
 
 def test_a_table_that_lacks_the_usual_size_needs_the_image_size() -> None:

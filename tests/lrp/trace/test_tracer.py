@@ -12,9 +12,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 from torchvision.models import SwinTransformer, VisionTransformer
 
+from tests.oracles.gradients import input_x_gradient
 from tw_seg.errors import TraceError
+from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.trace.tracer import Traced, symbolic_trace
 
 SHAPE = (3, 8, 12)
@@ -271,6 +274,116 @@ def test_leaves_stay_whole() -> None:
     assert "0" not in targets(trace(net[:1]))
 
 
+# Layers that compute something else than their class
+
+
+class TripleConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class TripleInside(nn.Conv2d):
+    def _conv_forward(self, *args: Any) -> Tensor:
+        return 3 * super()._conv_forward(*args)
+
+
+class TripleLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class TripleNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def layers(conv: Any = nn.Conv2d, norm: Any = nn.BatchNorm2d, linear: Any = nn.Linear) -> nn.Sequential:
+    torch.manual_seed(0)
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(conv(3, 4, 3), norm(4), nn.ReLU(), *pool, linear(4, 2)).double().eval()
+    net[1].running_mean.normal_()
+    return net
+
+
+def triple(module: nn.Module, method: str = "forward") -> None:
+    original = getattr(module, method)
+    setattr(module, method, lambda *args: 3 * original(*args))
+
+
+def assert_decodes(net: nn.Module, **options: Any) -> None:
+    """Logits are the net's own, heatmaps are input x gradient."""
+    x = images(2)
+    decoded = HeatmapDecoder(net, composite_kwargs={"epsilon": 0.0}, **options).eval()(x)
+    torch.testing.assert_close(decoded.logits, net(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(decoded.heatmaps, input_x_gradient(net, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kinds", [{"conv": TripleConv}, {"conv": TripleInside}, {"norm": TripleNorm},
+                                   {"linear": TripleLinear}])  # fmt: skip
+def test_a_subclass_is_not_taken_for_its_base(kinds: Any) -> None:
+    assert_decodes(layers(**kinds))
+
+
+@pytest.mark.parametrize(
+    ("layer", "method"), [*((i, "forward") for i in (0, 1, 2, 3, 5)), (0, "_conv_forward"), (1, "_check_input_dim")]
+)
+def test_a_layer_with_a_method_of_its_own_is_not_taken_for_its_class(layer: int, method: str) -> None:
+    net = layers()
+    if method == "_check_input_dim":
+        net[layer]._check_input_dim = lambda x: None
+    else:
+        triple(net[layer], method)
+    assert_decodes(net)
+
+
+WEIGHTS: dict[str, Callable[[nn.Module], Any]] = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "prune": lambda m: prune.l1_unstructured(m, "weight", 0.3),
+}
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("conv", [nn.Conv2d, TripleConv])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_are_computed(name: str, conv: Any, patched: bool) -> None:
+    net = layers(conv)
+    WEIGHTS[name](net[0])
+    if patched:
+        triple(net[0])
+    assert_decodes(net.double().eval())
+
+
+def test_attention_with_a_forward_of_its_own() -> None:
+    """As the same attention and a product after it."""
+
+    class Attends(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head, self.factor = nn.Conv2d(3, 8, 3), nn.Linear(8, 2), factor
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            return self.head(self.attention(tokens, tokens, tokens)[0].mean(1) * self.factor)
+
+    net, expected = Attends(1).double().eval(), Attends(3).double().eval()
+    attend = net.attention.forward
+    net.attention.forward = lambda *args: (3 * attend(*args)[0], None)
+    decoder = HeatmapDecoder(net).eval()
+    x = images(2)
+    assert not decoder.graph(x).specialised
+    torch.testing.assert_close(decoder(x)[:2], HeatmapDecoder(expected).eval()(x)[:2], rtol=1e-10, atol=1e-10)
+
+
+def test_a_custom_rule_keeps_a_layer_with_a_forward_of_its_own_whole() -> None:
+    net = layers()
+    triple(net[2])
+    assert_decodes(net, custom_rules={nn.ReLU: lambda c, inputs, output, module: c * 3 * (inputs[0] > 0)})
+
+
 # Nothing changes
 
 
@@ -320,6 +433,50 @@ def test_the_graph_changes_what_the_forward_changes() -> None:
     run(net, traced, torch.randn(2, *SHAPE))
     run(net, traced, torch.randn(2, *SHAPE))
     assert net.steps == 2 and net.runs == 2
+
+
+class Stores(nn.Module):
+    """Stores features, for whoever reads them later."""
+
+    def __init__(self, features: Tensor | None, store: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.store = layers(), store
+        self.register_buffer("features", features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net[:3](x)
+        self.features = self.store(x)
+        return self.net[3:](x)
+
+
+@pytest.mark.parametrize("store", [lambda x: x.mean((0, 2, 3)), lambda x: x.detach().amax((0, 2, 3))])
+def test_a_buffer_holds_what_the_forward_stores(store: Callable[[Tensor], Any]) -> None:
+    net, x = Stores(torch.zeros(4).double(), store).eval(), images(2)
+    assert_decodes(net)
+    net(x)
+    expected = net.features.detach().clone()
+    net.features = torch.zeros(4).double()
+    HeatmapDecoder(net).eval()(x)
+    torch.testing.assert_close(net.features, expected)
+    assert not net.features.requires_grad
+
+
+def test_features_that_a_run_cannot_store() -> None:
+    with pytest.raises(TraceError, match="the forward fills the buffer 'features', which is None before: register it"):
+        trace(Stores(None, lambda x: x))
+
+
+def test_hooks_of_gradients_are_refused_unless_gradients_are_asked_for() -> None:
+    def hook(gradient: Tensor) -> None:
+        pass
+
+    def store(x: Tensor) -> Tensor:
+        x.register_hook(hook)
+        return x
+
+    with pytest.raises(TraceError, match=r"gives the function hook to a call of a tensor.*only if x.requires_grad"):
+        trace(Stores(torch.zeros(1).double(), store))
+    assert_decodes(Stores(torch.zeros(1).double(), lambda x: store(x) if x.requires_grad else x).eval())
 
 
 def test_a_failed_trace_changes_nothing() -> None:

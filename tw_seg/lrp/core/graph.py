@@ -87,7 +87,9 @@ class Op:
         fusible: Whether it can be multiplied into the weight of such a call.
         gate: Whether its value scales another one: in a product all relevance goes to the other factor.
         scales: Whether its value is a statistic to normalise by: in a product all relevance goes to the other factor.
-        probabilities: Whether its values are probabilities: seeds and losses expect logits at the end of a classifier.
+        probabilities: Whether its values are probabilities or their logarithms: at the end of a classifier seeds and
+            losses expect logits.
+        rescales: Whether it only adds up, scales or clips its inputs: of probabilities alone it makes no logits.
         spreads: Whether it only copies, repeats or resizes its input, so that what was a gate still is one.
         rearranges: Whether its value holds the elements of its first argument: a parameter seen through it is still
             that parameter.
@@ -124,6 +126,7 @@ class Op:
     gate: bool = False
     scales: bool = False
     probabilities: bool = False
+    rescales: bool = False
     spreads: bool = False
     rearranges: bool = False
     moved: Callable[[Any, Call, int], int] | None = None
@@ -225,6 +228,7 @@ class Graph:
         specialised: Whether the classifier's forward branched on sizes: then it holds for one image shape.
         unsupported: Why a call has no rule, by its name.
         unfollowed: Those among them that a run cannot follow: refused also where no relevance is needed.
+        asks_for_gradients: Whether the forward branched on ``requires_grad``: it holds where none is required.
     """
 
     calls: tuple[Call, ...]
@@ -233,6 +237,7 @@ class Graph:
     specialised: bool = False
     unsupported: Mapping[str, str] = field(default_factory=dict)
     unfollowed: frozenset[str] = frozenset()
+    asks_for_gradients: bool = False
 
     def readout(self, place: str | float) -> str:
         """The call whose output is read at a place.
@@ -257,12 +262,18 @@ class Graph:
         return inside[-1]
 
     def find_probabilities(self) -> Call | None:
-        """The call that turns the classifier's logits into probabilities at its end, if there is one."""
+        """The call that turns the classifier's logits into probabilities at its end, if its output is made of them."""
         calls = {call.name: call for call in self.calls}
-        last = calls.get(self.output)
-        while last is not None and (last.op.rearranges or last.op.spreads) and last.inputs:
-            last = calls.get(last.inputs[0])
-        return last if last is not None and last.op.probabilities else None
+        pending, found = [self.output], None
+        while pending:
+            call = calls.get(pending.pop())
+            if call is not None and call.op.probabilities:
+                found = call
+            elif call is not None and call.inputs and (call.op.rescales or call.op.rearranges or call.op.spreads):
+                pending.extend(call.inputs)
+            else:
+                return None
+        return found
 
     def _read_at_fraction(self, fraction: float) -> str:
         if not 0 <= fraction <= 1:

@@ -70,7 +70,9 @@ class Tape:
             op = call.op
             self.values[call.name] = op.forward(self, call) if op.forward else self.execute(call)
             if call.inputs:
-                decoded = op is not UNSUPPORTED and (wanted is None or not wanted.isdisjoint(call.inputs))
+                decoded = op is not UNSUPPORTED and (
+                    wanted is None or (call.name in wanted and not wanted.isdisjoint(call.inputs))
+                )
                 self._find_axis(call, decoded)
                 if op.save and (wanted is None or call.name in wanted):
                     self.saved[call.name] = op.save(self, call)

@@ -290,6 +290,7 @@ OPS = (
         None,
         forward=_clamp_forward,
         conserves=False,
+        rescales=True,
     ),
     _activation(
         "tanh",
@@ -348,6 +349,14 @@ OPS = (
         nn.Hardsigmoid,
         forward=_run(F.hardsigmoid),
         gate=True,
+        probabilities=True,
+    ),
+    _expansion(
+        "logsigmoid",
+        lambda u, y, o: torch.sigmoid(-u),
+        of_any_sign,
+        spell(("input",), "logsigmoid"),
+        nn.LogSigmoid,
         probabilities=True,
     ),
     _expansion(

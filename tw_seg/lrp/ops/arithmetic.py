@@ -218,6 +218,7 @@ _SUM = Op(
     absorbed=_add_absorbed,
     stabilised=lambda call: 1,
     text=name_rule,
+    rescales=True,
 )
 
 MAXIMUM = Op(
@@ -263,6 +264,7 @@ OPS = (
         Channels.KEPT,
         functions={operator.neg: ("input",), **spell(("input",), "neg negative")},
         reads=no_values,
+        rescales=True,
     ),
     Op(
         "mul",
@@ -276,6 +278,7 @@ OPS = (
         axis=aligned_axis,
         text=_describe_product,
         factors=_TWO,
+        rescales=True,
     ),
     Op(
         "div",
@@ -292,6 +295,7 @@ OPS = (
         axis=aligned_axis,
         text="divisor constant",
         factors=("other",),
+        rescales=True,
     ),
     Op(
         "pow",

@@ -96,9 +96,10 @@ def warn_of_probabilities(graph: Graph, *, logarithms: bool) -> None:
     call = graph.find_probabilities()
     if call is not None:
         warnings.warn(
-            f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are probabilities, but "
-            "seeds and losses expect logits (losses apply a sigmoid themselves, and where a probability saturates a "
-            "heatmap vanishes); leave that call out, for example replace the module with torch.nn.Identity()",
+            f"the classifier ends in {call.kind} at {call.place} ({call.name!r}): its outputs are made of "
+            "probabilities, but seeds and losses expect logits (losses apply a sigmoid themselves, and where a "
+            "probability saturates a heatmap vanishes); leave that call out, for example replace the module with "
+            "torch.nn.Identity()",
             stacklevel=3,
         )
     if logarithms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -73,8 +73,16 @@ def trace(
     live = find_live(builder.calls, output, builder.aliases.changes)
     calls = [call for call in builder.calls if call.name in live]
     problems = {name: text for name, text in builder.problems.items() if name in live}
+    if output not in builder.relevant:
+        raise TraceError(_describe_independence(classifier, calls, builder.relevant))
     return Graph(
-        annotate(calls), builder.images, output, traced.specialised, problems, frozenset(builder.faults & live)
+        annotate(calls),
+        builder.images,
+        output,
+        traced.specialised,
+        problems,
+        frozenset(builder.faults & live),
+        traced.asks_for_gradients,
     )
 
 
@@ -139,6 +147,21 @@ def refuse_unsupported(classifier: nn.Module, graphs: Iterable[tuple[Graph, froz
             + "\nReplace them in the classifier, or give them a custom rule: "
             "HeatmapDecoder(classifier, custom_rules={TheirClassOrFunction: rule}), see docs/custom_rule.md."
         )
+
+
+def _describe_independence(classifier: nn.Module, calls: Iterable[Call], relevant: Container[str]) -> str:
+    """Why no relevance leaves the logits, and what to do."""
+    followed = (call for call in calls if any(name in relevant for name in refs((call.args, call.kwargs))))
+    ends = [call for call in followed if call.name not in relevant]
+    text = f"the logits of {type(classifier).__name__} do not depend on its images"
+    if not ends:
+        return f"{text}: return what is computed from them"
+    spelled = (str(call.args[1]) if call.target is getattr else call.spelling for call in ends)
+    where = ", ".join(f"{word} at {call.place} ({call.name!r})" for word, call in zip(spelled, ends, strict=True))
+    return (
+        f"{text} through operations that relevance follows, only through {where}: heatmaps would be 0. Leave these "
+        "out on the way to the logits, such as detach(), or return the scores from before them"
+    )
 
 
 def _is_followed_by_weights(calls: Iterable[Call], start: str, ends: set[str]) -> bool:

@@ -62,8 +62,26 @@ def compare(
         logits = find_logits(expected)
         if len(images) == 1 and isinstance(logits, Tensor) and logits.shape[:1] != (1,):
             continue  # a `squeeze()` takes the batch axis of a single image away
-        return _compare_on(trial, graph, images, expected, drawn, layers, wanted)
+        found = _compare_on(trial, graph, images, expected, drawn, layers, wanted)
+        if graph.asks_for_gradients and found is not None and not drawn:
+            _compare_with_gradients(trial, images, found)
+        return found
     return None
+
+
+def _compare_with_gradients(trial: Trial, images: Tensor, expected: Tensor) -> None:
+    """Refuse a forward that asks for ``requires_grad`` and computes something else where the answer is yes."""
+    try:
+        output = trial.run(lambda: trial.classifier(images.clone().requires_grad_().clone()), gradients=True)[0]
+    except Exception:
+        return  # no gradient passes it: so it does for whoever uses it
+    found = find_logits(output).detach()
+    if not _agree(found, expected):
+        raise TraceError(
+            f"{type(trial.classifier).__name__} computes other logits where its images or weights require a gradient: "
+            "its forward asks for requires_grad, which a trace answers with False. Compute the same with and without, "
+            "or choose by an argument or the training mode"
+        )
 
 
 def _compare_on(

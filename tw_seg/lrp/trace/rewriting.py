@@ -36,6 +36,14 @@ def _record(function: Callable[..., Any], value: fx.Proxy, *args: Any, **kwargs:
     return fx.Tracer.create_proxy(value.tracer, "call_function", function, (value, *args), kwargs)
 
 
+def _is_number(value: Any) -> bool:
+    """Whether an argument is one whole number, not several."""
+    if isinstance(value, fx.Proxy):
+        tracer: Any = value.tracer
+        value = tracer.example(value)
+    return isinstance(value, int)
+
+
 # Sums and products
 
 
@@ -81,7 +89,7 @@ def _chain_matmul(*matrices: Any) -> Any:
 
 def _tensordot(a: Any, b: Any, dims: Any = 2, out: None = None) -> Any:
     left, right = a.dim(), b.dim()
-    if isinstance(dims, int):
+    if _is_number(dims):
         dims = (range(left - dims, left), range(dims))
     first, second = ([d % n for d in ([one] if isinstance(one, int) else one)]
                      for one, n in zip(dims, (left, right), strict=True))  # fmt: skip
@@ -259,10 +267,6 @@ def _softsign(input: Any) -> Any:
     return input / (hold(input).abs() + 1)
 
 
-def _logsigmoid(input: Any) -> Any:
-    return -F.softplus(-input)
-
-
 def _threshold(input: Any, threshold: float, value: float, inplace: bool = False) -> Any:
     return torch.where(input.detach() > threshold, input, value)
 
@@ -274,8 +278,8 @@ def _lp_pool(pool: Callable[..., Any], dims: int) -> Callable[..., Any]:
     """Relevance goes to the cells of a window in proportion to their power; the root is a factor held constant."""
 
     def pooled(input: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
-        kernel = [kernel_size] * dims if isinstance(kernel_size, int) else list(kernel_size)
-        mean = pool(_square_of(norm_type, input), kernel, stride, 0, ceil_mode)
+        kernel = [kernel_size] * dims if _is_number(kernel_size) else list(kernel_size)
+        mean = _record(pool, _square_of(norm_type, input), kernel, stride, 0, ceil_mode)
         held = hold(mean).abs() * math.prod(kernel)
         positive = held > 0
         root = torch.where(positive, held, 1.0).pow(1 / norm_type - 1) * math.prod(kernel)
@@ -338,7 +342,7 @@ _WORDS: dict[str, Callable[..., Any]] = {
     "min": _min, "amin": _amin, "nan_to_num": _nan_to_num, "take_along_dim": _take_along_dim,
     "log_softmax": _log_softmax, "var_mean": _var_mean(torch.var), "std_mean": _var_mean(torch.std),
     "hardshrink": _hardshrink, "softshrink": _softshrink, "tanhshrink": _tanhshrink, "softsign": _softsign,
-    "logsigmoid": _logsigmoid, "threshold": _threshold, "local_response_norm": _local_response_norm,
+    "threshold": _threshold, "local_response_norm": _local_response_norm,
     "lp_pool1d": _lp_pool(F.avg_pool1d, 1), "lp_pool2d": _lp_pool(F.avg_pool2d, 2),
     "lp_pool3d": _lp_pool(F.avg_pool3d, 3),
     **{f"{name}_with_indices": _pool_with_indices(name)
@@ -370,7 +374,6 @@ REWRITTEN_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     nn.Softshrink: lambda module, input: _softshrink(input, module.lambd),
     nn.Tanhshrink: lambda module, input: _tanhshrink(input),
     nn.Softsign: lambda module, input: _softsign(input),
-    nn.LogSigmoid: lambda module, input: _logsigmoid(input),
     nn.Threshold: lambda module, input: _threshold(input, module.threshold, module.value),
     nn.LocalResponseNorm: lambda module, input: _local_response_norm(
         input, module.size, module.alpha, module.beta, module.k

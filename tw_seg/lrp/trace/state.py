@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from tw_seg.lrp.trace.trial import PLAIN
 class BuildState:
     """The modules of a classifier, in what a trace depends on beside their training flags.
 
-    These are their order, classes, hooks and replaced forwards, the type of their numbers, and the settings of torch's
+    These are their order, classes, hooks and replaced methods, the type of their numbers, and the settings of torch's
     own layers. Attributes of other modules are not looked at: many change in every step, as counters do.
     """
 
@@ -22,7 +24,7 @@ class BuildState:
         """Note the present state."""
         self.modules = list(classifier.modules())
         self._hooks = find_keys(self.modules)
-        self._parts = [(m, type(m), tuple(m._modules.values()), vars(m).get("forward")) for m in self.modules]
+        self._parts = [(m, type(m), tuple(m._modules.values()), find_replaced(m)) for m in self.modules]
         own = [m for m in self.modules if type(m).__module__.startswith("torch.nn.")]
         self._settings = [(vars(m), _list_settings(m)) for m in own]
         self._dtype = _find_dtype(self.modules)
@@ -31,8 +33,8 @@ class BuildState:
         """Whether it is the same now."""
         return (
             all(
-                type(m) is kind and tuple(m._modules.values()) == children and vars(m).get("forward") is forward
-                for m, kind, children, forward in self._parts
+                type(m) is kind and tuple(m._modules.values()) == children and find_replaced(m) == replaced
+                for m, kind, children, replaced in self._parts
             )
             and all(
                 attributes.get(name) == value for attributes, settings in self._settings for name, value in settings
@@ -45,6 +47,21 @@ class BuildState:
     def has_hooks(self) -> bool:
         """Whether there are hooks."""
         return bool(self._hooks)
+
+
+def find_replaced(module: nn.Module) -> dict[str, Any]:
+    """What a module has itself in the place of methods of its class, by name: its class does not say what it computes.
+
+    Methods that every module has, such as ``train``, are not looked at.
+    """
+    own, kind = vars(module), cast(Any, type(module))
+    return {name: own[name] for name in _list_methods(kind) if name in own and callable(own[name])}
+
+
+@cache
+def _list_methods(kind: type[nn.Module]) -> frozenset[str]:
+    bases = (base for base in kind.__mro__ if base is not nn.Module)
+    return frozenset(name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType))
 
 
 def find_mode(modules: list[nn.Module]) -> bool | tuple[bool, ...]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from tw_seg.lrp.trace.hooks import Hook, HookCall, call_with_hooks
 from tw_seg.lrp.trace.lowering import LOWERED_FUNCTIONS, find_lowered
 from tw_seg.lrp.trace.outside import find_einops_forward, let_einops_record, record_functions
 from tw_seg.lrp.trace.recording import holds_proxy, record_torch
+from tw_seg.lrp.trace.state import find_replaced
 from tw_seg.lrp.trace.trial import training_mode
 
 IN_PLACE_OPERATORS = {
@@ -43,7 +44,9 @@ IN_PLACE_OPERATORS = {
     "__imul__": operator.imul,
     "__itruediv__": operator.itruediv,
 }
-_SIZELESS_ATTRIBUTES = ("ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout", "is_sparse")
+_SIZELESS_ATTRIBUTES = (
+    "ndim", "dtype", "device", "is_cuda", "is_cpu", "requires_grad", "layout", "is_sparse", "is_nested",
+)  # fmt: skip
 _SIZELESS_METHODS = ("dim", "ndimension", "is_floating_point", "is_complex", "get_device")
 
 
@@ -54,10 +57,12 @@ class Traced:
     Attributes:
         graph: What it calls. Its only placeholder is the images.
         specialised: Whether it branched on sizes: then the graph holds for images of that (C, H, W) only.
+        asks_for_gradients: Whether it branched on ``requires_grad``, which was answered with False.
     """
 
     graph: fx.Graph
     specialised: bool
+    asks_for_gradients: bool
 
 
 def symbolic_trace(
@@ -120,7 +125,7 @@ def symbolic_trace(
             "branching on tensor values or on the batch size; or keep the module that holds it whole, with a rule of "
             "its own: HeatmapDecoder(classifier, custom_rules={ModuleClass: rule}); or pass a part that traces"
         ) from error
-    return Traced(graph, tracer.specialised)
+    return Traced(graph, tracer.specialised, tracer.asks_for_gradients)
 
 
 @contextmanager
@@ -264,6 +269,7 @@ class _Tracer(fx.Tracer):
         self.defaults = defaults
         self.changing_hooks = changing_hooks
         self.specialised = False
+        self.asks_for_gradients = False
         self.failure: Exception | None = None
         self.examples: Examples | None = None
         self.running = False  # whether calls are run on fake tensors now: nothing is recorded then
@@ -301,10 +307,17 @@ class _Tracer(fx.Tracer):
         source = value.node.args[0] if value.node.args else None
         target = value.node.target
         in_place = target in IN_PLACE_OPERATORS.values() or str(target).endswith("_")
+        if name not in self.tensors:
+            raise self._fail(
+                f"the forward fills the buffer {name!r}, which is None before: register it as a tensor of that shape, "
+                "or keep the value in an attribute that is no buffer"
+            )
         if any(v.shape != self.tensors[name].shape for v in self._values(value)):
             return  # a cache for another size, which each run makes for itself
         if not (in_place and isinstance(source, fx.Node) and source.target == name):
-            self.create_proxy("call_method", "copy_", (self.create_proxy("get_attr", name, (), {}), value), {})
+            # Detached: the next run begins with it as with a constant.
+            held = (self.create_proxy("get_attr", name, (), {}), value.detach())
+            self.create_proxy("call_method", "copy_", held, {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if kind == "call_method" and target.startswith("__"):  # of a tensor that is not traced, with one that is
@@ -332,6 +345,12 @@ class _Tracer(fx.Tracer):
             return self._constant(a) if name is None else self.create_node("get_attr", name, (), {})
         if isinstance(a, numbers.Number) and not isinstance(a, (bool, int, float, complex)):  # numpy's
             return int(a) if isinstance(a, numbers.Integral) else float(a)  # type: ignore[arg-type]
+        if isinstance(a, (FunctionType, MethodType)):
+            raise TraceError(
+                f"the forward gives the function {a.__name__} to a call of a tensor, as register_hook does: a decoder "
+                "calls no hooks of gradients. Leave that call out, or make it only if x.requires_grad, which a trace "
+                "answers with False"
+            )
         return super().create_arg(a)
 
     def _constant(self, value: Tensor) -> fx.Node:
@@ -351,9 +370,11 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if parametrize.type_before_parametrizations(m) in self.leaves:
+        kind = parametrize.type_before_parametrizations(m)
+        if kind in self.leaves:
             return True
-        if self._lowered(m) is not None:
+        # The class of a parametrized module is one of torch's, whatever it was made of.
+        if find_replaced(m) or self._lowered(m) is not None or not kind.__module__.startswith("torch."):
             return False
         parts = [name for name, _ in m.named_children() if name != "parametrizations"]
         return not parts and super().is_leaf_module(m, module_qualified_name)
@@ -383,7 +404,9 @@ class _Tracer(fx.Tracer):
 
     def _lowered(self, m: nn.Module) -> Callable[..., Any] | None:
         kind = parametrize.type_before_parametrizations(m)
-        return None if kind in self.leaves else find_lowered(kind, m) or find_einops_forward(kind)
+        if kind in self.leaves or find_replaced(m):
+            return None
+        return find_lowered(kind, m) or find_einops_forward(kind)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return (obj[i] for i in range(self.length(obj)))  # type: ignore[index]
@@ -393,6 +416,8 @@ class _Tracer(fx.Tracer):
         values = self._values(proxy)
         if isinstance(values[0], Tensor):
             raise self._fail(f"the forward branches on values of a tensor ({proxy.node.format_node()})")
+        if proxy.node.target is getattr and proxy.node.args[1] == "requires_grad":
+            self.asks_for_gradients = True
         return self._agreed(proxy, [convert(value) for value in values])
 
     def example(self, proxy: fx.Proxy) -> Any:

@@ -65,13 +65,18 @@ class Trial:
                     images = torch.rand(shape, generator=generator, device="cpu").to(device, dtype)
                 yield images
 
-    def run(self, function: Callable[[], Any]) -> tuple[Any, bool]:
-        """The result of a function that runs the classifier, and whether it drew random numbers."""
+    def run(self, function: Callable[[], Any], *, gradients: bool = False) -> tuple[Any, bool]:
+        """The result of a function that runs the classifier, and whether it drew random numbers.
+
+        Args:
+            function: The function.
+            gradients: Whether autograd records the run.
+        """
         with (
             torch.random.fork_rng([device.index or 0 for device in self._devices]),
             _keep_python_rng(),
             torch.inference_mode(False),
-            torch.no_grad(),
+            torch.set_grad_enabled(gradients),
             training_mode(self._modules, self._mode),
             _keep_state(self._modules),
         ):
