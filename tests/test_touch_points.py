@@ -192,7 +192,7 @@ EXAMPLES = {
             "tw_seg/losses/segmentation.py": [
                 ("cross_entropy, dice$", "energy, "),
                 (r'"seg/aux"\)$', '"seg/energy", '),
-                (r"aux: float = 0.4\) -> None", "energy: float = 0.0, "),
+                ("        aux: float = 0.4,$", "        energy: float = 0.0,\n"),
                 (r"aux\), strict", "energy, "),
                 (
                     '            "seg/aux": self',

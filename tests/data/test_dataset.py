@@ -15,8 +15,8 @@ from tw_seg.data.dataset import SegmentationData
 @pytest.fixture(params=sorted(DATASETS))
 def data(request, tmp_path: Path) -> SegmentationData:
     """A small one of each layout: an image with a cat."""
-    if request.param == "digits":
-        return DATASETS["digits"]("train", length=3, size=32)
+    if request.param in ("digits", "triangles"):
+        return DATASETS[request.param]("train", length=3, size=32)
     images, masks = {"folder": ("images", "masks"), "voc": ("JPEGImages", "SegmentationClass")}[request.param]
     for folder, picture in ((images, np.zeros((6, 9, 3), np.uint8)), (masks, np.eye(6, 9, dtype=np.uint8))):
         (tmp_path / folder).mkdir()

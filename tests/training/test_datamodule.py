@@ -364,7 +364,7 @@ def test_the_parser_checks_augmentation():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"dataset": "coco"}, InputError, "dataset: expected one of digits, voc, folder, got 'coco'"),
+        ({"dataset": "coco"}, InputError, "dataset: expected one of digits, triangles, voc, folder, got 'coco'"),
         ({"split_kwargs": {"training": {}}}, InputError, "expected the keys .*train.* got training"),
         ({"eval_batch_size": 0}, InputError, "eval_batch_size"),
         ({"num_workers": -1}, InputError, "num_workers"),
