@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from skimage.morphology import remove_small_holes, remove_small_objects
 from torch import Tensor
 
 EVEN = 0.5
@@ -31,6 +30,9 @@ def clean_region(region: np.ndarray, *, min_region: int = 0, max_hole: int = 0) 
         >>> clean_region(np.array([[True, False, True, True]]), min_region=2, max_hole=0)
         array([[False, False,  True,  True]])
     """
+    # Here, as most models' start has no use for it: it takes half a second.
+    from skimage.morphology import remove_small_holes, remove_small_objects
+
     if min_region > 1:
         region = remove_small_objects(region, max_size=min_region - 1, connectivity=2)
     if max_hole > 0 and region.any():

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from skimage.filters import threshold_otsu
-from sklearn.mixture import GaussianMixture
 
 from tw_seg.arguments import is_number
 from tw_seg.errors import InputError
@@ -44,6 +42,8 @@ def find_share(values: np.ndarray, share: float) -> float:
 
 def find_otsu(values: np.ndarray) -> float:
     """Otsu's threshold (1979), which separates two groups of least variance; scikit-image's."""
+    from skimage.filters import threshold_otsu  # here, as in find_mixture: every model's start would wait for a second
+
     # In double precision: values that differ by rounding alone have no 256 bins between them in single.
     return float(threshold_otsu(values.astype(np.float64)))
 
@@ -80,6 +80,8 @@ def find_mixture(values: np.ndarray) -> float:
     It is the largest value, not above the mean of the brighter one, that more probably belongs to the darker one. Of
     equal values, to which no two can be fitted, none is above it.
     """
+    from sklearn.mixture import GaussianMixture
+
     flat = np.sort(values, axis=None).astype(np.float64)[:, None]
     if flat[0] == flat[-1]:
         return float(flat[0, 0])
