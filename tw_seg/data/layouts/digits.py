@@ -14,13 +14,11 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, Sample
+from tw_seg.data.layouts.generated import GeneratedData
+from tw_seg.types import Sample
 
 CLASSES = ("background", *(str(digit) for digit in range(10)))
 
-_SPLITS = ("train", "val", "test")
-_LENGTHS = {"train": 2000, "val": 200, "test": 500}
 _SHARES = {
     "train": (0.0, 0.6),
     "val": (0.6, 0.75),
@@ -42,7 +40,7 @@ class _Placed:
     opacity: float
 
 
-class DigitScenes:
+class DigitScenes(GeneratedData):
     """Scenes of 1 to 3 handwritten digits over a photograph; 10 classes and background.
 
     Args:
@@ -62,44 +60,27 @@ class DigitScenes:
     """
 
     classes = CLASSES
+    noun = "scene"
+    smallest = 16
 
     def __init__(self, split: str, *, size: int = 64, length: int | None = None, seed: int = 0) -> None:
-        if split not in _SPLITS:
-            raise DataError(f"DigitScenes has no split {split!r}; choose one of {', '.join(_SPLITS)}")
-        if size < 16:
-            raise DataError(f"DigitScenes needs a size of at least 16 pixels, got {size}")
-        length = _LENGTHS[split] if length is None else length
-        if length < 1:
-            raise DataError(f"DigitScenes needs a length of at least 1 scene, got {length}")
-        self.split, self.size, self.seed = split, size, seed
-        self.names = tuple(f"{split}-{index:05d}" for index in range(length))
-        self._scenes = [self._arrange(index) for index in range(length)]
+        super().__init__(split, size=size, length=length, seed=seed)
+        self._scenes = [self._arrange(index) for index in range(len(self))]
         targets = _load_digits()[1]
-        self.labels = np.zeros((length, len(CLASSES)), dtype=np.float32)
-        self.labels[:, BACKGROUND] = 1
         for index, placed in enumerate(self._scenes):
             self.labels[index, [targets[p.digit] + 1 for p in placed]] = 1
         # Rendering costs about a millisecond, an epoch asks for every scene: keep them while they are small.
-        self._cache: dict[int, Sample] | None = {} if length * size * size * 4 <= 2**28 else None
-
-    def __len__(self) -> int:
-        """Number of scenes."""
-        return len(self.names)
+        self._cache: dict[int, Sample] | None = {} if len(self) * size * size * 4 <= 2**28 else None
 
     def __getitem__(self, index: int) -> Sample:
         """The scene at ``index``, image and mask of shape (size, size, 3) and (size, size)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"scene {index} of {len(self)}")
-        index %= len(self)
+        index = self._find_row(index)
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample = self._render(index)
         if self._cache is not None:
             self._cache[index] = sample
         return sample
-
-    def _rng(self, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, _SPLITS.index(self.split), index, purpose])
 
     def _arrange(self, index: int) -> list[_Placed]:
         rng = self._rng(index, 0)

@@ -9,18 +9,16 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND, Sample
+from tw_seg.data.layouts.generated import GeneratedData
+from tw_seg.types import Sample
 
 CLASSES: tuple[str, ...] = ("background", "red", "blue")
 
-_LENGTHS = {"train": 2000, "val": 200, "test": 500}
-_SPLITS = tuple(_LENGTHS)
 _BADGES = {1: (220, 40, 40), 2: (40, 60, 220)}
 _DOT, _DARK_DOT = (255, 255, 255), (20, 20, 20)
 
 
-class Triangles:
+class Triangles(GeneratedData):
     """Pictures of one triangle each, whose mask follows from cues outside and at the corners of it.
 
     Args:
@@ -39,29 +37,17 @@ class Triangles:
     """
 
     classes = CLASSES
+    noun = "picture"
+    smallest = 32
 
     def __init__(self, split: str, *, size: int = 64, length: int | None = None, seed: int = 0) -> None:
-        if split not in _SPLITS:
-            raise DataError(f"Triangles has no split {split!r}; choose one of {', '.join(_SPLITS)}")
-        if size < 32:
-            raise DataError(f"Triangles needs a size of at least 32 pixels, got {size}")
-        length = _LENGTHS[split] if length is None else length
-        if length < 1:
-            raise DataError(f"Triangles needs a length of at least 1 picture, got {length}")
-        self.split, self.size, self.seed = split, size, seed
-        self.names = tuple(f"{split}-{index:05d}" for index in range(length))
-        self.labels = np.zeros((length, len(CLASSES)), dtype=np.float32)
-        self.labels[:, BACKGROUND] = 1
-        for index in range(length):
+        super().__init__(split, size=size, length=length, seed=seed)
+        for index in range(len(self)):
             self.labels[index, self._choose_class(index)] = 1
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
         """The picture at ``index``, image and mask of shape (size, size, 3) and (size, size)."""
-        index = self._check(index)
+        index = self._find_row(index)
         corners, badge, dark = self._arrange(index)
         image = Image.fromarray(self._make_ground(index))
         kind = self._choose_class(index)
@@ -74,19 +60,11 @@ class Triangles:
 
     def cues(self, index: int) -> np.ndarray:
         """What the mask of a picture follows from: the pixels of the three dots and of the badge, bool (size, size)."""
-        corners, badge, _ = self._arrange(self._check(index))
+        corners, badge, _ = self._arrange(self._find_row(index))
         cues = Image.new("L", (self.size, self.size))
         self._draw_dots(cues, corners, 255)
         self._draw_badge(cues, badge, 255)
         return np.array(cues) > 0
-
-    def _check(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
-        return index % len(self)
-
-    def _rng(self, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, _SPLITS.index(self.split), index, purpose])
 
     def _choose_class(self, index: int) -> int:
         return int(self._rng(index, 0).integers(1, len(CLASSES)))
