@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from tw_seg.arguments import check_counts
 from tw_seg.errors import InputError
-from tw_seg.explain.hiding import show_regions
-from tw_seg.explain.model import ExplainedModel, probabilities
+from tw_seg.explain.model import ExplainedModel, class_probabilities
 from tw_seg.explain.sufficient import Shown
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.resize import resize_maps
@@ -99,9 +98,8 @@ def compute_rise(model: ExplainedModel, shown: Shown, *, masks: int = 500, cells
             mask = large[top : top + height, left : left + width].to(sums)
             weights += mask
             for some in rows.split(model.batch_size):
-                samples = shown.pairs.samples[some]
-                seen = show_regions(shown.images[samples], shown.fills[samples], mask.expand(len(some), -1, -1))
-                chances = probabilities(model(seen))[torch.arange(len(some)), shown.pairs.classes[some]]
+                seen = shown.show(some, mask.expand(len(some), -1, -1))
+                chances = class_probabilities(model(seen), shown.pairs.classes[some])
                 inside = shown.pairs.predictions[some]
                 means = (chances * inside).sum((1, 2)) / inside.sum((1, 2))
                 sums[some] += means.to(sums)[:, None, None] * mask

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.errors import InputError
-from tw_seg.explain.hiding import show_regions
-from tw_seg.explain.model import ExplainedModel, probabilities
+from tw_seg.explain.model import ExplainedModel, class_probabilities
 from tw_seg.explain.pairs import dice
 from tw_seg.explain.sufficient import Shown, SufficientRegions
 
@@ -147,9 +146,8 @@ def _differentiate(
     """Losses of the active pairs, and their gradient with respect to all masks: 0 for the others."""
     with torch.enable_grad():
         few, some = masks[active], rows[active]
-        samples = shown.pairs.samples[some]
-        logits = model(show_regions(shown.images[samples], shown.fills[samples], few))
-        chances = probabilities(logits)[torch.arange(len(some), device=some.device), shown.pairs.classes[some]]
+        logits = model(shown.show(some, few))
+        chances = class_probabilities(logits, shown.pairs.classes[some])
         losses = compute_loss(chances, shown.pairs.predictions[some], few, areas[active], options)
         if not logits.requires_grad:
             raise InputError(

@@ -131,3 +131,13 @@ def predict_class(mask_logits: Tensor, classes: Tensor) -> Tensor:
     if mask_logits.shape[1] == 1:
         return mask_logits[:, 0] > 0
     return mask_logits.argmax(1) == classes[:, None, None]
+
+
+def class_probabilities(mask_logits: Tensor, classes: Tensor) -> Tensor:
+    """The probability of each image's class: mask logits (P, K, H, W) and classes, int64 (P,) -> (P, H, W).
+
+    Example:
+        >>> class_probabilities(torch.zeros(1, 4, 1, 1), torch.tensor([2]))
+        tensor([[[0.2500]]])
+    """
+    return probabilities(mask_logits)[torch.arange(len(classes), device=classes.device), classes]

@@ -43,6 +43,11 @@ class Shown(NamedTuple):
     fills: Tensor
     pairs: Pairs
 
+    def show(self, rows: Tensor, regions: Tensor) -> Tensor:
+        """Images (R, C, H, W) of pairs ``rows`` (R,), of which only ``regions`` (R, H, W) are shown."""
+        samples = self.pairs.samples[rows]
+        return show_regions(self.images[samples], self.fills[samples], regions)
+
     def measure_dice(self, model: ExplainedModel, rows: Tensor, regions: Tensor) -> Tensor:
         """Dice of the predicted masks and what the model returns when shown regions only, without gradients.
 
@@ -59,9 +64,7 @@ class Shown(NamedTuple):
             for some, few in zip(rows.split(model.batch_size), regions.split(model.batch_size), strict=True):
                 if len(some) == 0:
                     continue
-                samples = self.pairs.samples[some]
-                logits = model(show_regions(self.images[samples], self.fills[samples], few))
-                again = predict_class(logits, self.pairs.classes[some])
+                again = predict_class(model(self.show(some, few)), self.pairs.classes[some])
                 found.append(dice(again, self.pairs.predictions[some]))
         return torch.cat(found)
 
