@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -301,6 +301,28 @@ def check_counts(minimum: int, **values: int | None) -> None:
             continue
         if not is_number(value) or isinstance(value, float) or value < minimum:
             raise InputError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def fill_in_options(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that are given as a mapping, with the defaults of those that are left out.
+
+    Args:
+        name: What messages call the mapping.
+        given: The options.
+        defaults: Every option.
+
+    Raises:
+        InputError: ``given`` is no mapping, or knows an option that ``defaults`` does not.
+
+    Example:
+        >>> fill_in_options("noise", {"seed": 3}, {"seed": 0, "level": 0.1})
+        {'seed': 3, 'level': 0.1}
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"{name} must be a mapping such as {dict(defaults)}, got {given!r}")
+    if unknown := sorted(set(given) - set(defaults)):
+        raise InputError(f"{name} knows {', '.join(defaults)}, not {', '.join(unknown)}")
+    return {**defaults, **given}
 
 
 def image_size(size: int | Sequence[int]) -> tuple[int, int]:

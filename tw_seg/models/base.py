@@ -242,3 +242,21 @@ class SegModel(nn.Module, ABC):
 
     def _no_pairs(self) -> InputError:
         return InputError(f"{type(self).__name__} does not decode single pairs of an image and a class: use forward")
+
+
+def spread_pairs(maps: Tensor, samples: Tensor, classes: Tensor, shape: Sequence[int], fill: float) -> Tensor:
+    """Put maps of (sample, class) pairs at their places among those of all classes.
+
+    Args:
+        maps: Shape (P, 1, H, W), as :meth:`SegModel.decode_pairs` gives them.
+        samples: The row of each pair, int64 (P,).
+        classes: Its class, int64 (P,).
+        shape: (S, K).
+        fill: What the pairs have that are not among them, a constant.
+
+    Returns:
+        Shape (S, K, H, W).
+    """
+    rows, columns = shape
+    whole = maps.new_full((rows * columns, *maps.shape[2:]), fill)
+    return whole.index_copy_(0, samples * columns + classes, maps[:, 0]).view(rows, columns, *maps.shape[2:])

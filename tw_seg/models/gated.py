@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tw_seg.errors import InputError
 from tw_seg.metrics import confusion_matrix, mean_iou
-from tw_seg.models.base import SegModel
+from tw_seg.models.base import SegModel, spread_pairs
 from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch, SegOutput
 
@@ -125,9 +125,9 @@ class GatedSegmenter(nn.Module):
         _check_evaluation_mode(self.model)
         tape, logits = self.model.record(images)
         samples, classes = select_classes(logits, self.gate).nonzero().unbind(1)
-        maps = self.model.decode_pairs(tape, samples, classes).mask_logits[:, 0]
-        mask_logits = maps.new_full((*logits.shape, *maps.shape[1:]), get_rejected_logit(maps.dtype))
-        return SegOutput(logits, mask_logits.index_put_((samples, classes), maps))
+        maps = self.model.decode_pairs(tape, samples, classes).mask_logits
+        rejected = get_rejected_logit(maps.dtype)
+        return SegOutput(logits, spread_pairs(maps, samples, classes, logits.shape, rejected))
 
     def calibrate(self, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
         """Set the gate to the largest one that changes the mIoU by no more than ``tolerance``, and log the report.

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tw_seg.arguments import check_counts, check_numbers
+from tw_seg.arguments import check_counts, check_numbers, fill_in_options
 from tw_seg.errors import InputError
 from tw_seg.losses.annotated import ABSENT_LOGIT
-from tw_seg.models.base import SegModel
+from tw_seg.models.base import SegModel, spread_pairs
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, SegOutput
 
 
@@ -46,11 +46,7 @@ def read_sampled_classes(given: Mapping[str, Any], model: SegModel) -> SampledCl
             f"sampled_classes needs a model that decodes class by class, a HeatmapSegmenter, got "
             f"{type(model).__name__}: leave sampled_classes out"
         )
-    if not isinstance(given, Mapping):
-        raise InputError(f"sampled_classes must be a mapping such as {dict(_DEFAULTS)}, got {given!r}")
-    if unknown := sorted(set(given) - set(_DEFAULTS)):
-        raise InputError(f"sampled_classes knows {', '.join(_DEFAULTS)}, not {', '.join(unknown)}")
-    options = SampledClasses(**{**_DEFAULTS, **given})  # type: ignore[typeddict-item]
+    options = SampledClasses(**fill_in_options("sampled_classes", given, _DEFAULTS))  # type: ignore[typeddict-item]
     check_counts(1, negatives=options["negatives"])
     check_numbers(negatives=options["negatives"])  # refuses None, which is no count here
     return options
@@ -81,14 +77,10 @@ def segment_sampled_classes(
     position = torch.rand(len(rows), dtype=inclusion.dtype, device=inclusion.device)
     sample, label = draw_classes(inclusion, position).nonzero().unbind(1)
     decoded = model.decode_pairs(tape, rows[sample], label)
-    correction = inclusion[sample, label].log()[:, None, None]
-    count, place = inclusion.numel(), sample * inclusion.shape[1] + label
+    correction = inclusion[sample, label].log()[:, None, None, None]
 
     def spread(maps: Tensor) -> Tensor:
-        """Maps (P, 1, H, W) of the pairs at their places in (S, K, H, W)."""
-        whole = maps.new_full((count, *maps.shape[2:]), ABSENT_LOGIT)
-        whole.index_copy_(0, place, maps[:, 0] - correction.to(maps.dtype))
-        return whole.view(*inclusion.shape, *maps.shape[2:])
+        return spread_pairs(maps - correction.to(maps.dtype), sample, label, inclusion.shape, ABSENT_LOGIT)
 
     return SegOutput(logits, spread(decoded.mask_logits), tuple(map(spread, decoded.aux)))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tw_seg.arguments import check_counts, check_numbers, is_number
+from tw_seg.arguments import check_counts, check_numbers, fill_in_options, is_number
 from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
@@ -42,11 +42,7 @@ def read_pseudo_masks(given: Mapping[str, Any]) -> PseudoMasks:
     Raises:
         InputError: Names the option.
     """
-    if not isinstance(given, Mapping):
-        raise InputError(f"pseudo_masks must be a mapping such as {dict(_DEFAULTS)}, got {given!r}")
-    if unknown := sorted(set(given) - set(_DEFAULTS)):
-        raise InputError(f"pseudo_masks knows {', '.join(_DEFAULTS)}, not {', '.join(unknown)}")
-    options = {**_DEFAULTS, **given}
+    options = fill_in_options("pseudo_masks", given, _DEFAULTS)
     check_counts(1, images=options["images"])
     check_counts(0, start=options["start"])
     check_numbers(images=options["images"], start=options["start"])  # refuses None, which is no count of these
