@@ -26,8 +26,8 @@ from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.files import next_free, write_text, write_whole
 from tw_seg.metrics import predict_masks
+from tw_seg.pictures import draw_heatmap, draw_mask, save_mask, save_picture
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.pictures import draw_heatmap, draw_mask, save_mask, save_picture
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import SegOutput
 

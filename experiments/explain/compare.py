@@ -34,7 +34,7 @@ from tw_seg.explain.scores import (
 )
 from tw_seg.explain.sufficient import Shown, find_sufficient_regions
 from tw_seg.files import write_text
-from tw_seg.training.pictures import draw_heatmap, draw_image, join_tiles, save_picture
+from tw_seg.pictures import draw_heatmap, draw_image, join_tiles, save_picture
 from tw_seg.training.task import SegmentationTask
 
 MIN_DICE = 0.9

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from tw_seg.arguments import check_counts
 from tw_seg.files import file_name
-from tw_seg.training.pictures import draw_heatmap, draw_image, draw_mask, join_tiles, save_picture
+from tw_seg.pictures import draw_heatmap, draw_image, draw_mask, join_tiles, save_picture
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch

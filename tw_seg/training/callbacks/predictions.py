@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_only
 
 from tw_seg.files import file_name, write_whole
-from tw_seg.training.pictures import save_mask
+from tw_seg.pictures import save_mask
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import Prediction, SegmentationTask
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tw_seg.errors import InputError
-from tw_seg.training.pictures import (
+from tw_seg.pictures import (
     draw_heatmap,
     draw_image,
     draw_mask,
