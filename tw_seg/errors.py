@@ -15,6 +15,18 @@ class DataError(TwSegError, ValueError):
     """A file of a data set is missing, unreadable or inconsistent."""
 
 
+class MaskSizeError(DataError):
+    """A mask has another size than its image."""
+
+
+class MaskIdError(DataError):
+    """A mask holds a value that is no class id."""
+
+
+class ContradictionError(DataError):
+    """Masks contradict the image-level labels of their images."""
+
+
 class BudgetError(TwSegError, ValueError):
     """A label budget is empty, larger than the data or does not fit the data."""
 

@@ -285,3 +285,21 @@ def test_bad_class_columns_and_binary_masks(root):
     Image.fromarray(np.full((8, 10), 2, dtype=np.uint8)).save(root / "masks" / "a.png")
     with pytest.raises(DataError, match=r"class ids 0..1 or 255"):
         data[0]
+
+
+def test_all_errors_of_single_images_are_told_and_the_rest_is_read(root):
+    edit(root, "c.d,val,1,0", "c.d,val,1,0\nno,train,1,0\nalso_no,train,1,0\nb,train,0,1\na.jpg,val,1,0")
+    shutil.move(root / "masks" / "a.png", root / "masks" / "a.jpg")
+    errors: list[DataError] = []
+    data = FolderDataset(root, "train", on_error=errors.append)
+    assert data.names == ("a", "b", "e") and data.has_mask.tolist() == [False, True, False]
+    np.testing.assert_array_equal(data.labels[:, 1:], [[1, 0], [0, 1], [1, 1]])
+    parts = ("images/no:", "also_no", "listed twice", "in two splits", "must be PNG")
+    for error, part in zip(errors, parts, strict=True):
+        assert part in str(error)
+
+
+def test_the_splits_of_the_table_are_listed(root):
+    assert FolderDataset.list_splits(root) == ("train", "val")
+    edit(root, ",split,", ",fold,")
+    assert FolderDataset.list_splits(root) == (None,)

@@ -86,10 +86,8 @@ def test_image_listed_twice(root):
 @pytest.mark.parametrize("line", ["2007_1", "2007_1.jpg", "JPEGImages/2007_1.jpg SegmentationClass/2007_1.png"])
 def test_image_in_two_splits(root, line):
     (root / "ImageSets/Segmentation/val.txt").write_text(f"2007_3\n{line}\n")
-    for split, other in (("train", "val"), ("val", "train")):
-        with pytest.raises(
-            DataError, match=f"{split}.txt: the image '2007_1' is in two splits, '{other}' and '{split}'"
-        ):
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match="Segmentation: the image '2007_1' is in two splits, 'train' and 'val'"):
             VOCDataset(root, split)
     assert len(VOCDataset(root, "train", need_labels=False)) == 2
 
@@ -223,3 +221,29 @@ def test_two_images_of_one_name(root):
         (root / "ImageSets/Segmentation/train.txt").write_text(f"{line}\n")
         with pytest.raises(DataError, match=r"2007_1: .* may be 2007_1.jpg, 2007_1.png; leave one of them"):
             VOCDataset(root, "train")
+
+
+def test_all_errors_of_single_images_are_told_and_the_rest_is_read(root):
+    lists = root / "ImageSets/Segmentation"
+    (lists / "train.txt").write_text("2007_1\nno such\n2007_2\n2007_1\n2007_3\n")
+    (root / "SegmentationClass" / "2007_2.png").write_bytes(b"broken")
+    errors: list[DataError] = []
+    data = VOCDataset(root, "train", on_error=errors.append)
+    assert data.names == ("2007_1", "2007_2", "2007_3")
+    assert [tuple(np.flatnonzero(row)) for row in data.labels] == [(0, 15), (0,), (0,)]
+    for error, part in zip(
+        errors, ("listed twice", "no such", "in two splits", "2007_2.png: cannot read"), strict=True
+    ):
+        assert part in str(error)
+
+
+def test_splits_and_no_split(root):
+    assert VOCDataset.list_splits(root) == ("train", "val")
+    (root / "ImageSets/Segmentation/trainval.txt").write_text("2007_1\n")
+    assert VOCDataset.list_splits(root) == ("train", "val")
+    for name in ("train", "val"):
+        (root / f"ImageSets/Segmentation/{name}.txt").unlink()
+    assert VOCDataset.list_splits(root) == ("trainval",)
+    (root / "ImageSets/Segmentation/trainval.txt").unlink()
+    assert VOCDataset.list_splits(root) == (None,)
+    assert VOCDataset(root, None).names == ("2007_1", "2007_2", "2007_3")

@@ -25,11 +25,11 @@ from tw_seg.data.layouts.readers import (
     BACKGROUND_NAME,
     LabelTable,
     check_classes,
-    check_unique,
     read_classes,
     read_label_table,
     read_mask,
 )
+from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND
 
@@ -65,6 +65,8 @@ class FolderDataset(ImageFiles):
             class list.
         background_value: What that column holds for an image without an object.
         binary_masks: Whether masks hold 0, 1 and 255 only, 1 being the one class that the labels of the image name.
+        on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
+            the first is raised.
 
     Attributes:
         classes: The class names; index 0 is the background.
@@ -87,6 +89,7 @@ class FolderDataset(ImageFiles):
         class_column: str | None = None,
         background_value: str = BACKGROUND_NAME,
         binary_masks: bool = False,
+        on_error: OnError = raise_error,
     ) -> None:
         self._binary_masks = binary_masks
         root = Path(root)
@@ -109,20 +112,37 @@ class FolderDataset(ImageFiles):
         if split is not None and (need_labels or table.splits is not None):
             rows = _find_rows(table, split, csv_path)
         images = list_by_stem(root / "images")
-        self._images = [_find_image(table.images[row], images, root / "images", csv_path) for row in rows]
+        listed_rows, paths = find_usable(
+            rows.tolist(),
+            lambda row: _find_image(table.images[row], images, root / "images", csv_path),
+            on_error,
+        )
+        once = list_unique([path.stem for path in paths], csv_path, on_error)
+        rows, self._images = np.array([listed_rows[i] for i in once], dtype=np.int64), [paths[i] for i in once]
         self.names = tuple(path.stem for path in self._images)
-        check_unique(self.names, csv_path)
-        _check_splits(table, set(rows.tolist()), self._images, images, csv_path)
+        _check_splits(table, set(listed_rows), self._images, images, csv_path=csv_path, on_error=on_error)
         self.classes = table.classes
         self.labels = table.labels[rows]
         masks = list_by_stem(root / "masks") if need_labels and (root / "masks").is_dir() else {}
-        self._masks = [choose_mask(masks.get(name, [])) for name in self.names]
-        self.has_mask = np.array([path is not None for path in self._masks])
+        named, chosen = find_usable(self.names, lambda name: choose_mask(masks.get(name, [])), on_error)
+        mask_of = dict(zip(named, chosen, strict=True))
+        self._masks = [mask_of.get(name) for name in self.names]
+        self.has_mask = np.array([path is not None for path in self._masks], dtype=bool)
         listed = {name for entry in table.images for name in (entry, Path(entry).stem)}
         strays = describe_strays(masks, images, listed)
         if strays:
             warnings.warn(strays, stacklevel=2)
-        self.mask_search = _describe_masks(root, self.names[0], strays)
+        self.mask_search = _describe_masks(root, next(iter(self.names), "NAME"), strays)
+
+    @staticmethod
+    def list_splits(root: str | os.PathLike[str]) -> tuple[str | None, ...]:
+        """The splits that the table names, in its order; only ``None``, all rows, if it names none.
+
+        Raises:
+            DataError: If there is no table, or it is none.
+        """
+        splits = read_label_table(Path(root) / "image_labels.csv", need_labels=False).splits
+        return tuple(dict.fromkeys(split for split in splits or () if split)) or (None,)
 
     def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
         if not self._binary_masks:
@@ -189,7 +209,13 @@ def _spell_split(split: str) -> str:
 
 
 def _check_splits(
-    table: LabelTable, chosen: set[int], paths: Sequence[Path], by_stem: Mapping[str, list[Path]], csv_path: Path
+    table: LabelTable,
+    chosen: set[int],
+    paths: Sequence[Path],
+    by_stem: Mapping[str, list[Path]],
+    *,
+    csv_path: Path,
+    on_error: OnError,
 ) -> None:
     """Refuse an image of this split that is in another one as well."""
     if table.splits is None or len(chosen) == len(table.images):
@@ -199,10 +225,12 @@ def _check_splits(
         if row not in chosen:
             found = _look_up(entry, by_stem)
             if len(found) == 1 and found[0] in own:
-                raise DataError(
-                    f"{csv_path}: the image {entry!r} is in two splits, {table.splits[row]!r} and "
-                    f"{table.splits[min(chosen)]!r}; remove one of the two lines, or the scores are those of images "
-                    "that were trained on"
+                first, second = sorted((table.splits[row], table.splits[min(chosen)]))
+                on_error(
+                    DataError(
+                        f"{csv_path}: the image {found[0].stem!r} is in two splits, {first!r} and {second!r}; remove "
+                        "one of the two lines, or the scores are those of images that were trained on"
+                    )
                 )
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tw_seg.arguments import check_class_count, check_mask_ids
 from tw_seg.data.layouts.opening import SWAP_SIDES, TURNS, convert_to_rgb, find_orientation, open_image, read_file
-from tw_seg.errors import DataError
+from tw_seg.data.layouts.usable import list_unique, raise_error
+from tw_seg.errors import DataError, MaskIdError, MaskSizeError
 from tw_seg.types import BACKGROUND
 
 BACKGROUND_NAME = "background"
@@ -87,12 +88,12 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
         )
     mask = np.array(image)
     if shape is not None and mask.shape != tuple(shape):
-        raise DataError(
+        raise MaskSizeError(
             f"{path}: the mask has {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its image "
             f"{shape[0]}x{shape[1]}; they must be equal, so export the mask again at the image's size"
             + (_SWAPPED if mask.shape == tuple(shape)[::-1] else "")
         )
-    check_mask_ids(mask, num_classes, name=f"{path}: the mask", error=DataError)
+    check_mask_ids(mask, num_classes, name=f"{path}: the mask", error=MaskIdError)
     return mask.astype(np.uint8)
 
 
@@ -246,11 +247,7 @@ def read_label_table(
 
 def check_unique(names: Sequence[str], path: Path) -> None:
     """Raise a `DataError` that names the first image that ``path`` lists twice."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{path}: the image {name!r} is listed twice; remove one of the two lines")
-        seen.add(name)
+    list_unique(names, path, raise_error)
 
 
 def _find_separator(lines: Sequence[str]) -> str:

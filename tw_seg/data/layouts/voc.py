@@ -26,6 +26,7 @@ from tw_seg.data.layouts.readers import (
     read_lines,
     read_mask,
 )
+from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
@@ -61,11 +62,13 @@ class VOCDataset(ImageFiles):
 
     Args:
         root: The folder; for the original data ``VOCdevkit/VOC2012``.
-        split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``.
+        split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``; ``None`` takes all of ``JPEGImages``.
         need_labels: Without it, to predict, a list of images is enough: no label and no mask is read, and all
             labels but the background's are 0.
         classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
             ``classes.txt``, or else the 20 VOC classes.
+        on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
+            the first is raised.
 
     Attributes:
         classes: The class names; index 0 is the background.
@@ -81,10 +84,11 @@ class VOCDataset(ImageFiles):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        split: str,
+        split: str | None,
         *,
         classes: Sequence[str] | None = None,
         need_labels: bool = True,
+        on_error: OnError = raise_error,
     ) -> None:
         root = Path(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
@@ -92,29 +96,38 @@ class VOCDataset(ImageFiles):
             self.classes = check_classes(classes, "classes")
         else:
             self.classes = read_classes(classes_path) if classes_path.is_file() else VOC_CLASSES
-        split_path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not split_path.is_file():
-            found = ", ".join(sorted(path.stem for path in split_path.parent.glob("*.txt"))) or "none"
-            raise DataError(f"{split_path}: there is no split {split!r}; found: {found}")
-        lines = _read_list(split_path)
-        if not lines:
-            raise DataError(f"{split_path}: the split {split!r} is empty; write one image name per line")
         images, masks = _Files(root / "JPEGImages"), _Files(root / "SegmentationClass")
-        self.names = tuple(_read_name(line, images, masks, split_path) for line in lines)
-        check_unique(self.names, split_path)
-        self._images = [_find_image(images, name, split_path) for name in self.names]
-        self._masks = [choose_mask(masks.find(name)) if need_labels else None for name in self.names]
-        self.has_mask = np.array([path is not None for path in self._masks])
+        source = images.root if split is None else _split_folder(root) / f"{split}.txt"
+        lines = list(images.top()) if split is None else _read_split(source)
+        _, names = find_usable(lines, lambda line: _read_name(line, images, masks, source), on_error)
+        names = [names[i] for i in list_unique(names, source, on_error)]
+        names, self._images = find_usable(names, lambda name: _find_image(images, name, source), on_error)
+        self.names = tuple(names)
+        masked, chosen = find_usable(names if need_labels else (), lambda name: choose_mask(masks.find(name)), on_error)
+        mask_of = dict(zip(masked, chosen, strict=True))
+        self._masks = [mask_of.get(name) for name in names]
+        self.has_mask = np.array([path is not None for path in self._masks], dtype=bool)
         if not need_labels:
             self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
             self.labels[:, BACKGROUND] = 1
             return
-        _check_splits(self.names, split_path, images)
+        if split is not None:
+            _check_splits(self.names, source, images, on_error)
         strays = describe_strays(masks.top(), images.top())
-        self.mask_search = f"looked for {masks.root / self.names[0]}.png and the like" + (strays and f"; {strays}")
+        wanted = f"looked for {masks.root / next(iter(names), 'NAME')}.png and the like"
+        self.mask_search = wanted + (strays and f"; {strays}")
         if strays:
             warnings.warn(strays, stacklevel=2)
-        self.labels = self._read_labels(csv_path) if csv_path.is_file() else self._collect_labels(masks.root, csv_path)
+        if csv_path.is_file():
+            self.labels = self._read_labels(csv_path)
+        else:
+            self.labels = self._collect_labels(masks.root, csv_path, on_error)
+
+    @staticmethod
+    def list_splits(root: str | os.PathLike[str]) -> tuple[str | None, ...]:
+        """The lists among train, val and test; other lists if there are none of these; else ``None``, all images."""
+        lists = {path.stem for path in _split_folder(Path(root)).glob("*.txt")}
+        return tuple(split for split in _APART if split in lists) or tuple(sorted(lists)) or (None,)
 
     def _read_labels(self, csv_path: Path) -> np.ndarray:
         table = read_label_table(csv_path, self.classes)
@@ -127,16 +140,20 @@ class VOCDataset(ImageFiles):
             )
         return table.labels[[row_of[name] for name in self.names]]
 
-    def _collect_labels(self, folder: Path, csv_path: Path) -> np.ndarray:
-        labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
-        for row, path in enumerate(self._masks):
+    def _collect_labels(self, folder: Path, csv_path: Path, on_error: OnError) -> np.ndarray:
+        def read_ids(row: int) -> np.ndarray:
+            path = self._masks[row]
             if path is None:
                 raise DataError(
                     f"{folder / self.names[row]}.png: the mask file is missing and there is no {csv_path}; one must "
                     "give the labels"
                 )
             ids = np.unique(read_mask(path, num_classes=len(self.classes)))
-            labels[row, ids[ids != IGNORE_INDEX]] = 1
+            return ids[ids != IGNORE_INDEX]
+
+        labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
+        for row, ids in zip(*find_usable(range(len(self.names)), read_ids, on_error), strict=True):
+            labels[row, ids] = 1
         labels[:, BACKGROUND] = 1
         return labels
 
@@ -166,11 +183,25 @@ class _Files:
         return self._listed[folder]
 
 
+def _split_folder(root: Path) -> Path:
+    return root / "ImageSets" / "Segmentation"
+
+
+def _read_split(path: Path) -> list[str]:
+    if not path.is_file():
+        found = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no split {path.stem!r}; found: {found}")
+    lines = _read_list(path)
+    if not lines:
+        raise DataError(f"{path}: the split {path.stem!r} is empty; write one image name per line")
+    return lines
+
+
 def _read_list(path: Path) -> list[str]:
     return [line.strip() for line in read_lines(path) if line.strip()]
 
 
-def _check_splits(names: Sequence[str], split_path: Path, images: _Files) -> None:
+def _check_splits(names: Sequence[str], split_path: Path, images: _Files, on_error: OnError) -> None:
     """Refuse an image of this split that is in another one as well."""
     if split_path.stem not in _APART:
         return
@@ -181,10 +212,13 @@ def _check_splits(names: Sequence[str], split_path: Path, images: _Files) -> Non
             continue
         shared = [name for name in (_find_name(line, images) for line in _read_list(path)) if name in own]
         if shared:
-            raise DataError(
-                f"{split_path}: the image {shared[0]!r} is in two splits, {split!r} and {split_path.stem!r} "
-                f"({len(shared)} images are in both {split}.txt and {split_path.name}); remove each from one of the "
-                "two lists, or the scores are those of images that were trained on"
+            first, second = sorted((split, split_path.stem))
+            on_error(
+                DataError(
+                    f"{split_path.parent}: the image {min(shared)!r} is in two splits, {first!r} and {second!r} "
+                    f"({len(shared)} images are in both {first}.txt and {second}.txt); remove each from one of the two "
+                    "lists, or the scores are those of images that were trained on"
+                )
             )
 
 
