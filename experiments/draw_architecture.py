@@ -226,7 +226,8 @@ def _draw_folder(axis: Any, folder: str, parts: Imports, opened: set[str]) -> No
         x, y, width = places[part]
         add_box(x, y, width, HEIGHT, facecolor=OPEN if part in opened else "white", edgecolor=PALE)
         caption = CAPTIONS[folder].get(FILES if ", " in part else part, "")
-        axis.text(x, y + 0.07, part, ha="center", va="center", fontsize=11, weight="bold", color=INK)
+        size = min(11.0, 660 * width / len(part))  # the ground floor is one long name
+        axis.text(x, y + 0.07, part, ha="center", va="center", fontsize=size, weight="bold", color=INK)
         axis.text(x, y - 0.11, caption, ha="center", va="center", fontsize=7.5, color=PALE)
     for way in ways.values():
         _draw_arrow(axis, way, places, ways)

@@ -220,6 +220,7 @@ GOOD = Batch(
 
 def test_a_good_batch_passes() -> None:
     check_batch(GOOD, 3)
+    check_batch(GOOD._replace(regions=torch.ones(2, 4, 3, dtype=torch.bool)), 3)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,8 @@ def test_a_good_batch_passes() -> None:
         (GOOD._replace(labels=GOOD.labels[:, :2]), r"\(4, 3\), got \(4, 2\)"),
         (GOOD._replace(masks=GOOD.masks[:, :8]), r"\(2, 16, 16\), got \(2, 8, 16\)"),
         (GOOD._replace(masks=GOOD.masks[:1]), r"\(2, 16, 16\), got \(1, 16, 16\)"),
+        (GOOD._replace(regions=torch.ones(2, 4, 3)), r"\(L, R, K\) = \(2, R, 3\), got torch.float32"),
+        (GOOD._replace(regions=torch.ones(1, 4, 3).bool()), r"batch.regions .* of shape \(1, 4, 3\)"),
     ],
 )
 def test_bad_batches(batch: Batch, message: str) -> None:

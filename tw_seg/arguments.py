@@ -262,6 +262,13 @@ def check_batch(batch: Batch, num_classes: int) -> None:
             f"batch.masks must have the shape (L, H, W) = {(len(batch.labelled), *images.shape[2:])}, got "
             f"{tuple(batch.masks.shape)}: transform an image and its mask together"
         )
+    if batch.regions is not None:
+        found = batch.regions
+        if found.dtype != torch.bool or found.ndim != 3 or found.shape[::2] != (len(batch.masks), num_classes):
+            raise InputError(
+                f"batch.regions must be bool of shape (L, R, K) = ({len(batch.masks)}, R, {num_classes}), got "
+                f"{_describe(found)}: a set of classes in each row, for each mask"
+            )
     if images.is_cpu and not bool(images.sum().isfinite()):  # one cheap pass; the second only to say where
         bad = [name for name, image in zip(batch.names, images, strict=True) if not image.isfinite().all()]
         if bad:

@@ -19,15 +19,20 @@ class Sample(NamedTuple):
 
     Attributes:
         image: RGB, uint8, shape (H, W, 3).
-        mask: Integer label image, uint8, shape (H, W), values ``0..K-1`` and 255; ``None`` if unlabelled.
-        labels: Image-level multi-hot labels, float32, shape (K,); the background column is 1.
+        mask: Integer label image, uint8, shape (H, W), values ``0..K-1`` and 255, and with ``regions`` also
+            ``K..K+R-1``; ``None`` if unlabelled.
+        labels: Image-level multi-hot labels, float32, shape (K,); NaN where nobody knows, and 1 for the background.
         name: Stable identifier, unique in its data set.
+        regions: Sets of classes, bool, shape (R, K): a pixel of value ``K + r`` belongs to one of the classes in row
+            ``r``, as one inside a box does; ``None``: there are no such pixels. Only losses know these values, for all
+            else they are 255.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
     labels: np.ndarray
     name: str
+    regions: np.ndarray | None = None
 
 
 class Batch(NamedTuple):
@@ -35,14 +40,16 @@ class Batch(NamedTuple):
 
     Attributes:
         images: Normalised images, float, shape (N, C, H, W).
-        labels: Image-level multi-hot labels, float, shape (N, K).
+        labels: Image-level multi-hot labels, float, shape (N, K); NaN where nobody knows.
         labelled: Rows of ``images`` that have a mask, int64, shape (L,).
-        masks: Masks at the resolution of ``images``, int64, shape (L, H, W).
+        masks: Masks at the resolution of ``images``, int64, shape (L, H, W), with values as in `Sample`.
         native_masks: The L masks at their native resolution, int64, each (h, w); for metrics.
         names: The N sample names.
         sizes: The native sizes (h, w) of the N images, for predicted masks; empty where nobody predicts.
         annotated: Which classes were annotated in each mask, bool, shape (L, K); ``None``: all. Other classes are
             background in that mask, see `tw_seg.losses.annotated`.
+        regions: The sets of classes of pixels of value ``K + r`` in each mask, bool, shape (L, R, K), see `Sample`;
+            rows without any class fill up to the same R. ``None``: no mask has such pixels.
     """
 
     images: Tensor
@@ -53,6 +60,7 @@ class Batch(NamedTuple):
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...] = ()
     annotated: Tensor | None = None
+    regions: Tensor | None = None
 
 
 class SegOutput(NamedTuple):

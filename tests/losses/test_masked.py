@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tw_seg.errors import InputError
-from tw_seg.losses.masked import check_masks, masked_mean, masked_sums, one_hot
+from tw_seg.losses.masked import check_masks, masked_mean, masked_sums
 from tw_seg.types import IGNORE_INDEX
 
 
@@ -51,13 +51,6 @@ def test_sums_are_per_class_over_labelled_pixels(masks):
     values = torch.rand(3, 4, 5, 7, dtype=torch.float64)
     keep = (masks != IGNORE_INDEX)[:, None]
     torch.testing.assert_close(masked_sums(values, masks), (values * keep).sum((0, 2, 3)), rtol=1e-14, atol=0)
-
-
-def test_one_hot_is_zero_at_ignored_pixels(masks):
-    hot = one_hot(masks, torch.empty(3, 4, 5, 7, dtype=torch.float64))
-    assert hot.dtype == torch.float64
-    assert torch.equal(hot.sum(1), (masks != IGNORE_INDEX).double())
-    assert torch.equal(hot.argmax(1)[masks != IGNORE_INDEX], masks[masks != IGNORE_INDEX])
 
 
 LOGITS = torch.zeros(2, 3, 4, 4)

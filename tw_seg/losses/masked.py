@@ -43,15 +43,8 @@ def masked_sums(values: Tensor, masks: Tensor) -> Tensor:
     return torch.where(labelled, values, 0.0).sum(dim=(0, 2, 3))
 
 
-def one_hot(masks: Tensor, like: Tensor) -> Tensor:
-    """Masks (L, H, W) as 0/1 like ``like`` (L, K, H, W); ignored pixels are 0 in every class."""
-    labelled = masks != IGNORE_INDEX
-    index = torch.where(labelled, masks, 0).unsqueeze(1)
-    return torch.zeros_like(like).scatter(1, index, labelled.unsqueeze(1).to(like.dtype))
-
-
-def check_masks(mask_logits: Tensor, masks: Tensor) -> None:
-    """Check that ``masks`` (L, H, W) can be the target of ``mask_logits`` (L, K, h, w).
+def check_masks(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> None:
+    """Check that ``masks`` (L, H, W), with ``regions`` (L, R, K), can be the target of ``mask_logits`` (L, K, h, w).
 
     The class ids are read on the CPU only. On a GPU that would make every step wait for the device; there we
     rely on the data pipeline, which checks every mask it loads.
@@ -75,4 +68,4 @@ def check_masks(mask_logits: Tensor, masks: Tensor) -> None:
             "masks: decode the labelled samples only, model(images, samples=batch.labelled)."
         )
     if masks.is_cpu and masks.numel() and not torch.compiler.is_compiling():
-        check_mask_ids(masks, mask_logits.shape[1])
+        check_mask_ids(masks, mask_logits.shape[1] + (0 if regions is None else regions.shape[1]))

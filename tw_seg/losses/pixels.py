@@ -6,20 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tw_seg.losses.masked import check_masks, masked_mean, masked_sums, one_hot
+from tw_seg.losses.masked import check_masks, masked_mean, masked_sums
+from tw_seg.losses.sets import find_allowed, ignore_open_pixels
 from tw_seg.resize import resize_logits
 from tw_seg.types import IGNORE_INDEX
 
 
-def cross_entropy(mask_logits: Tensor, masks: Tensor) -> Tensor:
+def cross_entropy(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> Tensor:
     """Pixel-wise cross-entropy, the mean over all labelled pixels of the batch (each pixel counts the same).
 
     Equals ``torch.nn.functional.cross_entropy(..., ignore_index=255)``, but where that is NaN, on a batch
-    without labelled pixels, it is 0 with zero gradient.
+    without labelled pixels, it is 0 with zero gradient. A pixel that may have one of several classes has minus the
+    logarithm of their summed probability; one that may have any class is not labelled.
 
     Args:
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
+        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
 
     Returns:
         A scalar in nats.
@@ -32,21 +35,30 @@ def cross_entropy(mask_logits: Tensor, masks: Tensor) -> Tensor:
         >>> cross_entropy(logits, torch.tensor([[[1, 255]]]))
         tensor(0.6931)
     """
-    check_masks(mask_logits, masks)
+    check_masks(mask_logits, masks, regions)
     logits = resize_logits(mask_logits, masks.shape[-2:])
+    if regions is not None:
+        allowed = find_allowed(masks, logits.shape[1], regions)
+        sets = torch.where(allowed, logits.log_softmax(dim=1), -torch.inf).logsumexp(dim=1)
+        return masked_mean(-sets, ignore_open_pixels(masks, allowed))
     return masked_mean(F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none"), masks)
 
 
-def dice(mask_logits: Tensor, masks: Tensor) -> Tensor:
+def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> Tensor:
     """Soft Dice loss: 1 - Dice of the softmax, the mean over the classes present in the batch's masks.
 
-    For class k with probabilities p and target t, summed over all labelled pixels of the batch:
-    ``1 - 2 sum(p t) / (sum(p) + sum(t))`` (Milletari et al. 2016, without their squares). A class without a
-    single labelled pixel has no Dice and does not count, so no smoothing constant is needed.
+    For class k with probabilities p and target t, summed over all pixels of the batch of which it is known whether they
+    are of class k: ``1 - 2 sum(p t) / (sum(p) + sum(t))`` (Milletari et al. 2016, without their squares). A class
+    without a single pixel that is certainly of it has no Dice and does not count, so no smoothing constant is needed.
+
+    Of a labelled pixel that is known for every class. Of one with a set of classes it is known for the classes outside
+    (t = 0) and unknown for those inside, so it is left out of the sums of these. To count it for one of them, or in
+    shares, would be a guess, which Dice turns into a size that the class should have.
 
     Args:
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
+        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
 
     Returns:
         A scalar in [0, 1]; 0 with zero gradient if no pixel is labelled.
@@ -59,12 +71,14 @@ def dice(mask_logits: Tensor, masks: Tensor) -> Tensor:
         >>> dice(logits, torch.tensor([[[0, 1]]]))
         tensor(0.)
     """
-    check_masks(mask_logits, masks)
+    check_masks(mask_logits, masks, regions)
     probabilities = resize_logits(mask_logits, masks.shape[-2:]).softmax(dim=1)
-    target = one_hot(masks, probabilities)
-    sizes = masked_sums(target, masks)
+    allowed = find_allowed(masks, probabilities.shape[1], regions)
+    certain = allowed if regions is None else allowed & (allowed.sum(dim=1, keepdim=True) == 1)
+    sizes = masked_sums(certain.to(probabilities.dtype), masks)
     present = sizes > 0
-    overlap = 2 * masked_sums(probabilities * target, masks)
-    total = masked_sums(probabilities, masks) + sizes
+    overlap = 2 * masked_sums(torch.where(certain, probabilities, 0.0), masks)
+    known = probabilities if regions is None else torch.where(certain | ~allowed, probabilities, 0.0)
+    total = masked_sums(known, masks) + sizes
     scores = overlap / torch.where(present, total, 1.0)
     return torch.where(present, 1 - scores, 0.0).sum() / present.sum().clamp(min=1)

@@ -63,10 +63,10 @@ class SegmentationLoss(nn.Module):
         """
         output = _close(output, batch, self.unmasked)
         parts = {
-            "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks)),
-            "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks)),
+            "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks, batch.regions)),
+            "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks, batch.regions)),
             "cls/bce": self._part("cls/bce", lambda: multilabel_bce(output.logits, batch.labels)),
-            "seg/aux": self._deep(output, batch.masks),
+            "seg/aux": self._deep(output, batch.masks, batch.regions),
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         return loss, {name: part.detach() for name, part in parts.items()}
@@ -88,14 +88,16 @@ class SegmentationLoss(nn.Module):
         """
         return self._compare(output, (output.mask_logits,), masks) + self.weights["seg/aux"] * self._deep(output, masks)
 
-    def _deep(self, output: SegOutput, masks: Tensor) -> Tensor:
-        return self._compare(output, output.aux if self.weights["seg/aux"] > 0 else (), masks)
+    def _deep(self, output: SegOutput, masks: Tensor, regions: Tensor | None = None) -> Tensor:
+        return self._compare(output, output.aux if self.weights["seg/aux"] > 0 else (), masks, regions=regions)
 
-    def _compare(self, output: SegOutput, maps: Iterable[Tensor], masks: Tensor) -> Tensor:
+    def _compare(
+        self, output: SegOutput, maps: Iterable[Tensor], masks: Tensor, *, regions: Tensor | None = None
+    ) -> Tensor:
         total = output.logits.new_zeros(())
         for mask_logits in maps:
-            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks)
-            total = total + self.weights["seg/dice"] * dice(mask_logits, masks)
+            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks, regions)
+            total = total + self.weights["seg/dice"] * dice(mask_logits, masks, regions)
         return total
 
 

@@ -324,8 +324,10 @@ class SegmentationTask(pl.LightningModule):
         """Segment some rows for a training step, those with a mask first."""
         if self._sampling is None:
             return self(batch.images, samples=rows)
-        needed = batch.labels[rows] > 0
+        needed = ~(batch.labels[rows] <= 0)  # also where nobody knows (NaN): such a class may be in a set
         needed[: len(batch.masks)] |= find_classes(batch.masks, self.num_classes)
+        if batch.regions is not None:
+            needed[: len(batch.masks)] |= batch.regions.any(dim=1)
         return segment_sampled_classes(self.model, batch.images, rows, needed, **self._sampling)
 
     def _evaluate(self, stage: Stage, batch: Batch) -> dict[str, Tensor]:
@@ -367,7 +369,9 @@ def _scored(batch: Batch, output: SegOutput) -> Batch:
     """The batch as far as the output can be scored: no masks for a model that makes none (a classifier)."""
     if len(output.mask_logits):
         return batch
-    return batch._replace(labelled=batch.labelled[:0], masks=batch.masks[:0], native_masks=())
+    return batch._replace(
+        labelled=batch.labelled[:0], masks=batch.masks[:0], native_masks=(), annotated=None, regions=None
+    )
 
 
 def _split_output(output: SegOutput, count: int) -> tuple[SegOutput, SegOutput]:

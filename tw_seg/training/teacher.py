@@ -84,7 +84,7 @@ class Teacher:
 
         Args:
             images: Normalised images, shape (P, C, H, W).
-            labels: Their image-level labels, shape (P, K): a class with 0 is never in the mask.
+            labels: Their image-level labels, shape (P, K): a class with 0 is never in the mask, one with NaN may be.
 
         Returns:
             Class ids, int64, shape (P, H, W); 255 where no class is probable enough.

@@ -35,7 +35,7 @@ def test_the_class_is_the_badge_and_the_mask_the_triangle_of_the_dots():
     data = Triangles("train", length=40, size=64)
     classes = set()
     for index in range(len(data)):
-        image, mask, labels, _ = data[index]
+        image, mask, labels, *_ = data[index]
         kind = int(mask.max())
         classes.add(kind)
         assert labels.tolist() == [1, kind == 1, kind == 2] and set(np.unique(mask)) == {0, kind}
@@ -56,7 +56,7 @@ def test_the_ground_says_nothing_of_the_mask():
     """Without its cues a picture's class and triangle leave no trace: the ground is drawn by itself."""
     data = Triangles("train", length=5)
     for index in range(5):
-        image, mask, _, _ = data[index]
+        image, mask, *_ = data[index]
         ground = data._make_ground(index)
         same = (image == ground).all(-1)
         assert same[(mask > 0) & ~data.cues(index)].mean() > 0.5  # all but the dark dot

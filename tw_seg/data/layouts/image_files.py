@@ -47,8 +47,8 @@ class ImageFiles:
         """
         image = read_image(self._images[index], report=self._report)
         height, width, _ = image.shape
-        ids = self._read_mask(index, (height, width)) if mask and self._masks[index] is not None else None
-        return Sample(image, ids, self.labels[index], self.names[index])
+        ids, regions = self._read_annotation(index, (height, width)) if mask and self.has_mask[index] else (None, None)
+        return Sample(image, ids, self.labels[index], self.names[index], regions)
 
     def _report(self, text: str) -> None:
         """Warn of what an image leaves out; of the first image only."""
@@ -73,7 +73,12 @@ class ImageFiles:
             DataError: As `load`; of the image the size is read only.
         """
         size, turned = read_size(self._images[index])
-        return np.bincount(self._read_mask(index, size).ravel(), minlength=256) > 0, turned
+        ids, _ = self._read_annotation(index, size)
+        return np.bincount(ids.ravel(), minlength=256) > 0, turned
+
+    def _read_annotation(self, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mask and regions of an image that has one, see `Sample`; a layout with boxes and the like makes its own."""
+        return self._read_mask(index, size), None
 
     def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """The mask of an image that has one, uint8, shape ``size``, with class ids and 255."""

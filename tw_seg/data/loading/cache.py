@@ -54,6 +54,7 @@ class DecodedCache:
         self._mask_read = np.zeros(count, dtype=bool)
         self._mask_read[masks] = True
         self._has_mask = np.zeros(count, dtype=bool)
+        self._regions: list[np.ndarray | None] = [None] * count
         self._masks, self._ends = self._read(limit)
 
     def load(self, index: int, *, mask: bool) -> Resized:
@@ -61,14 +62,15 @@ class DecodedCache:
         if mask and not self._mask_read[index]:
             return self._files.load(index, mask=True)
         height, width = map(int, self._sizes[index])
-        native = None
+        native = regions = None
         if mask and self._has_mask[index]:
             end = int(self._ends[index])
             native = self._masks[end - height * width : end].view(height, width).numpy()
             native.flags.writeable = False
+            regions = self._regions[index]
         image = self._images[index].numpy()
         image.flags.writeable = False
-        return Resized(image, native, (height, width))
+        return Resized(image, native, (height, width), regions)
 
     def _read(self, limit: float) -> tuple[torch.Tensor, np.ndarray]:
         """Fill all that `load` reads; returns the masks, one after the other, and where each ends."""
@@ -79,6 +81,7 @@ class DecodedCache:
             images[index] = resized.image
             self._sizes[index] = resized.size
             self._has_mask[index] = resized.native_mask is not None
+            self._regions[index] = resized.regions
             return np.empty(0, dtype=np.uint8) if resized.native_mask is None else resized.native_mask.ravel()
 
         masks: list[np.ndarray] = []

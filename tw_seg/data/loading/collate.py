@@ -27,7 +27,20 @@ def collate(items: Sequence[Item]) -> Batch:
         names=tuple(item.name for item in items),
         sizes=tuple(item.size for item in items),
         annotated=torch.stack(annotated) if annotated else None,
+        regions=_stack_regions([item.regions for item in items if item.mask is not None], len(items[0].labels)),
     )
+
+
+def _stack_regions(regions: Sequence[Tensor | None], num_classes: int) -> Tensor | None:
+    """The regions of each mask, bool (L, R, K), with empty rows where a mask has fewer; ``None`` if none has any."""
+    count = max((0 if one is None else len(one) for one in regions), default=0)
+    if not count:
+        return None
+    stacked = torch.zeros((len(regions), count, num_classes), dtype=torch.bool)
+    for row, one in enumerate(regions):
+        if one is not None:
+            stacked[row, : len(one)] = one
+    return stacked
 
 
 def _pack_masks(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:

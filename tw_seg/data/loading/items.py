@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.sampler import Draw
 from tw_seg.errors import DataError, InputError
+from tw_seg.regions import check_regions, ignore_regions
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
 
@@ -37,11 +38,13 @@ class Resized(NamedTuple):
         image: At the size of the model, uint8, shape (H, W, 3).
         native_mask: At its native size (h, w), uint8, or ``None``.
         size: Native size (h, w) of the image.
+        regions: The mask's sets of classes, see `Sample`.
     """
 
     image: np.ndarray
     native_mask: np.ndarray | None
     size: tuple[int, int]
+    regions: np.ndarray | None = None
 
 
 class ImageSource(Protocol):
@@ -64,7 +67,10 @@ class FileSource:
             image = self._transform.resize(sample.image)
         except InputError as error:
             raise DataError(f"{sample.name}: {error}") from error
-        return Resized(image, sample.mask if mask else None, (height, width))
+        if not mask or sample.mask is None:
+            return Resized(image, None, (height, width))
+        check_regions(sample.mask, sample.regions, len(self._data.classes), name=sample.name)
+        return Resized(image, sample.mask, (height, width), sample.regions)
 
 
 class Item(NamedTuple):
@@ -77,6 +83,7 @@ class Item(NamedTuple):
     name: str
     size: tuple[int, int]
     annotated: Tensor | None = None
+    regions: Tensor | None = None
 
 
 class _Items(Dataset[Item]):
@@ -99,7 +106,8 @@ class _Items(Dataset[Item]):
         mask = None if resized.native_mask is None else self._transform.resize_mask(resized.native_mask)
         tensors = self._transform.finish(resized.image, mask, key=key)
         labels = torch.from_numpy(self._data.labels[index])
-        return Item(tensors[0], labels, tensors[1], None, self._data.names[index], resized.size)
+        regions = None if resized.regions is None else torch.from_numpy(resized.regions)
+        return Item(tensors[0], labels, tensors[1], None, self._data.names[index], resized.size, regions=regions)
 
 
 class TrainItems(_Items):
@@ -129,7 +137,9 @@ class TrainItems(_Items):
         if self._annotated is None or resized.native_mask is None:
             return self._make_item(draw.image, resized, draw.key)
         annotated = self._annotated[draw.image]
-        resized = resized._replace(native_mask=hide_classes(resized.native_mask, annotated))
+        hidden = hide_classes(resized.native_mask, annotated)
+        regions = None if resized.regions is None else hide_in_regions(resized.regions, annotated)
+        resized = resized._replace(native_mask=hidden, regions=regions)
         return self._make_item(draw.image, resized, draw.key)._replace(annotated=torch.from_numpy(annotated))
 
 
@@ -137,24 +147,41 @@ def hide_classes(mask: np.ndarray, annotated: np.ndarray) -> np.ndarray:
     """A mask as someone draws it who was asked for some classes only: pixels of others are background.
 
     Args:
-        mask: Class ids and 255, uint8, shape (H, W).
+        mask: Class ids, values of regions and 255, uint8, shape (H, W).
         annotated: Which classes were asked for, bool, shape (K,).
 
     Example:
         >>> hide_classes(np.array([[1, 2, 255]], dtype=np.uint8), np.array([True, True, False]))
         array([[  1,   0, 255]], dtype=uint8)
     """
-    table = np.full(IGNORE_INDEX + 1, BACKGROUND, dtype=np.uint8)
-    table[IGNORE_INDEX] = IGNORE_INDEX
-    ids = np.flatnonzero(annotated)
-    table[ids] = ids
+    table = np.arange(IGNORE_INDEX + 1, dtype=np.uint8)
+    table[: len(annotated)][~annotated] = BACKGROUND
     return table[mask]
 
 
+def hide_in_regions(regions: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+    """The sets of classes of a mask that `hide_classes` made: the background stands for classes that are hidden.
+
+    Args:
+        regions: Bool, shape (R, K).
+        annotated: Which classes were asked for, bool, shape (K,).
+
+    Example:
+        >>> hide_in_regions(np.array([[False, True, True]]), np.array([True, True, False]))
+        array([[ True,  True, False]])
+    """
+    shown = regions & annotated
+    shown[:, BACKGROUND] |= (regions & ~annotated).any(axis=1)
+    return shown
+
+
 class EvalItems(_Items):
-    """Samples for evaluation: by index, not augmented, with native masks."""
+    """Samples for evaluation: by index, not augmented, with native masks, in which pixels of regions are ignored."""
 
     def __getitem__(self, index: int) -> Item:
         resized = self._source.load(index, mask=True)
-        native = None if resized.native_mask is None else torch.from_numpy(resized.native_mask.astype(np.int64))
-        return self._make_item(index, resized, ())._replace(native_mask=native)
+        item = self._make_item(index, resized, ())
+        if resized.native_mask is None:
+            return item
+        native = torch.from_numpy(resized.native_mask.astype(np.int64))
+        return item._replace(native_mask=ignore_regions(native, len(self._data.classes)))
