@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tw_seg.data.layouts.file_names import choose_mask, describe_strays, find_near_name, list_by_stem, show_names
+from tw_seg.data.layouts.file_names import (
+    FileTree,
+    choose_mask,
+    describe_strays,
+    find_near_name,
+    list_by_stem,
+    show_names,
+)
 from tw_seg.errors import DataError
 
 
@@ -70,3 +77,23 @@ def test_one_mask_of_a_name():
         choose_mask([Path("a.jpg")])
     with pytest.raises(DataError, match=r"a.PNG: expected one mask of this name, found 'a.png' too; remove one"):
         choose_mask([Path("a.PNG"), Path("a.png")])
+
+
+def test_a_tree_finds_files_in_any_unicode_form_and_suffixes_in_any_case(tmp_path):
+    (tmp_path / "b" / "caf\u00e9").mkdir(parents=True)
+    for name in ("cafe\u0301.JPG", "x.jpg", "x.png", "b/y.1.tif", "b/caf\u00e9/z.png"):
+        (tmp_path / name).touch()
+    tree = FileTree(tmp_path)
+    expected = {
+        "caf\u00e9.jpg": ["cafe\u0301.JPG"],
+        "cafe\u0301.JPG": ["cafe\u0301.JPG"],
+        "x.jpg": ["x.jpg"],
+        "x": ["x.jpg", "x.png"],
+        "x.tif": [],
+        "b/y.1.tif": ["y.1.tif"],
+        "b/y.1": ["y.1.tif"],
+        "b/caf\u00e9/z.png": ["z.png"],
+    }
+    assert {entry: [path.name for path in tree.find_file(entry)] for entry in expected} == expected
+    for entry in ("", "..", "nothing/x.jpg", "a\0b.png", "a" * 5000, "/x.jpg"):
+        assert tree.find_file(entry) == []

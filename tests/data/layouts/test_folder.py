@@ -303,3 +303,16 @@ def test_the_splits_of_the_table_are_listed(root):
     assert FolderDataset.list_splits(root) == ("train", "val")
     edit(root, ",split,", ",fold,")
     assert FolderDataset.list_splits(root) == (None,)
+
+
+def test_names_in_another_unicode_form(tmp_path):
+    """Files from macOS (NFD), a table from a spreadsheet (NFC, a byte order mark, semicolons)."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    image = Image.fromarray(np.full((4, 6, 3), 9, dtype=np.uint8))
+    image.save(tmp_path / "images" / "cafe\u0301 1.JPG")
+    image.convert("L").point(lambda _: 1).save(tmp_path / "masks" / "caf\u00e9 1.png")
+    (tmp_path / "image_labels.csv").write_text("image;a|b\ncaf\u00e9 1;1\n", encoding="utf-8-sig")
+    data = FolderDataset(tmp_path)
+    assert data.names == ("caf\u00e9 1",) and data.classes == ("background", "a|b") and data[0].mask.all()
+    assert FolderDataset(tmp_path / "images", need_labels=False).names == ("caf\u00e9 1",)

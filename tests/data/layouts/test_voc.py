@@ -247,3 +247,11 @@ def test_splits_and_no_split(root):
     (root / "ImageSets/Segmentation/trainval.txt").unlink()
     assert VOCDataset.list_splits(root) == (None,)
     assert VOCDataset(root, None).names == ("2007_1", "2007_2", "2007_3")
+
+
+def test_names_in_another_unicode_form(root):
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (root / folder / f"2007_3.{suffix}").rename(root / folder / f"cafe\u0301.{suffix}")
+    (root / "ImageSets/Segmentation/val.txt").write_text("caf\u00e9\n", encoding="utf-8")
+    data = VOCDataset(root, "val")
+    assert data.names == ("caf\u00e9",) and data[0].mask is not None

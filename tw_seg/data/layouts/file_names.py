@@ -21,7 +21,9 @@ _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 def list_by_stem(folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder by their names without suffix; hidden files (macOS writes ``._NAME.png``) are none.
+    """The images of a folder by their names without suffix, in the Unicode form NFC.
+
+    Hidden files (macOS writes ``._NAME.png``) are none.
 
     Raises:
         DataError: If the folder cannot be listed.
@@ -29,8 +31,61 @@ def list_by_stem(folder: Path) -> dict[str, list[Path]]:
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in list_files(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            by_stem[path.stem].append(path)
+            by_stem[normalize_name(path.stem)].append(path)
     return dict(by_stem)
+
+
+class FileTree:
+    """The images of a folder and of the folders in it, each listed once, when it is first asked for.
+
+    Args:
+        root: The folder; one that does not exist holds nothing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._listed: dict[Path, dict[str, list[Path]]] = {}
+
+    def top(self) -> dict[str, list[Path]]:
+        """Those in the folder itself, by name."""
+        return self._list(self.root)
+
+    def find(self, name: str) -> list[Path]:
+        """The files of a name without suffix, which may begin with folders."""
+        return self.beside(name).get(normalize_name(Path(name).name), [])
+
+    def find_file(self, entry: str) -> list[Path]:
+        """The files that an entry may mean: that very one, or else those with its suffix, if any, in another case."""
+        name = normalize_name(Path(entry).name)
+        if strip_suffix(name) == name:
+            return self.find(entry)
+        found = self.beside(entry).get(strip_suffix(name), [])
+        exact = [path for path in found if normalize_name(path.name) == name]
+        return exact or [path for path in found if path.suffix.lower() == Path(name).suffix.lower()]
+
+    def beside(self, name: str) -> dict[str, list[Path]]:
+        """All that is in the folder of a name, by name."""
+        return self._list((self.root / name).parent)
+
+    def _list(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._listed:
+            self._listed[folder] = list_by_stem(folder) if _is_folder(folder) else {}
+        return self._listed[folder]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. What cannot be a name, as one that is too long, is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def list_other_pictures(folder: Path) -> list[str]:
@@ -134,10 +189,21 @@ def _group_by_key(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _make_key(name: str) -> str:
     """The name without what people and programs change without meaning it."""
-    return _ZEROS.sub("", _strip_marks(_strip_suffix(unicodedata.normalize("NFC", name)))).casefold()
+    return _ZEROS.sub("", _strip_marks(strip_suffix(unicodedata.normalize("NFC", name)))).casefold()
 
 
-def _strip_suffix(name: str) -> str:
+def normalize_name(name: str) -> str:
+    """A name in the Unicode form NFC: macOS writes accents as characters of their own (NFD), tables mostly do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def strip_suffix(name: str) -> str:
+    """A name without the suffix of an image, in any case; other dots belong to the name.
+
+    Example:
+        >>> strip_suffix("a.1.JPG"), strip_suffix("a.1")
+        ('a.1', 'a.1')
+    """
     name = name.strip()
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
@@ -153,11 +219,11 @@ def _compare(name: str, other: str) -> str:
         return "in another Unicode form (NFC, NFD)"
     if name.casefold() == other.casefold():
         return "in another case"
-    stems = [_strip_suffix(text) for text in (name, other)]
+    stems = [strip_suffix(text) for text in (name, other)]
     if stems[0] == stems[1]:
         both = all(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in (name, other))
         return "with another suffix" if both else "with a suffix or a space in its name"
     if stems[0].casefold() == stems[1].casefold():
         return "in another case"
-    marks = [mark for text in (other, name) for mark in _MARK.findall(_strip_suffix(text))]
+    marks = [mark for text in (other, name) for mark in _MARK.findall(strip_suffix(text))]
     return f"with {marks[0]!r} in its name" if marks else "with other zeros in front of a number"

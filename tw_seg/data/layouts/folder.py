@@ -18,6 +18,7 @@ from tw_seg.data.layouts.file_names import (
     list_by_stem,
     list_files,
     list_other_pictures,
+    normalize_name,
     show_names,
 )
 from tw_seg.data.layouts.image_files import ImageFiles
@@ -29,18 +30,10 @@ from tw_seg.data.layouts.readers import (
     read_label_table,
     read_mask,
 )
+from tw_seg.data.layouts.splits import spell_split
 from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND
-
-_SPELLINGS = {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "validate": "val",
-    "dev": "val",
-    "testing": "test",
-}
 
 
 class FolderDataset(ImageFiles):
@@ -117,9 +110,9 @@ class FolderDataset(ImageFiles):
             lambda row: _find_image(table.images[row], images, root / "images", csv_path),
             on_error,
         )
-        once = list_unique([path.stem for path in paths], csv_path, on_error)
+        once = list_unique([normalize_name(path.stem) for path in paths], csv_path, on_error)
         rows, self._images = np.array([listed_rows[i] for i in once], dtype=np.int64), [paths[i] for i in once]
-        self.names = tuple(path.stem for path in self._images)
+        self.names = tuple(normalize_name(path.stem) for path in self._images)
         _check_splits(table, set(listed_rows), self._images, images, csv_path=csv_path, on_error=on_error)
         self.classes = table.classes
         self.labels = table.labels[rows]
@@ -175,7 +168,9 @@ class FolderDataset(ImageFiles):
             )
         self._images = [path for paths in by_stem.values() for path in paths]
         # Two files of one name, such as a.jpg and a.png, are told apart by their suffix.
-        self.names = tuple(path.stem if len(by_stem[path.stem]) == 1 else path.name for path in self._images)
+        self.names = tuple(
+            normalize_name(path.name) if len(paths) > 1 else stem for stem, paths in by_stem.items() for path in paths
+        )
         self._masks = [None] * len(self._images)
         self.classes = classes
         self.labels = np.zeros((len(self._images), len(classes)), dtype=np.float32)
@@ -189,7 +184,7 @@ def _find_rows(table: LabelTable, split: str, csv_path: Path) -> np.ndarray:
         raise DataError(f"{csv_path}: no column 'split' to find the split {split!r} in; add it, or use split=None")
     counts = Counter(table.splits)
     found = ", ".join(name or "(empty)" for name in sorted(counts))
-    similar = sorted(name for name in counts if name != split and _spell_split(name) == _spell_split(split))
+    similar = sorted(name for name in counts if name != split and spell_split(name) == spell_split(split))
     if split not in counts and len(similar) != 1:
         many = f"; write one of {', '.join(map(repr, similar))}" if similar else ""
         raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}{many}")
@@ -201,11 +196,6 @@ def _find_rows(table: LabelTable, split: str, csv_path: Path) -> np.ndarray:
             stacklevel=3,
         )
     return np.flatnonzero(np.array(table.splits) == (split if split in counts else similar[0]))
-
-
-def _spell_split(split: str) -> str:
-    lower = split.strip().lower()
-    return _SPELLINGS.get(lower, lower)
 
 
 def _check_splits(
@@ -235,7 +225,7 @@ def _check_splits(
 
 
 def _look_up(entry: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
-    exact = [path for path in by_stem.get(Path(entry).stem, []) if path.name == entry]
+    exact = [path for path in by_stem.get(Path(entry).stem, []) if normalize_name(path.name) == entry]
     return exact or by_stem.get(entry, [])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tw_seg.arguments import check_class_count, check_mask_ids
+from tw_seg.data.layouts.file_names import normalize_name
 from tw_seg.data.layouts.opening import SWAP_SIDES, TURNS, convert_to_rgb, find_orientation, open_image, read_file
 from tw_seg.data.layouts.usable import list_unique, raise_error
 from tw_seg.errors import DataError, MaskIdError, MaskSizeError
@@ -31,7 +32,7 @@ class LabelTable:
     """The rows of an ``image_labels.csv``.
 
     Attributes:
-        images: The column ``image``.
+        images: The column ``image``, in the Unicode form NFC.
         splits: The column ``split``, or ``None`` if there is none.
         classes: The class names; index 0 is the background.
         labels: Multi-hot labels, float32, shape (N, K); the background column is 1.
@@ -238,7 +239,7 @@ def read_label_table(
         raise DataError(f"{path}: no row below the header; add one row per image")
     image, split = header.index("image"), header.index("split") if "split" in header else None
     return LabelTable(
-        images=tuple(row[image] for row in rows),
+        images=tuple(normalize_name(row[image]) for row in rows),
         splits=None if split is None else tuple(row[split] for row in rows),
         classes=tuple(classes),
         labels=np.array(labels, dtype=np.float32),

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from tw_seg.data.layouts.file_names import (
-    IMAGE_SUFFIXES,
+    FileTree,
     choose_mask,
     describe_strays,
     find_near_name,
-    list_by_stem,
+    normalize_name,
     show_names,
+    strip_suffix,
 )
 from tw_seg.data.layouts.image_files import ImageFiles
 from tw_seg.data.layouts.readers import (
@@ -96,7 +97,7 @@ class VOCDataset(ImageFiles):
             self.classes = check_classes(classes, "classes")
         else:
             self.classes = read_classes(classes_path) if classes_path.is_file() else VOC_CLASSES
-        images, masks = _Files(root / "JPEGImages"), _Files(root / "SegmentationClass")
+        images, masks = FileTree(root / "JPEGImages"), FileTree(root / "SegmentationClass")
         source = images.root if split is None else _split_folder(root) / f"{split}.txt"
         lines = list(images.top()) if split is None else _read_split(source)
         _, names = find_usable(lines, lambda line: _read_name(line, images, masks, source), on_error)
@@ -158,31 +159,6 @@ class VOCDataset(ImageFiles):
         return labels
 
 
-class _Files:
-    """The images of a folder and of the folders in it, each listed once; a name may begin with folders."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._listed: dict[Path, dict[str, list[Path]]] = {}
-
-    def top(self) -> dict[str, list[Path]]:
-        """Those in the folder itself, by name."""
-        return self._list(self.root)
-
-    def find(self, name: str) -> list[Path]:
-        """The files of a name without suffix."""
-        return self.beside(name).get(Path(name).name, [])
-
-    def beside(self, name: str) -> dict[str, list[Path]]:
-        """All that is in the folder of a name, by name."""
-        return self._list((self.root / name).parent)
-
-    def _list(self, folder: Path) -> dict[str, list[Path]]:
-        if folder not in self._listed:
-            self._listed[folder] = list_by_stem(folder) if folder.is_dir() else {}
-        return self._listed[folder]
-
-
 def _split_folder(root: Path) -> Path:
     return root / "ImageSets" / "Segmentation"
 
@@ -198,10 +174,10 @@ def _read_split(path: Path) -> list[str]:
 
 
 def _read_list(path: Path) -> list[str]:
-    return [line.strip() for line in read_lines(path) if line.strip()]
+    return [normalize_name(line.strip()) for line in read_lines(path) if line.strip()]
 
 
-def _check_splits(names: Sequence[str], split_path: Path, images: _Files, on_error: OnError) -> None:
+def _check_splits(names: Sequence[str], split_path: Path, images: FileTree, on_error: OnError) -> None:
     """Refuse an image of this split that is in another one as well."""
     if split_path.stem not in _APART:
         return
@@ -222,16 +198,16 @@ def _check_splits(names: Sequence[str], split_path: Path, images: _Files, on_err
             )
 
 
-def _find_name(line: str, images: _Files) -> str:
+def _find_name(line: str, images: FileTree) -> str:
     """The image that a line of a list means: by its name, its file, or its file before that of its mask."""
     if images.find(line):
         return line
     image = _strip_folder(line.split()[0], images.root)
-    name = image[: -len(Path(image).suffix)] if Path(image).suffix.lower() in IMAGE_SUFFIXES else image
+    name = strip_suffix(image)
     return name if images.find(name) else line  # which is then said to be missing
 
 
-def _read_name(line: str, images: _Files, masks: _Files, split_path: Path) -> str:
+def _read_name(line: str, images: FileTree, masks: FileTree, split_path: Path) -> str:
     """The same, with the mask that a line names beside the image."""
     name = _find_name(line, images)
     _, *others = line.split()
@@ -253,7 +229,7 @@ def _strip_folder(path: str, folder: Path) -> str:
     return path.lstrip("/").removeprefix(f"{folder.name}/")
 
 
-def _find_image(images: _Files, name: str, split_path: Path) -> Path:
+def _find_image(images: FileTree, name: str, split_path: Path) -> Path:
     found = images.find(name)
     if len(found) > 1:
         files = show_names([path.name for path in found])
