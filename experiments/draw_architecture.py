@@ -42,6 +42,7 @@ CAPTIONS = {
         "training": "task, data module, callbacks",
         "models": "segmenter, baselines, training-free",
         "explain": "why this mask?",
+        "predict": "windows to masks on disk",
         "lrp": "heatmap decoder",
         "losses": "of labelled pixels",
         "metrics": "confusion matrix",

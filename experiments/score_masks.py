@@ -107,13 +107,12 @@ def score(root: Path, run: Path, *, split: str, by: str | None, resample: str | 
         predicted = read_mask(run / "predictions" / "masks" / f"{name}.png", num_classes=MOST_CLASSES, shape=mask.shape)
         counts.append(count_pixels(predicted, mask))
         shown.append(((mask > 0) & (mask != IGNORE_INDEX)).any())
-    probabilities = {
-        row.pop("image"): max(float(value) for key, value in row.items() if key != "background")
-        for row in read_table(run / "predictions" / "probabilities.csv")
-    }
+    table_of_run = read_table(run / "predictions" / "images.csv")
+    scores = {key for key in table_of_run[0] if key.startswith("probability/")} - {"probability/background"}
+    probabilities = {row["image"]: max(float(row[key]) for key in scores) for row in table_of_run}
     if lacking := [name for name in names if name not in probabilities]:
         raise DataError(
-            f"{run / 'predictions' / 'probabilities.csv'}: no row for the image {lacking[0]!r}, which has a mask; run "
+            f"{run / 'predictions' / 'images.csv'}: no row for the image {lacking[0]!r}, which has a mask; run "
             "`tw-seg predict` on the same split"
         )
     likely = np.array([probabilities[name] for name in names])

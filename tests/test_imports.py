@@ -23,7 +23,7 @@ LEVELS = [
     {"arguments", "files", "regions", "resize"},
     {"pictures"},
     {"lrp", "losses", "metrics", "data", "sweeps"},
-    {"models", "explain"},
+    {"models", "explain", "predict"},
     {"training"},
     {"cli"},
     {"__main__"},
@@ -48,6 +48,7 @@ ONLY_IN = {
     "captum": ("models/posthoc", "explain/"),
     "skimage": ("models/posthoc/",),
     "albumentations": ("data/loading/transforms.py",),
+    "tifffile": ("data/layouts/pictures.py",),
     "segmentation_models_pytorch": ("models/encoder_decoder.py",),
     "zennit": (),  # an oracle of the tests
     "lightning": (),  # never beside pytorch_lightning

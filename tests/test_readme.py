@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tw_seg.cli import main as tw_seg_main
-from tw_seg.cli import sweep
+from tw_seg.cli import predict, sweep
 from tw_seg.sweeps.definition import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif program == "tw-seg" and arguments[:1] == ["sweep"]:
         given = sweep.create_parser().parse_args(arguments[1:])
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
+    elif program == "tw-seg" and arguments[:1] == ["predict"] and "--out" in arguments:
+        assert predict.create_parser().parse_args(arguments[1:]).out, "tests/cli/test_predict.py runs such commands"
     elif program == "tw-seg":
         status, output = exit_status(tw_seg_main, [*arguments, "--print_config"], capsys)
         assert status == 0, f"{line}:\n{output}"

@@ -7,6 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+class Draft:
+    """A file beside the one that it becomes, so that readers never see half of that one.
+
+    Args:
+        path: The file; its folders are made.
+
+    Attributes:
+        path: The draft, to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._target = path
+
+    def keep(self) -> None:
+        """Give the draft the name of the file."""
+        os.replace(self.path, self._target)
+
+    def discard(self) -> None:
+        """Remove the draft, if it is still one."""
+        self.path.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that readers never see half of it: ``write`` fills a draft beside it, which is then renamed.
 
@@ -14,13 +38,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path: The file; its folders are made.
         write: Called with the draft's path. If it raises, the draft is removed and an old file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = Draft(path)
     try:
-        write(draft)
-        os.replace(draft, path)
+        write(draft.path)
+        draft.keep()
     finally:
-        draft.unlink(missing_ok=True)
+        draft.discard()
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that a killed process left; no other may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tw_seg.errors import InputError
 from tw_seg.files import write_whole
-from tw_seg.types import IGNORE_INDEX
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 IGNORE_COLOR = (224, 224, 192)
 
@@ -30,6 +30,22 @@ def make_palette() -> np.ndarray:
 def draw_mask(mask: np.ndarray) -> np.ndarray:
     """Colours of a mask (H, W) of ids 0..255: uint8, shape (H, W, 3)."""
     return make_palette()[mask]
+
+
+def draw_overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with its mask: half grey, half coloured where there is an object, elsewhere as it is.
+
+    Args:
+        picture: uint8, shape (H, W, C): RGB, or the first channel is shown.
+        mask: Ids 0..255, shape (H, W).
+
+    Returns:
+        uint8, shape (H, W, 3).
+    """
+    shown = picture if picture.shape[2] == 3 else np.repeat(picture[..., :1], 3, axis=2)
+    grey = shown.mean(axis=2, keepdims=True)
+    painted = (mask != BACKGROUND) & (mask != IGNORE_INDEX)
+    return np.where(painted[..., None], (grey + draw_mask(mask)) / 2, shown).astype(np.uint8)
 
 
 def draw_heatmap(heatmap: np.ndarray) -> np.ndarray:

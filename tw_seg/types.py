@@ -35,6 +35,38 @@ class Sample(NamedTuple):
     regions: np.ndarray | None = None
 
 
+class Window(NamedTuple):
+    """Which part of its picture an image of a batch shows, and where it lies in that image.
+
+    Attributes:
+        top: First row of the part, in pixels of the picture.
+        left: First column.
+        height: Rows of the part.
+        width: Columns of the part.
+        fit: Height and width that the part has in the image, from the upper left corner on; the rest is padding.
+        last: Whether no further window of the picture comes.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    fit: tuple[int, int]
+    last: bool
+
+
+class Failure(NamedTuple):
+    """A picture that could not be read.
+
+    Attributes:
+        name: Its name.
+        message: What is wrong with it.
+    """
+
+    name: str
+    message: str
+
+
 class Batch(NamedTuple):
     """A collated batch: every image has image-level labels, ``L <= N`` of them have a mask.
 
@@ -50,6 +82,11 @@ class Batch(NamedTuple):
             background in that mask, see `tw_seg.losses.annotated`.
         regions: The sets of classes of pixels of value ``K + r`` in each mask, bool, shape (L, R, K), see `Sample`;
             rows without any class fill up to the same R. ``None``: no mask has such pixels.
+        windows: Of pictures to predict: the part of its picture that each of the N images shows; empty: all of it,
+            stretched.
+        thumbnails: Of pictures to predict, if asked for: the picture in small, uint8, (h, w, C), beside its last
+            window; ``None`` beside the others.
+        failures: Pictures that could not be read and of which no image is here.
     """
 
     images: Tensor
@@ -61,6 +98,9 @@ class Batch(NamedTuple):
     sizes: tuple[tuple[int, int], ...] = ()
     annotated: Tensor | None = None
     regions: Tensor | None = None
+    windows: tuple[Window, ...] = ()
+    thumbnails: tuple[np.ndarray | None, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
 class SegOutput(NamedTuple):

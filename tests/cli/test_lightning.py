@@ -406,11 +406,14 @@ def test_a_folder_of_pictures_is_predicted(folder):
     assert {path for path in files("runs/a") if "predictions" in path} == {
         "predictions/masks/x.png",
         "predictions/masks/y.png",
-        "predictions/probabilities.csv",
+        "predictions/images.csv",
+        "predictions/images.jsonl",
+        "predictions/prediction.json",
     }
     with Image.open("runs/a/predictions/masks/x.png") as mask:
         assert mask.size == (20, 30)
-    assert Path("runs/a/predictions/probabilities.csv").read_text().splitlines()[0] == "image,background,thing"
+    header = "image,height,width,probability/background,probability/thing,pixels/background,pixels/thing"
+    assert Path("runs/a/predictions/images.csv").read_text().splitlines()[0] == header
 
 
 def test_a_checkpoint_of_other_classes_is_refused(folder, capsys):

@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from tw_seg.cli import COMMANDS, format_help, main
+from tw_seg.cli.predict import create_parser
 from tw_seg.cli.short_help import EXAMPLES, describe_command, list_options
 from tw_seg.data import DATASETS
 from tw_seg.models.factory import MODELS
 
+RUNS = [command for command in EXAMPLES if command != "predict"]
 OTHER = {"--config", "--print_config"}  # no part of a configuration
 
 
@@ -24,7 +26,17 @@ def config(command: str) -> dict:
     return yaml.safe_load(text.getvalue())
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+def test_names_and_defaults_of_predict_are_those_of_its_parser():
+    parser = create_parser()
+    arguments = {(one.option_strings or [str(one.metavar)])[-1]: one for one in parser._actions}
+    for option in list_options("predict")["pictures"]:
+        default = arguments.pop(option.name).default
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        assert option.default == ("" if default is None or default is False else str(default)), option.name
+    assert set(arguments) == {"--help", "--precision"}  # the last for those who know it
+
+
+@pytest.mark.parametrize("command", RUNS)
 def test_names_and_defaults_are_those_of_the_parser(command):
     defaults = config(command)
     for option in [option for group in list_options(command).values() for option in group]:
@@ -52,7 +64,13 @@ def test_fit_lists_the_options_that_people_use(capsys):
     assert all(name in text for name in (*MODELS, *DATASETS))
 
 
-@pytest.mark.parametrize("command", EXAMPLES)
+def test_the_example_of_predict_parses():
+    program, command, *arguments = shlex.split(EXAMPLES["predict"])
+    assert (program, command) == ("tw-seg", "predict")
+    assert create_parser().parse_args(arguments).pictures == ["my_pictures"]
+
+
+@pytest.mark.parametrize("command", RUNS)
 def test_the_example_parses(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/one/checkpoints").mkdir(parents=True)

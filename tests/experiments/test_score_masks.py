@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
     rows = [f"{i}.jpg,val,{kind},{i // 2}" for i, kind in enumerate(KINDS)]
     (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,kind,shot", *rows, "9,train,hole,7"]))
     rows = [f"{i},0.9,{random.random():.3f},{random.random():.3f}" for i in range(len(KINDS))]
-    (run / "probabilities.csv").write_text("\n".join(["image,background,cat,dog", *rows]))
+    columns = ["image", *(f"probability/{name}" for name in ("background", "cat", "dog"))]
+    (run / "images.csv").write_text("\n".join([",".join(columns), *rows]))
     return tmp_path
 
 
@@ -53,7 +54,7 @@ def test_scores_are_scikit_learns(folder):
     assert rows[1][6] == ""  # a recall of nothing
     likely = [
         max(map(float, line.split(",")[2:]))
-        for line in (folder / "run" / "predictions" / "probabilities.csv").read_text().splitlines()[1:]
+        for line in (folder / "run" / "predictions" / "images.csv").read_text().splitlines()[1:]
     ]
     assert float(rows[0][-1]) == pytest.approx(roc_auc_score([1, 1, 0, 0], likely[:2] + likely[4:]), abs=5e-4)
     assert rows[1][-1] == ""
@@ -76,7 +77,7 @@ def test_the_table_is_printed_and_errors_name_what_is_missing(folder, capsys):
         main([str(folder), str(folder / "run"), "--by", "type"])
     with pytest.raises(DataError, match="no image of the split 'test' has a mask.*--split"):
         main([str(folder), str(folder / "run"), "--split", "test"])
-    file = folder / "run" / "predictions" / "probabilities.csv"
+    file = folder / "run" / "predictions" / "images.csv"
     file.write_text("\n".join(file.read_text().splitlines()[:-1]))
     with pytest.raises(DataError, match="no row for the image '5', which has a mask"):
         main([str(folder), str(folder / "run")])

@@ -32,7 +32,7 @@ COMMANDS = {
     "fit": Command("tw_seg.cli.lightning:run_and_report", "train a model"),
     "validate": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the validation images"),
     "test": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the test images"),
-    "predict": Command("tw_seg.cli.lightning:run_and_report", "write masks and image-level probabilities"),
+    "predict": Command("tw_seg.cli.predict:run_predict", "write the masks of pictures, and a table"),
     "sweep": Command("tw_seg.cli.sweep:run_sweep", "run all that a W&B sweep file describes, without a server"),
     "doctor": Command(
         "tw_seg.cli.doctor:run_doctor", "follow the relevance of a classifier call by call and say what is wrong"

@@ -18,7 +18,7 @@ tw-seg completion bash >> ~/.bash_completion. With zsh, in a folder of $fpath: t
 # An option in a parser's help: its names, then its choices, if they are few enough to be listed.
 _OPTION = re.compile(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+\+?)(?: \{([^}]+)\})?", re.MULTILINE)
 _FILES = ("--config", "--ckpt_path", "--model.warm_start", "--data.budget_file", "--json", "--images")
-_FOLDERS = ("--run_dir",)
+_FOLDERS = ("--run_dir", "--out")
 
 
 def print_completion(args: Sequence[str]) -> int:
@@ -51,7 +51,7 @@ def create_parser() -> argparse.ArgumentParser:
         parser.add_argument(option, action="store_true")
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.summary, add_help=False)
-        for option, choices in _OPTION.findall(format_help(name)):
+        for option, choices in dict(_OPTION.findall(format_help(name))).items():  # of predict in both forms
             action = subparser.add_argument(option, choices=choices.split(",") if choices else None)
             if option in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ directory of the run that wrote it. There are::
     checkpoints/best.ckpt    best by `--best.monitor`;  last.ckpt: to resume from
     metrics/fit/metrics.csv  every logged number
     classifier.safetensors   the image-level classifier, for the next run's `--model.warm_start`
-    images/, predictions/    pictures of validation images; masks and probabilities from `predict`
+    images/, predictions/    pictures of validation images; masks and a table from `predict`
 
 With ``--ckpt_path``, a file or ``best`` or ``last`` of the run directory, the model's arguments are those in the
 checkpoint, whatever else is given (Lightning's rule); data and trainer arguments are those of the command.
@@ -22,7 +22,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,12 +56,12 @@ from tw_seg.training.callbacks import (
     StepSeed,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
+from tw_seg.training.restore import CHECKPOINTS
 from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
+from tw_seg.types import Failure
 
 RUNS = Path("runs")
-CHECKPOINTS = "checkpoints"
-
 _EXPECTED_WARNINGS = (
     # A run writes into its own directory again and again: resumed, tested, predicted with.
     r"Checkpoint directory .* exists and is not empty",
@@ -322,12 +323,7 @@ def run_command(args: ArgsType = None) -> SegmentationCLI:
     Raises:
         TwSegError: Bad input, with a message that says what to do.
     """
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        # Lightning 2.6 uses parts of jsonargparse that 4.49 deprecated.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pytorch_lightning\.")
-        _LIGHTNING_INFO.addFilter(_is_about_run)
+    with quiet_lightning():
         try:
             cli = SegmentationCLI(args)
             if cli.subcommand == "fit" and cli.config.fit.test_after_fit:
@@ -335,14 +331,37 @@ def run_command(args: ArgsType = None) -> SegmentationCLI:
                 SegmentationCLI(["test", f"--config={run_dir}/config.yaml", f"--run_dir={run_dir}", "--ckpt_path=best"])
             return cli
         finally:
-            _LIGHTNING_INFO.removeFilter(_is_about_run)
             _finish_wandb()
 
 
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Leave out warnings and messages of Lightning's that say nothing of this run."""
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        # Lightning 2.6 uses parts of jsonargparse that 4.49 deprecated.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pytorch_lightning\.")
+        _LIGHTNING_INFO.addFilter(_is_about_run)
+        try:
+            yield
+        finally:
+            _LIGHTNING_INFO.removeFilter(_is_about_run)
+
+
 def run_and_report(args: list[str]) -> int:
-    """Run a command and print its run directory; returns the exit status 0."""
-    print(f"run directory: {run_command(args).run_dir}")
-    return 0
+    """Run a command and print its run directory; returns the exit status, 1 if a picture could not be read."""
+    cli = run_command(args)
+    print(f"run directory: {cli.run_dir}")
+    writers = [one for one in cli.trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
+    return list_failures([failure for writer in writers for failure in writer.failures])
+
+
+def list_failures(failures: Sequence[Failure]) -> int:
+    """Print the pictures that could not be read; returns the exit status, 1 if there are any."""
+    for failure in failures:
+        print(f"tw-seg: not predicted: {failure.message}", file=sys.stderr)
+    return int(bool(failures))
 
 
 def _remove_empty_folders(root: Path) -> None:

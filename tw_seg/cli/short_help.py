@@ -59,17 +59,43 @@ INFERENCE = (
     Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
 )
 
+PICTURES = (
+    Option("CHECKPOINT", "", "", "a checkpoint of tw-seg fit, or its run directory: the best of it"),
+    Option("PICTURES", "", "", "pictures, folders, patterns such as 'photos/*.jpg', or .txt files that list pictures"),
+    Option("--out", "FOLDER", "", "folder for all that is written"),
+    Option("--outputs", "NAME ...", "masks overlays", "also heatmaps, probabilities"),
+    Option("--view", "NAME", "resize", "what the model sees of a picture; also letterbox, tiles"),
+    Option("--tile", "PIXELS", "", "side of a tile in the picture; without it the model's size"),
+    Option("--overlap", "SHARE", "0.25", "share of a tile that it shares with the next one"),
+    Option("--flip", "", "", "average over the pictures and their mirror images"),
+    Option("--scales", "X ...", "1.0", "average over sizes, such as 0.75 1 1.25"),
+    Option("--gate_tolerance", "X", "", "decode only likely classes; the mIoU may change by this, as 0.001"),
+    Option("--batch_size", "N", "", "images in a batch; without it as in the run"),
+    Option("--num_workers", "N", "0", "processes that read pictures"),
+    Option("--accelerator", "NAME", "auto", "cpu, gpu, ..."),
+    Option("--overwrite", "", "", "begin anew: remove an earlier prediction from the folder"),
+)
+
 EXAMPLES = {
     "fit": "tw-seg fit --data.budget 20 --model.encoder_name timm/resnet10t --trainer.max_epochs 3 --run_dir runs/one",
     "validate": "tw-seg validate --config runs/one/config.yaml --ckpt_path best",
     "test": "tw-seg test --config runs/one/config.yaml --ckpt_path best",
-    "predict": "tw-seg predict --config runs/one/config.yaml --ckpt_path best",
+    "predict": "tw-seg predict runs/one my_pictures --out masks_out",
 }
 """The commands with a short help, and one example of each."""
+
+USAGES = {
+    "predict": "CHECKPOINT PICTURES ... --out FOLDER [OPTIONS]\n"
+    "   or: tw-seg predict [OPTIONS OF A RUN], which are those of tw-seg test,\n"
+    "       predicts the images of a data set into the run directory",
+}
+"""What comes behind a command's name, where it is not options alone."""
 
 
 def list_options(command: str) -> dict[str, tuple[Option, ...]]:
     """The options in a command's short help, by the title of their group."""
+    if command == "predict":
+        return {"pictures": PICTURES}
     last = {"training": TRAINING} if command == "fit" else {"inference": INFERENCE}
     return {"run": RUN, "model": MODEL, "data": DATA, **last}
 
@@ -78,7 +104,7 @@ def describe_command(command: str, summary: str) -> str:
     """The short help of a command of :data:`EXAMPLES`."""
     groups = list_options(command)
     width = max(len(f"{option.name} {option.value}") for group in groups.values() for option in group)
-    lines = [f"usage: tw-seg {command} [OPTIONS]", "", f"{summary[0].upper()}{summary[1:]}."]
+    lines = [f"usage: tw-seg {command} {USAGES.get(command, '[OPTIONS]')}", "", f"{summary[0].upper()}{summary[1:]}."]
     for title, group in groups.items():
         lines += ["", f"{title}:"]
         for option in group:

@@ -7,6 +7,7 @@ what depends on the size of the images. All of it is done here by calling them.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,6 +54,18 @@ def choose_arguments(published: nn.Module, kwargs: Mapping[str, Any], in_channel
                 in_channels,
             )
     return {**chosen, **kwargs}
+
+
+def depends_on_weights(encoder_name: str) -> bool:
+    """Whether torchvision's constructor chooses arguments of this model by its weights, which a state dict lacks."""
+    if encoder_name not in torchvision.models.list_models(module=torchvision.models):
+        return False
+    with (
+        torch.device("meta"),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+    ):  # of its random weights
+        model = torchvision.models.get_model(encoder_name, weights=None)
+    return any(hasattr(model, key) for key in CHOSEN_BY_WEIGHTS)
 
 
 def build_from_published_file(

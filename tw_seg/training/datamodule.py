@@ -15,7 +15,7 @@ from tw_seg.data.budget import LabelBudget, check_budget, select_budget
 from tw_seg.data.consistency import MaskFiles, check_masks
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.cache import GIB, DecodedCache
-from tw_seg.data.loading.collate import collate
+from tw_seg.data.loading.collate import collate, collate_windows
 from tw_seg.data.loading.items import EvalItems, TrainItems
 from tw_seg.data.loading.loader import ResumableLoader
 from tw_seg.data.loading.sampler import SemiSupervisedBatchSampler
@@ -27,6 +27,7 @@ from tw_seg.data.loading.transforms import (
     TrainTransform,
     init_worker,
 )
+from tw_seg.data.loading.windows import Stretched, View, WindowItems, make_view
 from tw_seg.errors import BudgetError, InputError
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
@@ -124,6 +125,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._data: dict[str, SegmentationData] = {}
         self._checked: set[str] = set()
         self._caches: dict[str, DecodedCache] = {}
+        self._view: View | None = None
+        self._thumbnails = False
         self._eval_transform = EvalTransform(size, mean=mean, std=std)
         self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
 
@@ -197,8 +200,36 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._make_eval_loader(self._open_dataset("test"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The split to write masks for; by default val."""
-        return self._make_eval_loader(self._open_dataset("predict"))
+        """The pictures to write masks for; by default those of val, whole and resized. Their masks are not read."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            raise InputError(
+                f"trainer.devices: expected one process to predict with, got {self.trainer.world_size}; the "
+                "windows of a picture are not divided among processes"
+            )
+        size = self.hparams["eval_batch_size"]
+        view = self._view or Stretched(self._eval_transform.size)
+        items = WindowItems(
+            self._open_dataset("predict"),
+            self._eval_transform,
+            view,
+            batch_size=size,
+            thumbnails=self._thumbnails,
+        )
+        return DataLoader(items, batch_size=size, **{**self._loader_kwargs(), "collate_fn": collate_windows})
+
+    def show_pictures(self, pictures: SegmentationData, view: View, *, thumbnails: bool = False) -> None:
+        """Predict pictures of your own instead of the data set's.
+
+        Args:
+            pictures: Such as `tw_seg.data.layouts.pictures.Pictures`.
+            view: What the model sees of them, see `make_view`.
+            thumbnails: Whether batches bring them in small, too.
+        """
+        self._data["predict"], self._view, self._thumbnails = pictures, view, thumbnails
+
+    def make_view(self, name: str, **kwargs: Any) -> View:
+        """A view of `tw_seg.data.loading.windows.make_view` for images of the size that the model sees."""
+        return make_view(name, self._eval_transform.size, **kwargs)
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
@@ -29,7 +30,7 @@ from tw_seg.training.sampled_classes import (
     segment_sampled_classes,
 )
 from tw_seg.training.teacher import PseudoMasks, Teacher, read_pseudo_masks
-from tw_seg.types import IGNORE_INDEX, Batch, SegOutput
+from tw_seg.types import IGNORE_INDEX, Batch, Failure, SegOutput, Window
 
 Stage = Literal["train", "val", "test"]
 METRICS = ("val", "test")
@@ -37,18 +38,34 @@ METRICS = ("val", "test")
 
 
 class Prediction(NamedTuple):
-    """What ``predict`` returns for one batch.
+    """What ``predict`` returns for one batch: of N images, each a picture or a window of one.
 
     Attributes:
-        names: The N sample names.
-        masks: N masks of class indices, int64, each (h, w): at the native size of the image, if the batch knows
-            it; empty for a model without masks.
+        names: The N names of their pictures.
+        sizes: The N sizes (h, w) of these pictures.
+        windows: Which part of its picture each of them shows.
+        mask_logits: Mask logits at the size of the images, shape (N, K, H, W); (0, K, H, W) of a model without masks.
         probabilities: Image-level probabilities, float, shape (N, K).
+        thumbnails: The pictures in small beside their last windows, if they were asked for.
+        failures: Pictures that could not be read.
     """
 
     names: tuple[str, ...]
-    masks: tuple[Tensor, ...]
+    sizes: tuple[tuple[int, int], ...]
+    windows: tuple[Window, ...]
+    mask_logits: Tensor
     probabilities: Tensor
+    thumbnails: tuple[np.ndarray | None, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """Masks of class indices, int64, each of its window's size in the picture; none of a model without masks."""
+        shown = zip(self.mask_logits, self.windows, strict=False)
+        return tuple(
+            predict_masks(maps[None, :, : window.fit[0], : window.fit[1]], [(window.height, window.width)])[0]
+            for maps, window in shown
+        )
 
 
 class SegmentationTask(pl.LightningModule):
@@ -195,7 +212,8 @@ class SegmentationTask(pl.LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Check the batch while it is still in main memory, where reading it does not wait for a GPU."""
-        check_batch(batch, self.num_classes)
+        if len(batch.images) or not batch.failures:
+            check_batch(batch, self.num_classes)
         return batch
 
     # --------------------------------------------------------------------------------------------- steps
@@ -237,12 +255,18 @@ class SegmentationTask(pl.LightningModule):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """Masks and image-level probabilities of all images of a batch, with a mask or not."""
-        output = (self.segment or self)(batch.images)
+        """Mask logits and image-level probabilities of all images of a batch, with a mask or not."""
         height, width = batch.images.shape[2:]
         sizes = batch.sizes or ((height, width),) * len(batch.images)
-        masks = predict_masks(output.mask_logits, sizes[: len(output.mask_logits)])
-        return Prediction(batch.names, tuple(masks), output.logits.float().sigmoid())
+        windows = batch.windows or tuple(Window(0, 0, *size, fit=(height, width), last=True) for size in sizes)
+        if len(batch.images):
+            logits, mask_logits, _ = (self.segment or self)(batch.images)
+        else:  # all pictures failed
+            logits, mask_logits = batch.labels, batch.images
+        probabilities = logits.float().sigmoid()
+        return Prediction(
+            batch.names, sizes, windows, mask_logits, probabilities, batch.thumbnails, failures=batch.failures
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of ``val``."""

@@ -54,7 +54,8 @@ def read_file(path: Path, what: str, read: Callable[[Image.Image], _T]) -> _T:
         DataError: If the file is missing, unreadable or truncated, has too many pixels, or several pages.
     """
     try:
-        with Image.open(path) as image:
+        # From a file, not from its name: Pillow 13 maps a grey TIFF of that name with its turned size.
+        with open(path, "rb") as file, Image.open(file) as image:
             pages = _count_pages(image)
             if pages == 1:
                 return read(image)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from tw_seg.data.loading.items import Item
-from tw_seg.types import Batch
+from tw_seg.types import Batch, Failure
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -41,6 +41,24 @@ def _stack_regions(regions: Sequence[Tensor | None], num_classes: int) -> Tensor
         if one is not None:
             stacked[row, : len(one)] = one
     return stacked
+
+
+def collate_windows(items: Sequence[Item | Failure]) -> Batch:
+    """Stack windows of pictures to predict; of pictures that failed there is no image, and a batch may have none."""
+    failures = tuple(item for item in items if isinstance(item, Failure))
+    windows = [item for item in items if isinstance(item, Item)]
+    if not windows:
+        images, labels, masks = (
+            torch.empty((0, 0, 0, 0)),
+            torch.empty((0, 0)),
+            torch.empty((0, 0, 0), dtype=torch.int64),
+        )
+        return Batch(images, labels, torch.empty(0, dtype=torch.int64), masks, (), (), failures=failures)
+    return collate(windows)._replace(
+        windows=tuple(item.window for item in windows if item.window is not None),
+        thumbnails=tuple(item.thumbnail for item in windows),
+        failures=failures,
+    )
 
 
 def _pack_masks(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.sampler import Draw
 from tw_seg.errors import DataError, InputError
 from tw_seg.regions import check_regions, ignore_regions
-from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
+from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample, Window
 
 
 class Transform(Protocol):
@@ -74,7 +74,7 @@ class FileSource:
 
 
 class Item(NamedTuple):
-    """One transformed sample; see `Batch` for shapes and units."""
+    """One transformed sample, or a window of one; see `Batch` for shapes and units."""
 
     image: Tensor
     labels: Tensor
@@ -84,6 +84,8 @@ class Item(NamedTuple):
     size: tuple[int, int]
     annotated: Tensor | None = None
     regions: Tensor | None = None
+    window: Window | None = None
+    thumbnail: np.ndarray | None = None
 
 
 class _Items(Dataset[Item]):

@@ -60,9 +60,7 @@ class EvalTransform:
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """The image, RGB, uint8, at ``size``: the part that is the same in every epoch."""
-        height, width = self.size
-        smaller = height < image.shape[0] or width < image.shape[1]
-        return _resize_array(image, self.size, cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+        return resize_image(image, self.size)
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
         """The mask, uint8, at ``size``; every pixel keeps one of the mask's values."""
@@ -235,6 +233,16 @@ def _make_steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.Basi
 def init_worker(worker_id: int) -> None:
     """Keep OpenCV single-threaded in a data loader's worker: its thread pool does not survive a fork."""
     cv2.setNumThreads(0)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image (h, w, C): by areas where it gets smaller, otherwise bilinearly.
+
+    Raises:
+        InputError: OpenCV cannot, as of images with a side above 32,767 pixels.
+    """
+    smaller = size[0] < image.shape[0] or size[1] < image.shape[1]
+    return _resize_array(image, size, cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
 def _resize_array(array: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 An exponential moving average of the weights needs no callback of ours: Lightning has ``EMAWeightAveraging``.
 """
 
+from tw_seg.training.callbacks.averaging import AveragedViews
 from tw_seg.training.callbacks.best_checkpoint import BestCheckpoint
 from tw_seg.training.callbacks.examples import ExampleImages
 from tw_seg.training.callbacks.export import ExportClassifier
@@ -12,6 +13,7 @@ from tw_seg.training.callbacks.run_config import RunConfig
 from tw_seg.training.callbacks.step_seed import StepSeed
 
 __all__ = [
+    "AveragedViews",
     "BestCheckpoint",
     "ExampleImages",
     "ExportClassifier",
