@@ -6,6 +6,7 @@ from tw_seg.data.budget import LabelBudget, select_budget
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.layouts.coco import COCODataset
 from tw_seg.data.layouts.cvat import CVATDataset
+from tw_seg.data.layouts.cvat_masks import CVATMasks
 from tw_seg.data.layouts.digits import DigitScenes
 from tw_seg.data.layouts.folder import FolderDataset
 from tw_seg.data.layouts.label_studio import LabelStudioDataset
@@ -20,6 +21,7 @@ DATASETS: dict[str, type[SegmentationData]] = {
     "folder": FolderDataset,
     "coco": COCODataset,
     "cvat": CVATDataset,
+    "cvat_masks": CVATMasks,
     "label_studio": LabelStudioDataset,
     "labelme": LabelmeDataset,
 }
@@ -28,6 +30,7 @@ DATASETS: dict[str, type[SegmentationData]] = {
 __all__ = [
     "COCODataset",
     "CVATDataset",
+    "CVATMasks",
     "DATASETS",
     "DigitScenes",
     "FolderDataset",

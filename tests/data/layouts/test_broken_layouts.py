@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as pycoco
 
-from tests.data.layouts import test_coco, test_cvat, test_label_studio, test_labelme
+from tests.data.layouts import test_coco, test_cvat, test_cvat_masks, test_label_studio, test_labelme
 from tests.data.layouts.drawn import make_masks, save_image
 from tw_seg.data import DATASETS
 from tw_seg.errors import DataError
@@ -47,6 +47,11 @@ def write_cvat(root: Path) -> str:
         ("ellipse", {"cx": "8", "cy": "8", "rx": "6", "ry": "3"}),
     )
     return "annotations.xml"
+
+
+def write_cvat_masks(root: Path) -> str:
+    test_cvat_masks.write(root, make_masks(3)[2:])
+    return "labelmap.txt"
 
 
 def write_label_studio(root: Path) -> str:
@@ -96,6 +101,7 @@ def save_mask(path: Path) -> None:
 LAYOUTS: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
     "coco": (write_coco, {"split": "train"}),
     "cvat": (write_cvat, {}),
+    "cvat_masks": (write_cvat_masks, {}),
     "label_studio": (write_label_studio, {}),
     "labelme": (write_labelme, {}),
     "folder": (write_folder, {}),

@@ -316,3 +316,24 @@ def test_names_in_another_unicode_form(tmp_path):
     data = FolderDataset(tmp_path)
     assert data.names == ("caf\u00e9 1",) and data.classes == ("background", "a|b") and data[0].mask.all()
     assert FolderDataset(tmp_path / "images", need_labels=False).names == ("caf\u00e9 1",)
+
+
+def test_masks_in_colours_and_splits_by_shares(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    rgb = np.zeros((4, 6, 3), dtype=np.uint8)
+    rgb[1] = (1, 2, 3)
+    names = [f"i{i}" for i in range(12)]
+    for name in names:
+        Image.fromarray(rgb).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(rgb).save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,dog,cat,split", *(f"{name},0,1,x" for name in names)]))
+    colors = {"cat": [1, 2, 3], "dog": [3, 2, 1]}
+    data = FolderDataset(tmp_path, colors=colors)
+    assert data.classes == ("background", "cat", "dog") and data.labels[0].tolist() == [1, 1, 0]
+    np.testing.assert_array_equal(data[0].mask, np.repeat([[0], [1], [0], [0]], 6, axis=1))
+    shares = {"colors": colors, "split_by": {"shares": {"train": 0.5, "val": 0.5}}}
+    parts = [FolderDataset(tmp_path, split, **shares).names for split in ("train", "val")]
+    assert sorted(parts[0] + parts[1]) == sorted(names) and all(parts)
+    with pytest.raises(DataError, match="colors: binary_masks are masks of 0 and 1, not of colours; leave out one"):
+        FolderDataset(tmp_path, colors=colors, binary_masks=True)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lxml import etree
 from PIL import Image
 
 from tw_seg.data.layouts.voc import VOC_CLASSES, VOCDataset
@@ -255,3 +257,87 @@ def test_names_in_another_unicode_form(root):
     (root / "ImageSets/Segmentation/val.txt").write_text("caf\u00e9\n", encoding="utf-8")
     data = VOCDataset(root, "val")
     assert data.names == ("caf\u00e9",) and data[0].mask is not None
+
+
+def write_objects(path: Path, *names: str) -> None:
+    """As the annotation files of Pascal VOC, with what else they hold."""
+    path.parent.mkdir(exist_ok=True)
+    root = etree.Element("annotation")
+    etree.SubElement(root, "filename").text = f"{path.stem}.jpg"
+    for name in names:
+        found = etree.SubElement(root, "object")
+        etree.SubElement(found, "name").text = name
+        etree.SubElement(etree.SubElement(found, "part"), "name").text = "head"
+    etree.ElementTree(root).write(str(path))
+
+
+def test_labels_from_annotation_files(root):
+    write_objects(root / "Annotations" / "2007_1.xml", "cat", "person", "cat")
+    (root / "SegmentationClass" / "2007_1.png").unlink()
+    data = VOCDataset(root, "train")
+    assert [tuple(np.flatnonzero(row)) for row in data.labels] == [(0, 8, 15), (0, 2, 20)]
+    assert data.has_mask.tolist() == [False, True]
+    write_objects(root / "Annotations" / "2007_1.xml", "unicorn")
+    with pytest.raises(DataError, match=r"2007_1.xml: the class 'unicorn' is not in the class list \(background, aero"):
+        VOCDataset(root, "train")
+    (root / "Annotations" / "2007_1.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>')
+    with pytest.raises(DataError, match=r"2007_1.xml: XML with entities or references is not read"):
+        VOCDataset(root, "train")
+
+
+def test_masks_in_colours(root):
+    colors = {"cat": [1, 2, 3], "dog": [30, 20, 10]}
+    rgb = np.zeros((9, 12, 3), dtype=np.uint8)
+    rgb[2:4], rgb[5], rgb[7] = colors["cat"], colors["dog"], (224, 224, 192)
+    for name in MASKS:
+        Image.fromarray(rgb).save(root / "SegmentationClass" / f"{name}.png")
+    expected = np.zeros((9, 12), dtype=np.uint8)
+    expected[2:4], expected[5], expected[7] = 1, 2, 255
+    (root / "labelmap.txt").write_text("cat:1,2,3::\ndog:30,20,10::\n")
+    for data in (VOCDataset(root, "train"), VOCDataset(root, "train", colors=colors)):
+        assert data.classes == ("background", "cat", "dog")
+        np.testing.assert_array_equal(data[0].mask, expected)
+        np.testing.assert_array_equal(data.labels, np.ones((2, 3)))
+    turned = VOCDataset(root, "train", classes=["background", "dog", "cat"])
+    assert turned[0].mask[2, 0] == 2
+
+
+def test_other_splits_of_all_lists(root):
+    shares = {"split_by": {"shares": {"a": 0.5, "b": 0.5}}}
+    assert sorted(VOCDataset(root, "a", **shares).names + VOCDataset(root, "b", **shares).names) == sorted(MASKS)
+
+
+def test_download(tmp_path, monkeypatch):
+    """torchvision is called as it unpacks to the root; the network is not asked."""
+    calls = []
+
+    def download(root, *, year, image_set, download):
+        calls.append((root, year, image_set, download))
+        if year == "2008":
+            raise RuntimeError("no route to host")
+        write_small(root / "VOCdevkit" / f"VOC{year}")
+
+    def write_small(folder):
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (folder / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(folder / "JPEGImages" / "a.jpg")
+        Image.fromarray(np.ones((4, 4), dtype=np.uint8)).save(folder / "SegmentationClass" / "a.png")
+        (folder / "ImageSets/Segmentation/train.txt").write_text("a\n")
+
+    monkeypatch.setattr("torchvision.datasets.VOCSegmentation", download)
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for _ in range(2):
+        assert VOCDataset(root, "train", download=True).labels[0, 1] == 1
+    assert calls == [(tmp_path, "2012", "train", True)]
+    with pytest.raises(DataError, match=r"expected a path that ends with VOCdevkit/VOC2012 .*2007\) to download"):
+        VOCDataset(tmp_path / "nothing", "train", download=True)
+    with pytest.raises(DataError, match=r"could not download Pascal VOC 2008 \(no route to host\); try again"):
+        VOCDataset(tmp_path / "VOCdevkit" / "VOC2008", "train", download=True)
+    with pytest.raises(DataError, match=r"there is no split 'train'"):
+        VOCDataset(tmp_path / "VOCdevkit" / "VOC2010", "train")
+
+
+def test_the_arguments_of_the_download_are_those_that_torchvision_takes(tmp_path):
+    from torchvision.datasets import VOCSegmentation
+
+    inspect.signature(VOCSegmentation).bind(tmp_path, year="2012", image_set="train", download=True)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from tw_seg.data.layouts.colors import IGNORE_NAMES
 from tw_seg.data.layouts.file_names import (
     FileTree,
     find_near_name,
@@ -28,8 +29,6 @@ from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_
 from tw_seg.errors import DataError, InputError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
-IGNORE_NAMES = ("ignore", "ignored", "void", "__ignore__")
-"""Classes that annotation tools write for pixels that are not to be looked at."""
 BACKGROUND_NAMES = (BACKGROUND_NAME, "_background_")
 
 Unannotated = Literal["background", "unlabelled"]

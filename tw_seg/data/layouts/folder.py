@@ -7,9 +7,11 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tw_seg.data.layouts.colors import find_color_table
 from tw_seg.data.layouts.file_names import (
     IMAGE_SUFFIXES,
     choose_mask,
@@ -30,7 +32,7 @@ from tw_seg.data.layouts.readers import (
     read_label_table,
     read_mask,
 )
-from tw_seg.data.layouts.splits import spell_split
+from tw_seg.data.layouts.splits import choose_rows, spell_split
 from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND
@@ -40,7 +42,7 @@ class FolderDataset(ImageFiles):
     """Images with image-level labels in a table, and masks for some or all of them.
 
     Layout: ``images/NAME.jpg`` (or png, bmp, tif, webp), ``masks/NAME.png`` (class ids, single-channel or
-    palette; 255 = ignore; an image without one is unlabelled), ``image_labels.csv`` with a column ``image``
+    palette, or colours; 255 = ignore; an image without one is unlabelled), ``image_labels.csv`` with a column ``image``
     (file name, with or without its suffix), optionally ``split``, and one 0/1 column for each class, and
     optionally ``classes.txt``. Image files are shown as viewers show them, see
     :func:`tw_seg.data.layouts.readers.read_image`.
@@ -58,6 +60,10 @@ class FolderDataset(ImageFiles):
             class list.
         background_value: What that column holds for an image without an object.
         binary_masks: Whether masks hold 0, 1 and 255 only, 1 being the one class that the labels of the image name.
+        colors: Red, green and blue of each class where masks are in colours, or the path of a ``labelmap.txt`` below
+            ``root``; default: that file, if it is there. The class list is that of the table unless another is given.
+        split_by: Divides the images otherwise than the column ``split``: see
+            :func:`tw_seg.data.layouts.splits.choose_rows`.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.
 
@@ -82,6 +88,8 @@ class FolderDataset(ImageFiles):
         class_column: str | None = None,
         background_value: str = BACKGROUND_NAME,
         binary_masks: bool = False,
+        colors: Mapping[str, Sequence[int]] | str | None = None,
+        split_by: Mapping[str, Any] | None = None,
         on_error: OnError = raise_error,
     ) -> None:
         self._binary_masks = binary_masks
@@ -91,6 +99,13 @@ class FolderDataset(ImageFiles):
             classes = check_classes(classes, "classes")
         elif classes_path.is_file():
             classes = read_classes(classes_path)
+        self.colors = find_color_table(root, colors, classes)
+        if self.colors is not None:
+            if binary_masks:
+                raise DataError(
+                    f"{self.colors.source}: binary_masks are masks of 0 and 1, not of colours; leave out one"
+                )
+            classes = self.colors.classes
         if not need_labels and not csv_path.is_file():
             self._list_pictures(root, tuple(classes or (BACKGROUND_NAME,)))
             return
@@ -102,7 +117,7 @@ class FolderDataset(ImageFiles):
             background_value=background_value,
         )
         rows = np.arange(len(table.images))
-        if split is not None and (need_labels or table.splits is not None):
+        if split is not None and split_by is None and (need_labels or table.splits is not None):
             rows = _find_rows(table, split, csv_path)
         images = list_by_stem(root / "images")
         listed_rows, paths = find_usable(
@@ -111,6 +126,9 @@ class FolderDataset(ImageFiles):
             on_error,
         )
         once = list_unique([normalize_name(path.stem) for path in paths], csv_path, on_error)
+        if split is not None and split_by is not None:
+            names = [normalize_name(paths[i].stem) for i in once]
+            once = [once[row] for row in choose_rows(names, split, split_by, root=root)]
         rows, self._images = np.array([listed_rows[i] for i in once], dtype=np.int64), [paths[i] for i in once]
         self.names = tuple(normalize_name(path.stem) for path in self._images)
         _check_splits(table, set(listed_rows), self._images, images, csv_path=csv_path, on_error=on_error)

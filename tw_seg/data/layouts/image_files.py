@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tw_seg.data.layouts.colors import ColorTable, read_color_mask
 from tw_seg.data.layouts.readers import read_image, read_mask, read_size
 from tw_seg.types import IGNORE_INDEX, Sample
 
@@ -20,6 +21,7 @@ class ImageFiles:
         labels: Image-level multi-hot labels, float32, shape (N, K).
         has_mask: Which images have a mask, bool, shape (N,).
         mask_search: Where masks were looked for, for messages.
+        colors: What the colours of mask files mean; ``None``: they hold class ids.
     """
 
     classes: tuple[str, ...]
@@ -27,6 +29,7 @@ class ImageFiles:
     labels: np.ndarray
     has_mask: np.ndarray
     mask_search: str = "no mask was looked for"
+    colors: ColorTable | None = None
     _images: list[Path]
     _masks: list[Path | None]
     _reported = False
@@ -85,4 +88,10 @@ class ImageFiles:
 
     def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """The mask of an image that has one, uint8, shape ``size``, with class ids and 255."""
-        return read_mask(self.mask_file(index), num_classes=len(self.classes), shape=size)
+        return self._read_ids(self.mask_file(index), size)
+
+    def _read_ids(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The class ids in a mask file, whose ``size`` is checked if it is given."""
+        if self.colors is not None:
+            return read_color_mask(path, self.colors, shape=size)
+        return read_mask(path, num_classes=len(self.classes), shape=size)

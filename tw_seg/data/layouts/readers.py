@@ -88,14 +88,19 @@ def read_mask(path: Path, *, num_classes: int, shape: tuple[int, int] | None = N
             "write the class ids as an 8-bit single-channel PNG"
         )
     mask = np.array(image)
-    if shape is not None and mask.shape != tuple(shape):
-        raise MaskSizeError(
-            f"{path}: the mask has {mask.shape[0]}x{mask.shape[1]} pixels (height x width), its image "
-            f"{shape[0]}x{shape[1]}; they must be equal, so export the mask again at the image's size"
-            + (_SWAPPED if mask.shape == tuple(shape)[::-1] else "")
-        )
+    check_mask_size(path, mask.shape, shape)
     check_mask_ids(mask, num_classes, name=f"{path}: the mask", error=MaskIdError)
     return mask.astype(np.uint8)
+
+
+def check_mask_size(path: Path, found: tuple[int, ...], shape: tuple[int, int] | None) -> None:
+    """Raise a `MaskSizeError` if a mask has another height or width than its image, whose ``shape`` may be unknown."""
+    if shape is not None and found != tuple(shape):
+        raise MaskSizeError(
+            f"{path}: the mask has {found[0]}x{found[1]} pixels (height x width), its image {shape[0]}x{shape[1]}; "
+            "they must be equal, so export the mask again at the image's size"
+            + (_SWAPPED if found == tuple(shape)[::-1] else "")
+        )
 
 
 _SWAPPED = (

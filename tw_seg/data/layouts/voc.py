@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
+from tw_seg.data.layouts.colors import find_color_table
 from tw_seg.data.layouts.file_names import (
     FileTree,
     choose_mask,
     describe_strays,
     find_near_name,
+    is_file,
     normalize_name,
     show_names,
     strip_suffix,
@@ -25,8 +28,9 @@ from tw_seg.data.layouts.readers import (
     read_classes,
     read_label_table,
     read_lines,
-    read_mask,
 )
+from tw_seg.data.layouts.splits import choose_rows
+from tw_seg.data.layouts.structured import read_xml
 from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
@@ -48,6 +52,7 @@ VOC_CLASSES = (
 )
 
 
+_YEARS = ("2012", "2010", "2009", "2008", "2007")  # those that torchvision unpacks to VOCdevkit/VOC<year>
 _APART = ("train", "val", "test")
 """Splits that share no image. Other lists may be unions of these, as ``trainval`` is."""
 
@@ -59,15 +64,22 @@ class VOCDataset(ImageFiles):
     ``ImageSets/Segmentation/SPLIT.txt`` with one name per line (or the image's file, or ``JPEGImages/NAME.jpg
     SegmentationClass/NAME.png``), and optionally ``classes.txt`` (default: the
     20 VOC classes) and ``image_labels.csv`` (a column ``image`` and one 0/1 column per class; default: the
-    labels are taken from the masks, which are then all read at the beginning).
+    labels are those of the objects in ``Annotations/NAME.xml``, or else taken from the masks, which are then all read
+    at the beginning).
 
     Args:
         root: The folder; for the original data ``VOCdevkit/VOC2012``.
-        split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``; ``None`` takes all of ``JPEGImages``.
+        split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``; ``None`` takes those of all
+            lists, or all of the folder if there is no list.
         need_labels: Without it, to predict, a list of images is enough: no label and no mask is read, and all
             labels but the background's are 0.
         classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
-            ``classes.txt``, or else the 20 VOC classes.
+            ``classes.txt``, or else of the ``labelmap.txt``, or else the 20 VOC classes.
+        images: Folder of the images, below ``root``.
+        colors: Red, green and blue of each class where masks are in colours, or the path of a ``labelmap.txt`` below
+            ``root``; default: that file, if it is there.
+        split_by: Divides the images of all lists otherwise: see :func:`tw_seg.data.layouts.splits.choose_rows`.
+        download: Whether torchvision downloads the original data where ``root`` does not exist.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.
 
@@ -82,6 +94,8 @@ class VOCDataset(ImageFiles):
             images and masks are read, and checked, when asked for.
     """
 
+    may_lack_labels: ClassVar[bool] = False
+
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -89,20 +103,31 @@ class VOCDataset(ImageFiles):
         *,
         classes: Sequence[str] | None = None,
         need_labels: bool = True,
+        images: str = "JPEGImages",
+        colors: Mapping[str, Sequence[int]] | str | None = None,
+        split_by: Mapping[str, Any] | None = None,
+        download: bool = False,
         on_error: OnError = raise_error,
     ) -> None:
         root = Path(root)
+        if download and not root.exists():
+            download_voc(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
-        if classes is not None:
-            self.classes = check_classes(classes, "classes")
+        if classes is None and classes_path.is_file():
+            classes = read_classes(classes_path)
+        self.colors = find_color_table(root, colors, classes)
+        if self.colors is not None:
+            self.classes = self.colors.classes
         else:
-            self.classes = read_classes(classes_path) if classes_path.is_file() else VOC_CLASSES
-        images, masks = FileTree(root / "JPEGImages"), FileTree(root / "SegmentationClass")
-        source = images.root if split is None else _split_folder(root) / f"{split}.txt"
-        lines = list(images.top()) if split is None else _read_split(source)
-        _, names = find_usable(lines, lambda line: _read_name(line, images, masks, source), on_error)
+            self.classes = VOC_CLASSES if classes is None else check_classes(classes, "classes")
+        files, masks = FileTree(root / images), FileTree(root / "SegmentationClass")
+        source = files.root if split is None or split_by is not None else _split_folder(root) / f"{split}.txt"
+        lines = _read_split(source) if source != files.root else _read_lists(root) or list(files.top())
+        _, names = find_usable(lines, lambda line: _read_name(line, files, masks, source), on_error)
         names = [names[i] for i in list_unique(names, source, on_error)]
-        names, self._images = find_usable(names, lambda name: _find_image(images, name, source), on_error)
+        if split is not None and split_by is not None:
+            names = [names[row] for row in choose_rows(names, split, split_by, root=root)]
+        names, self._images = find_usable(names, lambda name: _find_image(files, name, source), on_error)
         self.names = tuple(names)
         masked, chosen = find_usable(names if need_labels else (), lambda name: choose_mask(masks.find(name)), on_error)
         mask_of = dict(zip(masked, chosen, strict=True))
@@ -112,9 +137,9 @@ class VOCDataset(ImageFiles):
             self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
             self.labels[:, BACKGROUND] = 1
             return
-        if split is not None:
-            _check_splits(self.names, source, images, on_error)
-        strays = describe_strays(masks.top(), images.top())
+        if source != files.root:
+            _check_splits(self.names, source, files, on_error)
+        strays = describe_strays(masks.top(), files.top())
         wanted = f"looked for {masks.root / next(iter(names), 'NAME')}.png and the like"
         self.mask_search = wanted + (strays and f"; {strays}")
         if strays:
@@ -127,8 +152,8 @@ class VOCDataset(ImageFiles):
     @staticmethod
     def list_splits(root: str | os.PathLike[str]) -> tuple[str | None, ...]:
         """The lists among train, val and test; other lists if there are none of these; else ``None``, all images."""
-        lists = {path.stem for path in _split_folder(Path(root)).glob("*.txt")}
-        return tuple(split for split in _APART if split in lists) or tuple(sorted(lists)) or (None,)
+        lists = list_split_files(Path(root))
+        return tuple(split for split in _APART if split in lists) or tuple(lists) or (None,)
 
     def _read_labels(self, csv_path: Path) -> np.ndarray:
         table = read_label_table(csv_path, self.classes)
@@ -143,20 +168,67 @@ class VOCDataset(ImageFiles):
 
     def _collect_labels(self, folder: Path, csv_path: Path, on_error: OnError) -> np.ndarray:
         def read_ids(row: int) -> np.ndarray:
-            path = self._masks[row]
+            path, objects = self._masks[row], csv_path.with_name("Annotations") / f"{self.names[row]}.xml"
+            if is_file(objects):
+                return self._read_objects(objects)
+            if path is None and self.may_lack_labels:
+                return np.array([], dtype=np.int64)
             if path is None:
                 raise DataError(
-                    f"{folder / self.names[row]}.png: the mask file is missing and there is no {csv_path}; one must "
-                    "give the labels"
+                    f"{folder / self.names[row]}.png: the mask file is missing and there is no {csv_path} and no "
+                    f"{objects}; one must give the labels"
                 )
-            ids = np.unique(read_mask(path, num_classes=len(self.classes)))
+            ids = np.unique(self._read_ids(path))
             return ids[ids != IGNORE_INDEX]
 
         labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
         for row, ids in zip(*find_usable(range(len(self.names)), read_ids, on_error), strict=True):
             labels[row, ids] = 1
+        if self.may_lack_labels:
+            labels[~self.has_mask & (labels.max(axis=1) == 0)] = np.nan
         labels[:, BACKGROUND] = 1
         return labels
+
+    def _read_objects(self, path: Path) -> np.ndarray:
+        """The classes of the objects in an image's own XML file."""
+        names = sorted({(found.findtext("name") or "").strip() for found in read_xml(path).iterfind("object")})
+        if unknown := [name for name in names if name not in self.classes]:
+            raise DataError(
+                f"{path}: the class {unknown[0]!r} is not in the class list ({show_names(self.classes)}); correct the "
+                "name, or give classes= or a classes.txt"
+            )
+        return np.array([self.classes.index(name) for name in names], dtype=np.int64)
+
+
+def download_voc(root: Path) -> None:
+    """Let torchvision download and unpack the data of a year of Pascal VOC.
+
+    Args:
+        root: Where they are to be: a path that ends with ``VOCdevkit/VOC2012``, or another year.
+
+    Raises:
+        DataError: If the path ends with something else, or the download fails.
+    """
+    year = root.name.removeprefix("VOC")
+    if root.parent.name != "VOCdevkit" or year not in _YEARS:
+        raise DataError(
+            f"{root}: expected a path that ends with VOCdevkit/VOC2012 (or another year: {', '.join(_YEARS)}) to "
+            "download the original data to; correct root"
+        )
+    from torchvision.datasets import VOCSegmentation  # here: two seconds that nobody else need wait
+
+    try:
+        VOCSegmentation(root.parents[1], year=year, image_set="train", download=True)
+    except (OSError, RuntimeError) as error:  # no network, no room, or another checksum
+        raise DataError(
+            f"{root}: torchvision could not download Pascal VOC {year} ({error}); try again, or download and unpack it "
+            "yourself"
+        ) from error
+
+
+def list_split_files(root: Path) -> list[str]:
+    """The names of the lists of a data set, sorted."""
+    return sorted(path.stem for path in _split_folder(root).glob("*.txt"))
 
 
 def _split_folder(root: Path) -> Path:
@@ -165,12 +237,18 @@ def _split_folder(root: Path) -> Path:
 
 def _read_split(path: Path) -> list[str]:
     if not path.is_file():
-        found = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: there is no split {path.stem!r}; found: {found}")
+        found = ", ".join(list_split_files(path.parents[2])) or "none"
+        raise DataError(f"{path}: there is no split {path.stem!r}; found: {found}; correct it, or give split_by=")
     lines = _read_list(path)
     if not lines:
         raise DataError(f"{path}: the split {path.stem!r} is empty; write one image name per line")
     return lines
+
+
+def _read_lists(root: Path) -> list[str]:
+    """The lines of all lists, each once."""
+    paths = [_split_folder(root) / f"{split}.txt" for split in list_split_files(root)]
+    return list(dict.fromkeys(line for path in paths for line in _read_split(path)))
 
 
 def _read_list(path: Path) -> list[str]:
