@@ -221,6 +221,7 @@ GOOD = Batch(
 def test_a_good_batch_passes() -> None:
     check_batch(GOOD, 3)
     check_batch(GOOD._replace(regions=torch.ones(2, 4, 3, dtype=torch.bool)), 3)
+    check_batch(GOOD._replace(labels=GOOD.labels.clone().fill_(torch.nan)), 3)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +231,7 @@ def test_a_good_batch_passes() -> None:
         (GOOD._replace(images=GOOD.images[0]), r"\(N, C, H, W\), got torch.float32 \(3, 16, 16\)"),
         (GOOD._replace(images=GOOD.images.byte()), "torch.uint8"),
         (GOOD._replace(labels=GOOD.labels[:, :2]), r"\(4, 3\), got \(4, 2\)"),
+        (GOOD._replace(labels=-GOOD.labels), "0, 1 or between, or NaN where nobody knows, found -1.0"),
         (GOOD._replace(masks=GOOD.masks[:, :8]), r"\(2, 16, 16\), got \(2, 8, 16\)"),
         (GOOD._replace(masks=GOOD.masks[:1]), r"\(2, 16, 16\), got \(1, 16, 16\)"),
         (GOOD._replace(regions=torch.ones(2, 4, 3)), r"\(L, R, K\) = \(2, R, 3\), got torch.float32"),

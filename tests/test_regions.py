@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tw_seg.errors import DataError
-from tw_seg.regions import check_regions, ignore_regions
+from tw_seg.regions import check_regions, find_open_classes, ignore_uncertain
 from tw_seg.types import IGNORE_INDEX
 
 K = 3
@@ -39,6 +39,12 @@ def test_bad_regions_are_named(mask, regions, message):
         check(mask, regions)
 
 
-def test_ignored_regions():
-    masks = torch.tensor([[0, 2, 3, 9, IGNORE_INDEX]])
-    assert ignore_regions(masks, K).tolist() == [[0, 2, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]]
+@pytest.mark.parametrize(("label", "is_open"), [(1.0, True), (torch.nan, True), (0.0, False)])
+def test_only_certain_pixels_are_left(label, is_open):
+    mask, labels = torch.tensor([[0, 2, 3, 9, IGNORE_INDEX]]), torch.tensor([1.0, label, 1.0])
+    assert ignore_uncertain(mask, labels).tolist() == [[0, 2, *[IGNORE_INDEX] * 3]]
+    assert ignore_uncertain(mask, labels, torch.tensor([True] * 3)).tolist() == [[0, 2, *[IGNORE_INDEX] * 3]]
+    annotated = torch.tensor([True, False, True])
+    assert find_open_classes(annotated, labels).tolist() == [False, is_open, False]
+    found = ignore_uncertain(mask, labels, annotated)
+    assert found.tolist() == [[IGNORE_INDEX if is_open else 0, 2, *[IGNORE_INDEX] * 3]]

@@ -257,6 +257,11 @@ def check_batch(batch: Batch, num_classes: int) -> None:
             f"batch.labels must have the shape (N, K) = ({len(images)}, {num_classes}), got "
             f"{tuple(labels.shape)}: the data set and the task must know the same classes"
         )
+    if labels.is_cpu and not bool((labels.isnan() | ((labels >= 0) & (labels <= 1))).all()):
+        raise InputError(
+            "batch.labels must be 0, 1 or between, or NaN where nobody knows, found "
+            f"{labels[(labels < 0) | (labels > 1)][0].item()}: correct the labels of the data set"
+        )
     if batch.masks.shape[1:] != images.shape[2:] or len(batch.masks) != len(batch.labelled):
         raise InputError(
             f"batch.masks must have the shape (L, H, W) = {(len(batch.labelled), *images.shape[2:])}, got "

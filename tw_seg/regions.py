@@ -1,7 +1,8 @@
-"""Pixels of which only a set of classes is known: values ``K + r`` of a mask, for row ``r`` of its regions.
+"""Pixels of which only a set of classes is known.
 
-See :class:`tw_seg.types.Sample`. Losses know what such a pixel may be (:mod:`tw_seg.losses.sets`); for all else it is
-ignored.
+They have the value ``K + r`` in a mask, for row ``r`` of its regions, see :class:`tw_seg.types.Sample`, or are
+background in a mask in which not all classes were annotated. Losses know what such a pixel may be
+(:mod:`tw_seg.losses.sets`, :mod:`tw_seg.losses.annotated`); for all else it is ignored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from tw_seg.errors import DataError
-from tw_seg.types import IGNORE_INDEX
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 
 def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int, *, name: str) -> None:
@@ -52,12 +53,41 @@ def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int
         )
 
 
-def ignore_regions(masks: Tensor, num_classes: int) -> Tensor:
-    """Masks of any shape in which pixels of regions are 255.
+def find_open_classes(annotated: Tensor, labels: Tensor) -> Tensor:
+    """Classes that a background pixel may have: those that were not annotated, unless the labels exclude them.
+
+    Args:
+        annotated: Which classes were annotated in a mask, bool, shape (..., K).
+        labels: The image-level labels of its image, shape (..., K); NaN where nobody knows.
+
+    Returns:
+        Bool, shape (..., K).
 
     Example:
         >>> import torch
-        >>> ignore_regions(torch.tensor([0, 1, 2, 255]), 2)
-        tensor([  0,   1, 255, 255])
+        >>> find_open_classes(torch.tensor([True, True, False, False]), torch.tensor([1, 1, 0, torch.nan]))
+        tensor([False, False, False,  True])
     """
-    return masks.masked_fill(masks >= num_classes, IGNORE_INDEX)
+    return ~annotated & ~(labels <= 0)  # not "> 0": NaN is open
+
+
+def ignore_uncertain(mask: Tensor, labels: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """The mask of one image in which only pixels are left whose one class is known; the others are 255.
+
+    Args:
+        mask: Integers of any shape, see :class:`tw_seg.types.Sample`.
+        labels: The image-level labels of the image, shape (K,).
+        annotated: Which classes were annotated in the mask, bool, shape (K,), background included; ``None``: all.
+
+    Example:
+        >>> import torch
+        >>> mask, labels = torch.tensor([0, 1, 3, 255]), torch.tensor([1.0, 1.0, 1.0])
+        >>> ignore_uncertain(mask, labels)
+        tensor([  0,   1, 255, 255])
+        >>> ignore_uncertain(mask, labels, torch.tensor([True, True, False]))
+        tensor([255,   1, 255, 255])
+    """
+    uncertain = mask >= len(labels)
+    if annotated is not None and bool(find_open_classes(annotated, labels).any()):
+        uncertain = uncertain | (mask == BACKGROUND)
+    return mask.masked_fill(uncertain, IGNORE_INDEX)

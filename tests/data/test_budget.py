@@ -112,6 +112,22 @@ def test_the_background_column_is_ignored():
     assert select_budget(labels, names, 10).names == select_budget(other, names, 10).names
 
 
+def test_unknown_labels_are_strata_of_their_own():
+    """Images that show nothing and those of which nothing is known are each represented in proportion."""
+    labels = np.array([[1, 1], [1, 0], [1, np.nan], [1, np.nan]] * 10, dtype=np.float32)
+    names = [f"image{i:02d}" for i in range(40)]
+    chosen = [names.index(name) for name in select_budget(labels, names, 20).names]
+    counts = [sum(row % 4 in kind for row in chosen) for kind in ((0,), (1,), (2, 3))]
+    assert counts == [5, 5, 10]
+    only = select_budget(labels[1:4], names[1:4], "all")
+    assert len(only.names) == 3 and only.fingerprint == fingerprint_data(labels[1:4], names[1:4])
+
+
+def test_the_fingerprint_tells_unknown_labels_from_others():
+    rows = [np.array([[1, value, 1]], dtype=np.float32) for value in (0, 1, np.nan)]
+    assert len({fingerprint_data(row, ["a"]) for row in rows}) == 3
+
+
 def test_split_seed_alone_decides():
     labels, names = random_labels(60, 4, seed=2)
     np.random.seed(1)

@@ -12,12 +12,13 @@ from tw_seg.errors import DataError
 
 
 class Masks:
-    """Masks as lists of values beside labels of a cat and a dog."""
+    """Masks as lists of values beside labels of a cat and a dog; ``?`` in front of one says that it is unknown."""
 
     classes = ("background", "cat", "dog")
 
     def __init__(self, *images: tuple[str, list[int]], turned: tuple[int, ...] = ()) -> None:
-        self.labels = np.array([[1, "c" in named, "d" in named] for named, _ in images], dtype=np.float32)
+        rows = [[1, *(np.nan if f"?{name}" in named else name in named for name in "cd")] for named, _ in images]
+        self.labels = np.array(rows, dtype=np.float32)
         self._ids = [ids for _, ids in images]
         self._turned = turned
 
@@ -44,6 +45,10 @@ def check(*images: tuple[str, list[int]], turned: tuple[int, ...] = ()) -> list[
         [("c", [0, 1]), ("d", [0, 2]), ("cd", [0, 1, 2, 255]), ("", [0])],
         [("c", [0, 1]), ("d", [0, 255])],  # ignored pixels may hide the dog
         [("", [0]), ("", [0])],
+        [("?c", [0, 1]), ("?d", [0]), ("c", [0, 1])],  # what nobody knows contradicts nothing
+        [("?c?d", [0, 1]), ("?c?d", [0, 2]), ("?c?d", [0, 255])],
+        [("c", [0, 3]), ("cd", [0, 1, 3]), ("d", [4, 255])],  # sets of classes: boxes
+        [("c", [0, 3]), ("c", [0, 3])],
     ],
 )
 def test_nothing_is_said_where_nothing_is_wrong(images):
@@ -81,6 +86,28 @@ def test_labels_without_a_pixel_of_a_full_mask():
     assert "masks/1.png, masks/2.png" in said and "255" not in said
     (said,) = check(("c", [0]), ("c", [0]))
     assert "cat in 2" in said
+
+
+def test_unknown_labels_and_sets_of_classes_hide_no_contradiction_of_others():
+    (said,) = check(("?c", [0, 2]), ("?c?d", [0, 1]), ("c", [0, 1]), ("d", [2]))
+    assert "1 of 4 masks have pixels of a class that the labels say is not there: dog in 1; first masks/0.png" in said
+    (said,) = check(("c", [0, 3]), ("d", [0]), ("d", [0, 2]))
+    assert "1 of 3 masks have no pixel of a class that the labels say is there: dog in 1; first masks/1.png" in said
+    (said,) = check(("", [0, 1, 3]), ("c", [0, 1]))
+    assert "1 of 2 masks have pixels of a class that the labels say is not there: cat in 1" in said
+    (said,) = check(("?c", [0, 255]), ("?c", [0, 255]))
+    assert "no mask has a pixel of any object, and 2 have pixels of 255" in said
+    with pytest.raises(DataError, match="in none of 2 images"):
+        check(("c?d", [0, 2]), ("c", [0, 2]), ("?c?d", [0, 1]))
+
+
+def test_a_class_that_was_not_annotated_need_not_be_in_the_mask():
+    data = Masks(("cd", [0, 1]), ("cd", [0, 1]), ("cd", [0, 1]))
+    with pytest.warns(UserWarning, match="3 of 3 masks have no pixel of a class .*: dog in 3"):
+        check_masks(data, range(3), "masks of val")
+    data.annotated = np.array([[True, True, False]] * 2 + [[True, True, True]])
+    with pytest.warns(UserWarning, match="1 of 3 masks have no pixel of a class .*: dog in 1; first masks/2.png"):
+        check_masks(data, range(3), "masks of val")
 
 
 def test_pixels_without_a_label():

@@ -71,6 +71,18 @@ def test_gradients_are_those_of_finite_differences(case):
     assert torch.autograd.gradcheck(loss, logits)
 
 
+def test_a_class_that_nobody_knows_of_is_open(case):
+    logits, _, annotated, labels = case
+    unknown = labels.clone()
+    unknown[:, 3] = torch.nan
+    present = labels.clone()
+    present[:, 3] = 1
+    found = merge_open_classes(logits, annotated, unknown, size=(4, 6))
+    torch.testing.assert_close(found, merge_open_classes(logits, annotated, present, size=(4, 6)))
+    unknown[:, 1] = torch.nan  # annotated: the mask knows
+    torch.testing.assert_close(found, merge_open_classes(logits, annotated, unknown, size=(4, 6)))
+
+
 def test_masks_of_all_classes_leave_the_losses_as_they_are(case):
     logits, masks, _, labels = case
     merged = merge_open_classes(logits, torch.ones(2, K, dtype=torch.bool), labels, size=(4, 6))

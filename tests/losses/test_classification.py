@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,36 @@ def test_gradcheck():
     labels = torch.rand(3, 4, dtype=torch.float64)
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: multilabel_bce(x, labels), (logits,))
+
+
+def test_unknown_labels_do_not_count():
+    """A sum over the known ones, one by one; what stands at the others changes neither value nor gradient."""
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 2, (5, 4)).double()
+    unknown = torch.rand(5, 4) < 0.4
+    unknown[0, 1:], unknown[1, 1:] = True, False
+    labels[unknown] = torch.nan
+    loss = multilabel_bce(logits, labels)
+    terms = []
+    for image in range(5):
+        for k in range(1, 4):
+            if not unknown[image, k]:
+                p = 1 / (1 + math.exp(-logits[image, k].item()))
+                terms.append(-math.log(p if labels[image, k] else 1 - p))
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient[unknown].any() and torch.autograd.gradcheck(lambda x: multilabel_bce(x, labels), (logits,))
+    moved = torch.where(unknown, torch.inf, logits.detach()).requires_grad_()
+    moved_loss = multilabel_bce(moved, labels)
+    moved_loss.backward()
+    assert moved_loss == loss and torch.equal(moved.grad, gradient)
+
+
+def test_nothing_known_is_zero():
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = multilabel_bce(logits, torch.tensor([[1.0, torch.nan, torch.nan]] * 2))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
 
 
 def test_bfloat16_logits_and_large_values_are_finite():

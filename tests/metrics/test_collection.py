@@ -147,6 +147,28 @@ def test_image_level_scores_equal_sklearn_without_the_background(seed):
     assert found["cls/f1"].item() == pytest.approx(f1_score(target, score > 0, average="macro"))
 
 
+def test_unknown_labels_are_left_out():
+    """Class by class, scikit-learn sees the images alone whose label is known; a class that is never known is none."""
+    logits, labels = labels_and_logits()
+    labels[:, 1:][torch.rand(30, 4, generator=torch.Generator().manual_seed(1)) < 0.4] = torch.nan
+    labels[:, 4] = torch.nan
+    metrics = SegmentationMetrics(NAMES)
+    for rows in (slice(0, 10), slice(10, 30)):
+        metrics.update_labels(logits[rows], labels[rows])
+    found = metrics.compute_labels()
+    precisions, f1 = [], []
+    for k in range(1, 4):
+        known = ~labels[:, k].isnan()
+        target, score = labels[known, k].numpy(), logits[known, k].numpy()
+        precisions.append(average_precision_score(target, score))
+        f1.append(f1_score(target, score > 0))
+    assert found["cls/map"].item() == pytest.approx(sum(precisions) / 3)
+    assert found["cls/f1"].item() == pytest.approx(sum(f1) / 3)
+    metrics.reset()
+    metrics.update_labels(logits, labels.fill_(torch.nan))
+    assert all(value.isnan() for value in metrics.compute_labels().values())
+
+
 def test_batches_of_small_logits_rank_like_all_others():
     """Left alone, torchmetrics takes a batch of logits in [0, 1] for probabilities and skips the sigmoid."""
     labels = torch.tensor([[1.0, 1], [1, 0]])

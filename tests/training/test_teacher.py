@@ -73,6 +73,15 @@ def test_a_step_adds_the_weighted_loss_of_the_first_unlabelled_images():
     assert task.model.decoded[0] == [0, 1, 2] or [0, 1, 2] in task.model.decoded
 
 
+def test_a_class_that_nobody_knows_of_may_be_in_a_pseudo_mask():
+    model = make_task().model
+    teacher = Teacher(model, read_pseudo_masks({"confidence": 0.0}))
+    images = make_batch(0, seed=3).images
+    unknown, all_there, none = (torch.tensor([[1.0, x, x]]).expand(4, -1) for x in (torch.nan, 1.0, 0.0))
+    assert torch.equal(teacher.make_masks(images, unknown), teacher.make_masks(images, all_there))
+    assert not teacher.make_masks(images, none).any() and teacher.make_masks(images, unknown).any()
+
+
 def test_pseudo_masks_begin_at_their_step_and_are_logged(tmp_path):
     seen = []
     task = make_task(pseudo_masks={"images": 1, "start": 2, "confidence": 0.0})

@@ -133,10 +133,11 @@ def fingerprint_data(labels: np.ndarray, names: Sequence[str]) -> str:
     """Hash over the sorted names and their image-level labels; the order of the images does not matter.
 
     Args:
-        labels: Multi-hot labels, shape (N, K).
+        labels: Multi-hot labels, shape (N, K); NaN where nobody knows.
         names: The N sample names.
     """
-    bits = np.where(np.asarray(labels) > 0, "1", "0")
+    labels = np.asarray(labels)
+    bits = np.where(np.isnan(labels), "?", np.where(labels > 0, "1", "0"))
     rows = sorted((name, "".join(row)) for name, row in zip(names, bits, strict=True))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -155,13 +156,14 @@ def select_budget(
     nested. The ordering covers every class with as few images as a greedy choice finds, then adds the image
     that keeps the class counts closest to the data set's: iterative stratification [1] with one image at a
     time instead of folds. It depends on names and labels only, not on the order of the data set or on a
-    random number generator.
+    random number generator. An unknown label counts as one of a class that the image does not show, but images of which
+    nothing is known to be shown are kept apart from those that certainly show none.
 
     [1] Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-label Data, ECML PKDD 2011.
 
     Args:
-        labels: Image-level multi-hot labels of the images to choose from, shape (N, K); column 0 (background)
-            is ignored.
+        labels: Image-level multi-hot labels of the images to choose from, shape (N, K); NaN where nobody knows, and
+            column 0 (background) is ignored.
         names: The N sample names, unique.
         budget: Number of images; ``"all"`` or ``None`` for all, or as many as ``budget_share`` says.
         budget_share: Share of the N images instead, above 0 and up to 1.
@@ -181,7 +183,7 @@ def select_budget(
     if len(set(names)) != len(names):
         raise BudgetError("sample names are not unique; a label budget needs one name for each image")
     count = _count_images(budget, budget_share, len(names))
-    order = _order_images(labels[:, 1:] > 0, names, split_seed, count)
+    order = _order_images(_find_strata(labels[:, 1:]), names, split_seed, count)
     fingerprint = fingerprint_data(labels, names)
     return LabelBudget(tuple(names[i] for i in order), budget, budget_share, split_seed, fingerprint)
 
@@ -232,16 +234,22 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _order_images(present: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
-    """The first ``count`` images of the ordering; ``present`` is (N, classes without background), bool."""
+def _find_strata(labels: np.ndarray) -> np.ndarray:
+    """What each image counts for, bool: its classes, and as the last two, that it shows none, or none that is known."""
+    shown = labels > 0
+    none, unknown = ~shown.any(axis=1), np.isnan(labels).any(axis=1)
+    return np.column_stack([shown, none & ~unknown, none & unknown])
+
+
+def _order_images(strata: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
+    """The first ``count`` images of the ordering; ``strata`` is that of `_find_strata`."""
     # Hashes instead of a generator's stream: the same choice whatever the numpy version and the order of the
     # files.
     ticket = [hashlib.sha256(f"{split_seed}\n{name}".encode()).digest() for name in names]
     by_ticket = sorted(range(len(names)), key=ticket.__getitem__)
 
     # Images with the same labels are equal to everything but the ticket, so the choice is among label
-    # patterns. An image without any object is a class of its own for the proportions (not for the coverage).
-    strata = np.column_stack([present, ~present.any(axis=1)])
+    # patterns. Images without any object are classes of their own for the proportions (not for the coverage).
     patterns, pattern_of = np.unique(strata, axis=0, return_inverse=True)
     patterns, pattern_of = patterns.astype(np.int64), pattern_of.reshape(-1)
     queues: list[deque[tuple[int, int]]] = [deque() for _ in patterns]
@@ -260,7 +268,7 @@ def _order_images(present: np.ndarray, names: Sequence[str], split_seed: int, co
     drift = 2 * weighted @ sizes  # what every further image adds to the shortage of a pattern's classes
     cost = total * weighted.sum(axis=1) - drift
     missing = sizes > 0
-    missing[-1] = False
+    missing[-2:] = False
 
     order: list[int] = []
     while len(order) < count:

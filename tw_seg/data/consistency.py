@@ -23,7 +23,10 @@ _SAVE = (
 
 @runtime_checkable
 class MaskFiles(Protocol):
-    """A data set whose masks can be read without their images, as those on disk can."""
+    """A data set whose masks can be read without their images, as those on disk can.
+
+    It may also have ``annotated``, see `tw_seg.data.dataset.SegmentationData`.
+    """
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -58,19 +61,24 @@ def check_masks(data: MaskFiles, rows: Sequence[int] | np.ndarray, what: str) ->
     objects = slice(BACKGROUND + 1, len(data.classes))
     held = np.stack([ids for ids, _ in found])
     shown, ignored = held[:, objects], held[:, IGNORE_INDEX]
-    named = data.labels[rows][:, objects] > 0
+    labels = data.labels[rows][:, objects]
+    named, denied = labels > 0, labels <= 0  # neither where nobody knows (NaN)
+    # A class that was not annotated, or that is in a set of classes, as in a box, need not have a pixel of its own.
+    annotated = getattr(data, "annotated", None)
+    named &= True if annotated is None else annotated[rows][:, objects]
+    named &= ~held[:, len(data.classes) : IGNORE_INDEX].any(axis=1, keepdims=True)
     files = [data.mask_file(row) for row in rows]
-    _refuse_if_none_agrees(shown, named, ignored, files=files, what=what)
+    _refuse_if_none_agrees(shown, named, shown & denied, ignored=ignored, files=files, what=what)
     names = data.classes[objects]
-    _warn_of_unlabelled_pixels(shown & ~named, names, files, what)
+    _warn_of_unlabelled_pixels(shown & denied, names, files, what)
     _warn_of_missing_pixels(shown, named, ignored, names=names, files=files, what=what)
     _warn_of_turned_images([turned for _, turned in found], files, what)
 
 
 def _refuse_if_none_agrees(
-    shown: np.ndarray, named: np.ndarray, ignored: np.ndarray, *, files: Sequence[Path], what: str
+    shown: np.ndarray, named: np.ndarray, extra: np.ndarray, *, ignored: np.ndarray, files: Sequence[Path], what: str
 ) -> None:
-    concerned = (shown | named).any(axis=1)
+    concerned = (named | extra).any(axis=1)
     first = [file for file, wanted in zip(files, concerned, strict=True) if wanted]
     if (shown & named).any():
         return
@@ -79,13 +87,13 @@ def _refuse_if_none_agrees(
             f"{what}: the labels of {len(first)} images name an object, and no mask of theirs has a pixel of one, only "
             f"values {BACKGROUND} and {IGNORE_INDEX} ({_show(first)}); {_SAVE}"
         )
-    if shown.any() and len(first) > 1:
+    if extra.any() and len(first) > 1:
         raise DataError(
             f"{what}: in none of {len(first)} images the mask has a pixel of a class that the labels name "
             f"({_show(first)}); check the order of the class list against the class ids in the masks, and the 0/1 "
             "columns of the label table"
         )
-    if not concerned.any() and ignored.any():
+    if not (shown.any() or concerned.any()) and ignored.any():
         hidden = [file for file, wanted in zip(files, ignored, strict=True) if wanted]
         warnings.warn(
             f"{what}: no mask has a pixel of any object, and {len(hidden)} have pixels of {IGNORE_INDEX} "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError
+from tw_seg.regions import find_open_classes
 from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND
 
@@ -39,9 +40,9 @@ def merge_open_classes(
     """Let the background stand for whatever a mask leaves open, so that any loss of logits and masks holds.
 
     In a mask that shows some classes only, a background pixel may belong to the background or to a class that was
-    not annotated and that the image-level labels name. Its loss is that of the set: minus the logarithm of their
-    summed probability. A class that the labels exclude is wrong at every pixel, annotated or not: without that nothing
-    keeps a class low that never had a mask, and it covers the background of images without it.
+    not annotated and that the image-level labels name or do not know. Its loss is that of the set: minus the logarithm
+    of their summed probability. A class that the labels exclude is wrong at every pixel, annotated or not: without that
+    nothing keeps a class low that never had a mask, and it covers the background of images without it.
 
     The logits that are returned give exactly that to :func:`tw_seg.losses.cross_entropy` and
     :func:`tw_seg.losses.dice`: the background's is the logarithm of the summed exponentials of the set, those of its
@@ -50,7 +51,7 @@ def merge_open_classes(
     Args:
         mask_logits: Logits, shape (L, K, h, w).
         annotated: Which classes were annotated in each mask, bool, shape (L, K).
-        labels: Image-level labels of the L images, shape (L, K); above 0 means present.
+        labels: Image-level labels of the L images, shape (L, K); above 0 means present, NaN that nobody knows.
         size: (H, W) of the masks, to which the logits are resized first.
         unmasked: What the classes do that were not annotated. ``"compete"``: they are trained as the others, so that
             every pixel speaks against those that the labels exclude. ``"fixed"``: their logits are constants that the
@@ -80,7 +81,7 @@ def merge_open_classes(
         shown = annotated.clone()
         shown[:, BACKGROUND] = True
         logits = torch.where(shown[..., None, None], logits, logits.detach())
-    is_open = ~annotated & (labels > 0)
+    is_open = find_open_classes(annotated, labels)
     is_open[:, BACKGROUND] = True
     group = torch.where(is_open[..., None, None], logits, ABSENT_LOGIT).logsumexp(1, keepdim=True)
     gone = is_open | ~annotated if unmasked == "leave_out" else is_open

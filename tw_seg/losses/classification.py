@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,20 +13,21 @@ from tw_seg.types import BACKGROUND
 def multilabel_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy per image and class; the background column (index 0) has weight 0.
 
-    Background is in every image: its label says nothing, and its logit is free to serve the mask.
+    Background is in every image: its label says nothing, and its logit is free to serve the mask. Unknown labels do not
+    count either.
 
     Args:
         logits: Image-level class scores, shape (N, K).
-        labels: Multi-hot labels in [0, 1], float, shape (N, K).
+        labels: Multi-hot labels in [0, 1], float, shape (N, K); NaN where nobody knows.
 
     Returns:
-        A scalar in nats, the mean over N images and K - 1 classes.
+        A scalar in nats, the mean over the known labels of N images and K - 1 classes; 0 with zero gradient if there is
+        none.
 
     Raises:
         InputError: The shapes differ or there is no class besides the background.
 
     Example:
-        >>> import torch
         >>> multilabel_bce(torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
         tensor(0.6931)
     """
@@ -39,4 +41,10 @@ def multilabel_bce(logits: Tensor, labels: Tensor) -> Tensor:
         raise InputError(f"labels must be a float tensor, got {labels.dtype}: convert with labels.float().")
     logits = logits.float() if logits.dtype != labels.dtype else logits
     first = BACKGROUND + 1
-    return F.binary_cross_entropy_with_logits(logits[:, first:], labels[:, first:])
+    logits, labels = logits[:, first:], labels[:, first:]
+    known = ~labels.isnan()
+    # Both are replaced before, not the result after: a gradient of 0 times infinity would be NaN.
+    values = F.binary_cross_entropy_with_logits(
+        torch.where(known, logits, 0.0), torch.where(known, labels, 0.0), reduction="none"
+    )
+    return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)

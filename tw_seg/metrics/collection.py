@@ -28,6 +28,8 @@ from tw_seg.errors import InputError
 from tw_seg.metrics.confusion import dice_per_class, iou_per_class, pixel_accuracy
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
+_UNKNOWN = -1  # an image-level label, as torchmetrics is told
+
 
 class SegmentationMetrics(nn.Module):
     """All metrics of one stage (val or test), accumulated over a data set.
@@ -62,8 +64,8 @@ class SegmentationMetrics(nn.Module):
         self.images = MetricCollection(
             # validate_args would forbid a single object class.
             {
-                "cls/map": _AveragePrecision(count - 1, validate_args=False),
-                "cls/f1": _MacroF1(count - 1, average="none", validate_args=False),
+                "cls/map": _AveragePrecision(count - 1, ignore_index=_UNKNOWN, validate_args=False),
+                "cls/f1": _MacroF1(count - 1, average="none", ignore_index=_UNKNOWN, validate_args=False),
             },
             compute_groups=False,
         )
@@ -89,11 +91,12 @@ class SegmentationMetrics(nn.Module):
         self.pixels.update(torch.cat([prediction.flatten() for prediction in predictions]), target)
 
     def update_labels(self, logits: Tensor, labels: Tensor) -> None:
-        """Add images: image-level logits and multi-hot labels, both (N, K); column 0 is left out."""
+        """Add images: image-level logits and multi-hot labels, both (N, K); column 0 and NaN, unknown, are left out."""
         first = BACKGROUND + 1
         # Probabilities, not logits: torchmetrics would apply the sigmoid batch by batch, and only to batches
         # in which some value is outside [0, 1].
-        self.images.update(logits[:, first:].float().sigmoid(), labels[:, first:].long())
+        known = labels.nan_to_num(_UNKNOWN)[:, first:].long()
+        self.images.update(logits[:, first:].float().sigmoid(), known)
 
     def compute_masks(self) -> dict[str, Tensor]:
         """``miou``, ``dice``, ``pixel_acc`` and ``iou/<class>`` of all masks so far; NaN where undefined."""
@@ -141,7 +144,8 @@ class _AveragePrecision(MultilabelAveragePrecision):
         count = int(shown.sum())
         if not count:
             return scores.new_full((), torch.nan)
-        return multilabel_average_precision(scores[:, shown], target[:, shown], count, validate_args=False)
+        scores, target = scores[:, shown], target[:, shown]
+        return multilabel_average_precision(scores, target, count, ignore_index=_UNKNOWN, validate_args=False)
 
 
 class _MacroF1(MultilabelF1Score):

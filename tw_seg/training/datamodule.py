@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -181,13 +182,20 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         data = self._open_dataset("train")
         labelled = self._find_labelled()
+        if not len(labelled) and np.isnan(data.labels[:, BACKGROUND + 1 :]).all():
+            raise InputError(
+                "there is nothing to train on: no mask is used (labelled_per_batch=0), and no image-level label is "
+                "known; give masks, or labels of 0 and 1"
+            )
         sampler = SemiSupervisedBatchSampler(
             labelled,
             np.setdiff1d(np.arange(len(data)), labelled),
             **self._pick("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
         )
         cache = self._fill_cache("train", labelled)
-        items = TrainItems(data, self._train_transform, cache, annotated=self._find_annotated())
+        items = TrainItems(
+            data, self._train_transform, cache, annotated=self._find_annotated(data, self.hparams["mask_classes"])
+        )
         return ResumableLoader(items, batch_sampler=sampler, **self._loader_kwargs())
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -233,7 +241,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""
-        items = EvalItems(self._open_dataset("train"), self._eval_transform, self._caches.get("train"))
+        data = self._open_dataset("train")
+        items = EvalItems(data, self._eval_transform, self._caches.get("train"), annotated=self._find_annotated(data))
         rows = self._find_labelled().tolist()
         return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
@@ -318,9 +327,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         names, labels, rows = self._list_masked()
         return rows[self.budget.indices(labels, names)]
 
-    def _find_annotated(self) -> np.ndarray | None:
-        """Which classes were annotated in each training mask, (N, K); the background always is. ``None``: all."""
-        data, chosen = self._open_dataset("train"), self.hparams["mask_classes"]
+    def _find_annotated(self, data: SegmentationData, chosen: Sequence[str] | None = None) -> np.ndarray | None:
+        """Which classes, of those ``chosen``, were annotated in each mask, (N, K), background too; ``None``: all."""
         found: np.ndarray | None = getattr(data, "annotated", None)
         if chosen is not None:
             objects = data.classes[BACKGROUND + 1 :]
@@ -343,7 +351,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._caches.get(role)
 
     def _make_eval_loader(self, data: SegmentationData, cache: DecodedCache | None = None) -> DataLoader[Any]:
-        items = EvalItems(data, self._eval_transform, cache)
+        items = EvalItems(data, self._eval_transform, cache, annotated=self._find_annotated(data))
         return DataLoader(items, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
     def _loader_kwargs(self) -> dict[str, Any]:

@@ -348,7 +348,7 @@ class SegmentationTask(pl.LightningModule):
         """Segment some rows for a training step, those with a mask first."""
         if self._sampling is None:
             return self(batch.images, samples=rows)
-        needed = ~(batch.labels[rows] <= 0)  # also where nobody knows (NaN): such a class may be in a set
+        needed = ~(batch.labels[rows] <= 0)  # not "> 0": NaN, which nobody knows, may be in a mask
         needed[: len(batch.masks)] |= find_classes(batch.masks, self.num_classes)
         if batch.regions is not None:
             needed[: len(batch.masks)] |= batch.regions.any(dim=1)

@@ -90,7 +90,7 @@ class Teacher:
             Class ids, int64, shape (P, H, W); 255 where no class is probable enough.
         """
         output = self._average.eval()(images)
-        absent = labels <= 0
+        absent = labels <= 0  # NaN, which nobody knows, is not
         absent[:, BACKGROUND] = False
         probabilities = output.mask_logits.masked_fill(absent[..., None, None], -torch.inf).softmax(1)
         confidence, masks = probabilities.max(1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from tests.data.layouts.drawn import CLASSES, NAMES, make_masks, polygons, save_image
+from tw_seg.data.consistency import check_masks
 from tw_seg.data.layouts.coco import COCODataset
 from tw_seg.data.layouts.shapes import Polygons, Runs
 from tw_seg.errors import DataError, InputError
@@ -142,10 +144,14 @@ def test_boxes_are_sets_of_classes(tmp_path):
     assert sample.labels.tolist() == [1, 1, 1]
 
 
-def test_the_values_of_boxes_count_as_hidden_where_masks_are_compared_with_labels(tmp_path):
+def test_boxes_alone_agree_with_the_labels_that_are_taken_from_them(tmp_path):
     draw(tmp_path, {"category_id": 4, "bbox": [2, 2, 10, 10]})
-    held, _ = COCODataset(tmp_path, "train").read_mask_ids(0)
-    assert np.flatnonzero(held).tolist() == [0, 255]
+    data = COCODataset(tmp_path, "train")
+    held, _ = data.read_mask_ids(0)
+    assert np.flatnonzero(held).tolist() == [0, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_masks(data, [0], "masks")
 
 
 @pytest.mark.parametrize(("unannotated", "has_mask", "label"), [("background", True, 0), ("unlabelled", False, np.nan)])

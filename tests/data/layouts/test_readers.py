@@ -191,6 +191,9 @@ def test_bad_classes(classes, message):
         check_classes(classes, "here")
 
 
+CLASSES = ["background", "cat", "dog"]
+
+
 def table(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "image_labels.csv"
     path.write_text(text, encoding="utf-8")
@@ -219,15 +222,44 @@ def test_label_table_names_the_classes_itself(tmp_path):
         ("image,cat\na,1\n", "no column for the classes dog; found image, cat; add"),
         ("image,cat,dog\n", "no row below the header"),
         ("image,cat,dog\na,1,0\nb,1\n", "line 3: expected 3 columns, found 2"),
-        ("image,cat,dog\na,1,yes\n", "line 2: expected 0 or 1 in the class column 'dog', found 'yes'"),
+        ("image,cat,dog\na,1,yes\n", r"line 2: expected 0, 1 or \? \(unknown\) in .* 'dog', found 'yes'"),
         ("image,cat,dog\na,1,2\n", "found '2'"),
-        ("image,cat,dog\na,1,\n", "found ''"),
+        ("image,cat,dog\na,1,nan\n", "found 'nan'"),
+        ("image,annotated,shot\na,cat,3\n", "no column for the classes cat, dog"),
+        ("image,cat,dog,annotated\na,1,1,cat|cow\n", r"line 2, column 'annotated': .*cat, dog with \|.*found 'cow'"),
     ],
 )
 def test_bad_label_tables(tmp_path, text, message):
     path = table(tmp_path, text)
     with pytest.raises(DataError, match=f"{path}.*{message}"):
         read_label_table(path, ["background", "cat", "dog"])
+
+
+def test_unknown_labels_and_classes_that_were_annotated(tmp_path):
+    text = "image;cat;Annotated;dog\na;1;cat;\nb;?;cat | dog;0\nc;;;?\n"
+    found = read_label_table(table(tmp_path, text))
+    assert found.classes == ("background", "cat", "dog")
+    np.testing.assert_array_equal(found.labels, [[1, 1, np.nan], [1, np.nan, 0], [1, np.nan, np.nan]])
+    np.testing.assert_array_equal(found.annotated, [[True, True, False], [True] * 3, [True] * 3])
+    found = read_label_table(table(tmp_path, "image,kind\na,cat\nb,\nc,?\n"), CLASSES, class_column="kind")
+    np.testing.assert_array_equal(found.labels, [[1, 1, 0], *[[1, np.nan, np.nan]] * 2])
+    assert found.annotated is None
+    found = read_label_table(table(tmp_path, "image,kind\na,\n"), CLASSES, class_column="kind", background_value="")
+    np.testing.assert_array_equal(found.labels, [[1, 0, 0]])
+
+
+def test_a_table_without_labels_says_nothing_of_the_classes(tmp_path):
+    found = read_label_table(table(tmp_path, "image,split,annotated\na,train,dog\nb,val,\n"), CLASSES)
+    np.testing.assert_array_equal(found.labels, [[1, np.nan, np.nan]] * 2)
+    np.testing.assert_array_equal(found.annotated, [[True, False, True], [True] * 3])
+    with pytest.raises(DataError, match="no column 'kind'; found image; correct class_column"):
+        read_label_table(table(tmp_path, "image\na\n"), CLASSES, class_column="kind")
+
+
+def test_a_class_may_be_called_annotated(tmp_path):
+    found = read_label_table(table(tmp_path, "image,annotated\na,1\n"), ["background", "annotated"])
+    np.testing.assert_array_equal(found.labels, [[1, 1]])
+    assert found.annotated is None
 
 
 def test_label_table_with_other_columns_but_no_class_list(tmp_path):
@@ -365,7 +397,7 @@ def test_a_table_of_names(tmp_path):
     path = table(tmp_path, "image,shot\na,yes\nb,no\n")
     found = read_label_table(path, ["background", "cat"], need_labels=False)
     assert found.images == ("a", "b") and found.classes == ("background", "cat")
-    np.testing.assert_array_equal(found.labels, [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(found.labels, [[1, np.nan], [1, np.nan]])
     path = table(tmp_path, "image\na\n")
     assert read_label_table(path, need_labels=False).classes == ("background",)
     with pytest.raises(DataError, match="expected 2 to 255 classes"):

@@ -85,6 +85,20 @@ def test_classes_that_are_hidden_are_the_background_in_sets_too():
     assert {3, 4, 5} <= set(item.mask.unique().tolist())
 
 
+@pytest.mark.parametrize(("label", "is_open"), [(1.0, True), (np.nan, True), (0.0, False)])
+def test_evaluation_ignores_background_that_may_be_a_class_that_was_not_annotated(label, is_open, source):
+    data = WithRegions()
+    data.labels = np.array([[1, 1, label]] * 7, dtype=np.float32)
+    annotated = np.array([[True, True, False]] * 7)
+    items = EvalItems(data, EvalTransform(16), source, annotated=annotated)
+    batch = collate([items[0], items[1]])
+    assert batch.annotated.tolist() == [[True, True, False]]
+    expected = data[0].mask.astype(np.int64)
+    assert set(np.unique(expected)) == {0, 1}
+    np.testing.assert_array_equal(batch.native_masks[0], np.where(expected, 1, IGNORE_INDEX) if is_open else expected)
+    assert set(batch.masks.unique().tolist()) == {0, 1}  # the loss is told what the background may be
+
+
 def test_a_value_without_a_set_is_refused():
     class Wrong(WithRegions):
         def __getitem__(self, index):

@@ -22,7 +22,7 @@ from tw_seg.data.layouts.file_names import (
     strip_suffix,
 )
 from tw_seg.data.layouts.image_files import ImageFiles
-from tw_seg.data.layouts.readers import BACKGROUND_NAME, check_classes, read_classes
+from tw_seg.data.layouts.readers import BACKGROUND_NAME, check_classes, make_unknown_labels, read_classes
 from tw_seg.data.layouts.shapes import Shape, Size, check_size, draw_mask
 from tw_seg.data.layouts.splits import choose_rows, spell_split
 from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
@@ -91,8 +91,8 @@ class AnnotatedImages(ImageFiles):
         ignore: Classes whose pixels are 255.
         unannotated: Whether an annotated image without any shape is ``"background"`` or ``"unlabelled"``.
         split_by: See :func:`tw_seg.data.layouts.splits.choose_rows`.
-        need_labels: Without it, to predict, no annotation is looked at but the list of images, and all labels but the
-            background's are 0. All images are taken where nothing tells the splits apart.
+        need_labels: Without it, to predict, no annotation is looked at but the list of images, and no label but the
+            background's is known. All images are taken where nothing tells the splits apart.
         on_error: Is called with each error that concerns a single image, which is then left out; by default the first
             is raised.
 
@@ -154,8 +154,7 @@ class AnnotatedImages(ImageFiles):
         known = [need_labels and self._is_known(image, unannotated) for image in self._annotated]
         self._masks = [one.source if is_known else None for one, is_known in zip(self._annotated, known, strict=True)]
         self.has_mask = np.array(known, dtype=bool)
-        self.labels = self._collect_labels() if need_labels else np.zeros((len(rows), len(self.classes)), np.float32)
-        self.labels[:, BACKGROUND] = 1
+        self.labels = self._collect_labels() if need_labels else make_unknown_labels(len(rows), len(self.classes))
         self.mask_search = f"masks are drawn from the shapes in {source}, and no image of this split has one"
 
     @classmethod
@@ -174,8 +173,8 @@ class AnnotatedImages(ImageFiles):
         return image.is_annotated and (bool(image.shapes) or (unannotated == "background" and not image.shown))
 
     def _collect_labels(self) -> np.ndarray:
-        labels = np.zeros((len(self._annotated), len(self.classes)), dtype=np.float32)
-        labels[~self.has_mask] = np.nan
+        labels = make_unknown_labels(len(self._annotated), len(self.classes))
+        labels[self.has_mask, BACKGROUND + 1 :] = 0
         for row, image in enumerate(self._annotated):
             for name in (*(shape.label for shape in image.shapes), *image.shown):
                 class_id = self._ids.get(name, IGNORE_INDEX)

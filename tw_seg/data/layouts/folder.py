@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from tw_seg.arguments import check_numbers
+from tw_seg.data.layouts.boxes import check_boxes, read_boxes
 from tw_seg.data.layouts.colors import find_color_table
 from tw_seg.data.layouts.file_names import (
     IMAGE_SUFFIXES,
@@ -24,22 +27,29 @@ from tw_seg.data.layouts.file_names import (
     show_names,
 )
 from tw_seg.data.layouts.image_files import ImageFiles
+from tw_seg.data.layouts.points import Point, draw_points, read_points
 from tw_seg.data.layouts.readers import (
     BACKGROUND_NAME,
     LabelTable,
     check_classes,
+    make_unknown_labels,
     read_classes,
     read_label_table,
     read_mask,
 )
+from tw_seg.data.layouts.shapes import Box, Shape, draw_mask
 from tw_seg.data.layouts.splits import choose_rows, spell_split
 from tw_seg.data.layouts.usable import OnError, find_usable, list_unique, raise_error
 from tw_seg.errors import DataError
-from tw_seg.types import BACKGROUND
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
+
+_TABLE, _BOXES, _POINTS = "image_labels.csv", "boxes.csv", "points.csv"
+
+_Annotation = TypeVar("_Annotation")
 
 
 class FolderDataset(ImageFiles):
-    """Images with image-level labels in a table, and masks for some or all of them.
+    """Images with image-level labels in a table, and masks, boxes or points for some or all of them.
 
     Layout: ``images/NAME.jpg`` (or png, bmp, tif, webp), ``masks/NAME.png`` (class ids, single-channel or
     palette, or colours; 255 = ignore; an image without one is unlabelled), ``image_labels.csv`` with a column ``image``
@@ -47,14 +57,20 @@ class FolderDataset(ImageFiles):
     optionally ``classes.txt``. Image files are shown as viewers show them, see
     :func:`tw_seg.data.layouts.readers.read_image`.
 
+    In the table an empty cell or ``?`` is an unknown label, and a column ``annotated`` names the classes that were
+    annotated in an image, with ``|`` between them; without it, all were. There may be boxes and points as well:
+    ``boxes.csv``, see :mod:`tw_seg.data.layouts.boxes`, with the columns ``image``, ``class``, ``x_min``, ``y_min``,
+    ``x_max`` and ``y_max``, and ``points.csv``, see :mod:`tw_seg.data.layouts.points`, with ``image``, ``class``, ``x``
+    and ``y``. Where an image has several of these, its mask counts before points, and these before boxes.
+
     Args:
         root: The folder.
         split: Value of the column ``split``; ``None`` takes all rows. Where no row has it, another spelling of it
             (``validation`` for ``val``, ``Train``) is taken.
         classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
             ``classes.txt``, or else every further column of the table.
-        need_labels: Without it, to predict, pictures are enough: no label and no mask is read, and all labels but the
-            background's are 0. The table may lack, and then ``root`` itself may hold the images; without a table or
+        need_labels: Without it, to predict, pictures are enough: no label and no mask is read, and no label but the
+            background's is known. The table may lack, and then ``root`` itself may hold the images; without a table or
             its column ``split`` all images are taken.
         class_column: Column of the table that names the one class of each image, in place of 0/1 columns; it needs a
             class list.
@@ -64,14 +80,17 @@ class FolderDataset(ImageFiles):
             ``root``; default: that file, if it is there. The class list is that of the table unless another is given.
         split_by: Divides the images otherwise than the column ``split``: see
             :func:`tw_seg.data.layouts.splits.choose_rows`.
+        point_radius: Radius in pixels of the disc that is drawn for a point.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.
 
     Attributes:
         classes: The class names; index 0 is the background.
         names: File names of the images without suffix.
-        labels: Image-level multi-hot labels, float32, shape (N, K).
-        has_mask: Which images have a mask, bool, shape (N,).
+        labels: Image-level multi-hot labels, float32, shape (N, K); NaN where nobody knows. A box or a point says that
+            the image shows its class.
+        has_mask: Which images have a mask, boxes or points, bool, shape (N,).
+        annotated: Which classes were annotated in each image, bool, shape (N, K); ``None``: all.
 
     Raises:
         DataError: If a file is missing or inconsistent; images and masks are read, and checked, when asked
@@ -90,11 +109,17 @@ class FolderDataset(ImageFiles):
         binary_masks: bool = False,
         colors: Mapping[str, Sequence[int]] | str | None = None,
         split_by: Mapping[str, Any] | None = None,
+        point_radius: float = 3.0,
         on_error: OnError = raise_error,
     ) -> None:
+        check_numbers(point_radius=point_radius)
+        self._point_radius = point_radius
+        self._boxes: dict[int, list[tuple[Box, int]]] = {}
+        self._points: dict[int, list[Point]] = {}
+        self.annotated: np.ndarray | None = None
         self._binary_masks = binary_masks
-        root = Path(root)
-        csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
+        self._root = root = Path(root)
+        csv_path, classes_path = root / _TABLE, root / "classes.txt"
         if classes is not None:
             classes = check_classes(classes, "classes")
         elif classes_path.is_file():
@@ -134,11 +159,21 @@ class FolderDataset(ImageFiles):
         _check_splits(table, set(listed_rows), self._images, images, csv_path=csv_path, on_error=on_error)
         self.classes = table.classes
         self.labels = table.labels[rows]
+        self.annotated = None if table.annotated is None else table.annotated[rows]
         masks = list_by_stem(root / "masks") if need_labels and (root / "masks").is_dir() else {}
         named, chosen = find_usable(self.names, lambda name: choose_mask(masks.get(name, [])), on_error)
         mask_of = dict(zip(named, chosen, strict=True))
         self._masks = [mask_of.get(name) for name in self.names]
         self.has_mask = np.array([path is not None for path in self._masks], dtype=bool)
+        boxes, points = root / _BOXES, root / _POINTS
+        if need_labels and boxes.is_file():
+            self._boxes = self._find_annotations(
+                read_boxes(boxes, self.classes), boxes, itemgetter(1), images=images, on_error=on_error
+            )
+        if need_labels and points.is_file():
+            self._points = self._find_annotations(
+                read_points(points, self.classes), points, attrgetter("label"), images=images, on_error=on_error
+            )
         listed = {name for entry in table.images for name in (entry, Path(entry).stem)}
         strays = describe_strays(masks, images, listed)
         if strays:
@@ -152,7 +187,7 @@ class FolderDataset(ImageFiles):
         Raises:
             DataError: If there is no table, or it is none.
         """
-        splits = read_label_table(Path(root) / "image_labels.csv", need_labels=False).splits
+        splits = read_label_table(Path(root) / _TABLE, need_labels=False).splits
         return tuple(dict.fromkeys(split for split in splits or () if split)) or (None,)
 
     def _read_mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -160,7 +195,7 @@ class FolderDataset(ImageFiles):
             return super()._read_mask(index, size)
         file = self.mask_file(index)
         ids = read_mask(file, num_classes=2, shape=size)
-        shown = np.flatnonzero(self.labels[index][BACKGROUND + 1 :]) + BACKGROUND + 1
+        shown = np.flatnonzero(self.labels[index][BACKGROUND + 1 :] > 0) + BACKGROUND + 1
         if len(shown) != 1 and (ids == 1).any():
             named = ", ".join(self.classes[k] for k in shown) or "none"
             raise DataError(
@@ -168,6 +203,70 @@ class FolderDataset(ImageFiles):
                 f"{named}; correct the labels, or write class ids into the mask"
             )
         return np.where(ids == 1, shown[0], ids).astype(np.uint8) if len(shown) == 1 else ids
+
+    def mask_file(self, index: int) -> Path:
+        """What an image's mask is made of: its mask file, else the table of its points or of its boxes."""
+        if self._masks[index] is not None:
+            return super().mask_file(index)
+        return self._root / (_POINTS if index in self._points else _BOXES)
+
+    def _read_annotation(self, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        mask, regions = np.full(size, IGNORE_INDEX, dtype=np.uint8), None
+        path = self._root / _BOXES
+        try:
+            if boxes := self._boxes.get(index):
+                check_boxes([box for box, _ in boxes], size)
+                shapes = [(Shape(self.classes[label], box, is_box=True), label) for box, label in boxes]
+                mask, regions = draw_mask(shapes, size, len(self.classes))
+            path = self._root / _POINTS
+            if points := self._points.get(index):
+                mask = _lay_over(mask, draw_points(points, size, self._point_radius))
+        except DataError as error:
+            raise DataError(f"{path}: image {self.names[index]!r}: {error}") from error
+        if self._masks[index] is not None:
+            mask = _lay_over(mask, self._read_mask(index, size))
+        return mask, regions
+
+    def _find_annotations(
+        self,
+        by_entry: Mapping[str, list[_Annotation]],
+        path: Path,
+        label_of: Callable[[_Annotation], int],
+        *,
+        images: Mapping[str, list[Path]],
+        on_error: OnError,
+    ) -> dict[int, list[_Annotation]]:
+        """Boxes or points of each image, of which the labels then know that it shows their classes."""
+        row_of = {file: row for row, file in enumerate(self._images)}
+        folder = self._root / "images"
+        entries, files = find_usable(by_entry, lambda entry: _find_image(entry, images, folder, path), on_error)
+        by_row: dict[int, list[_Annotation]] = defaultdict(list)
+        for entry, file in zip(entries, files, strict=True):
+            if file in row_of:
+                by_row[row_of[file]] += by_entry[entry]
+        rows, _ = find_usable(by_row, lambda row: self._add_labels(row, map(label_of, by_row[row]), path), on_error)
+        self.has_mask[rows] = True
+        return {row: by_row[row] for row in rows}
+
+    def _add_labels(self, row: int, class_ids: Iterable[int], path: Path) -> None:
+        """Note that an image shows the classes of its boxes or points.
+
+        Raises:
+            DataError: Its labels say that it does not, or that a class was not annotated.
+        """
+        shown = sorted(set(class_ids) - {BACKGROUND})
+        for label in shown:
+            if self.labels[row, label] <= 0:
+                raise DataError(
+                    f"{path}: the image {self.names[row]!r} has a {self.classes[label]!r}, but its label in "
+                    f"{self._root / _TABLE} says that it shows none; correct one of them"
+                )
+            if self.annotated is not None and not self.annotated[row, label]:
+                raise DataError(
+                    f"{path}: the image {self.names[row]!r} has a {self.classes[label]!r}, which is not among the "
+                    f"classes that its column 'annotated' in {self._root / _TABLE} names; add it there"
+                )
+        self.labels[row, shown] = 1
 
     def _list_pictures(self, root: Path, classes: tuple[str, ...]) -> None:
         """All images of a folder that has no table."""
@@ -191,9 +290,13 @@ class FolderDataset(ImageFiles):
         )
         self._masks = [None] * len(self._images)
         self.classes = classes
-        self.labels = np.zeros((len(self._images), len(classes)), dtype=np.float32)
-        self.labels[:, BACKGROUND] = 1
+        self.labels = make_unknown_labels(len(self._images), len(classes))
         self.has_mask = np.zeros(len(self._images), dtype=bool)
+
+
+def _lay_over(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """A mask where it is not 255, and what lies below it elsewhere."""
+    return np.where(above == IGNORE_INDEX, below, above)
 
 
 def _find_rows(table: LabelTable, split: str, csv_path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tw_seg.data.layouts.colors import ColorTable, read_color_mask
 from tw_seg.data.layouts.readers import read_image, read_mask, read_size
-from tw_seg.types import IGNORE_INDEX, Sample
+from tw_seg.types import Sample
 
 
 class ImageFiles:
@@ -66,7 +66,7 @@ class ImageFiles:
         return path
 
     def read_mask_ids(self, index: int) -> tuple[np.ndarray, bool]:
-        """The values that the mask at ``index`` holds; those of regions count as 255.
+        """The values that the mask at ``index`` holds, also those of regions.
 
         Returns:
             Whether each of 256 values is there, bool, shape (256,), and whether an EXIF tag turns the image at the same
@@ -77,10 +77,7 @@ class ImageFiles:
         """
         size, turned = read_size(self._images[index])
         ids, _ = self._read_annotation(index, size)
-        held = np.bincount(ids.ravel(), minlength=256) > 0
-        held[IGNORE_INDEX] |= held[len(self.classes) :].any()
-        held[len(self.classes) : IGNORE_INDEX] = False
-        return held, turned
+        return np.bincount(ids.ravel(), minlength=256) > 0, turned
 
     def _read_annotation(self, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """Mask and regions of an image that has one, see `Sample`; a layout with boxes and the like makes its own."""

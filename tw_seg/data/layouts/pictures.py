@@ -13,10 +13,10 @@ import tifffile
 from PIL import Image
 
 from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, show_names
-from tw_seg.data.layouts.readers import read_image, read_lines
+from tw_seg.data.layouts.readers import make_unknown_labels, read_image, read_lines
 from tw_seg.errors import DataError
 from tw_seg.files import file_name
-from tw_seg.types import BACKGROUND, Sample
+from tw_seg.types import Sample
 
 LIST_SUFFIX = ".txt"
 _TIFF_SUFFIXES = (".tif", ".tiff")
@@ -41,7 +41,8 @@ class Pictures:
 
     Args:
         files: Paths by name.
-        classes: The class names, the background first, which say how many labels there are: all 0 but the background's.
+        classes: The class names, the background first, which say how many labels there are: none is known but the
+            background's.
 
     Attributes:
         classes: The class names.
@@ -54,8 +55,7 @@ class Pictures:
         self.classes = tuple(classes)
         self.names = tuple(files)
         self.files = tuple(files.values())
-        self.labels = np.zeros((len(files), len(classes)), dtype=np.float32)
-        self.labels[:, BACKGROUND] = 1
+        self.labels = make_unknown_labels(len(files), len(classes))
         self.has_mask = np.zeros(len(files), dtype=bool)
 
     def __len__(self) -> int:

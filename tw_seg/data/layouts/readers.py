@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ _EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr",
 _INTEGER = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
 
 _SEPARATORS = (",", ";", "\t")
+_NAMED = ("image", "split", "annotated", BACKGROUND_NAME)  # columns that have a meaning of their own
+_UNKNOWN = ("", "?")
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,16 @@ class LabelTable:
         images: The column ``image``, in the Unicode form NFC.
         splits: The column ``split``, or ``None`` if there is none.
         classes: The class names; index 0 is the background.
-        labels: Multi-hot labels, float32, shape (N, K); the background column is 1.
+        labels: Multi-hot labels, float32, shape (N, K); NaN where nobody knows, and 1 for the background.
+        annotated: Which classes were annotated in the masks of each image, bool, shape (N, K), from the column
+            ``annotated``; ``None`` if there is none: all.
     """
 
     images: tuple[str, ...]
     splits: tuple[str, ...] | None
     classes: tuple[str, ...]
     labels: np.ndarray
+    annotated: np.ndarray | None = None
 
 
 def read_image(path: Path, *, report: Callable[[str], None] = warnings.warn) -> np.ndarray:
@@ -157,6 +162,13 @@ def check_classes(classes: Sequence[str], source: str) -> tuple[str, ...]:
     return tuple(classes)
 
 
+def make_unknown_labels(count: int, num_classes: int) -> np.ndarray:
+    """Labels of images of which nothing is known, float32, shape (N, K): NaN, and 1 for the background."""
+    labels = np.full((count, num_classes), np.nan, dtype=np.float32)
+    labels[:, BACKGROUND] = 1
+    return labels
+
+
 def read_lines(path: Path) -> list[str]:
     """Read a text file's lines.
 
@@ -181,28 +193,24 @@ def read_label_table(
 ) -> LabelTable:
     """Read ``image_labels.csv``: a column ``image``, optionally ``split``, and a 0/1 column for each class.
 
-    Commas, semicolons or tabs separate the columns.
+    Commas, semicolons or tabs separate the columns. Where nobody knows whether an image shows a class, its cell is
+    empty or holds ``?``. A column ``annotated`` names the classes that were annotated in an image's mask, with ``|``
+    between them; all if it is empty.
 
     Args:
         path: The file.
         classes: Class names, the background first (it needs no column); other columns are skipped. Default:
-            every column but ``image`` and ``split`` is a class.
-        need_labels: Without it no class column is read: every label but the background's is 0.
+            every column but ``image``, ``split`` and ``annotated`` is a class. Given classes, a table without any
+            further column says nothing of them.
+        need_labels: Without it no class column is read: no label is known but the background's.
         class_column: Instead of a 0/1 column for each class, one column with the name of the class.
         background_value: What that column holds for an image without an object.
 
     Raises:
         DataError: If the file is missing, has no row, lacks a column or has it twice, or a class column holds anything
-            but 0 and 1, or ``class_column`` anything but a class.
+            but 0, 1 and ``?``, or ``class_column`` or ``annotated`` anything but a class.
     """
-    lines = read_lines(path)
-    reader = csv.reader(lines, delimiter=_find_separator(lines))
-    header = [_spell(column.strip()) for column in next(reader, [])]
-    if "image" not in header:
-        raise DataError(
-            f"{path}: expected a column 'image' in the first line, found {header}; add the header, with commas, "
-            "semicolons or tabs between the columns"
-        )
+    header, numbered = _read_rows(path)
     if class_column is not None and classes is None:
         raise DataError(f"{path}: class_column={class_column!r} needs the class list; give classes= or a classes.txt")
     if not isinstance(background_value, str):
@@ -210,10 +218,11 @@ def read_label_table(
             f"{path}: background_value must be text, as in the table, got {background_value!r}; put it in quotes"
         )
     if classes is None:
-        others = [column for column in header if column not in ("image", "split", BACKGROUND_NAME)]
+        others = [column for column in header if column not in _NAMED]
         classes = check_classes([BACKGROUND_NAME, *others], str(path)) if need_labels else (BACKGROUND_NAME, *others)
     read = [class_column] if class_column is not None else list(classes[1:])
-    read = read if need_labels else []
+    if not need_labels or (class_column is None and set(header) <= set(_NAMED) - set(classes[1:])):
+        read = []
     lacking = [name for name in read if name not in header]
     if lacking:
         raise DataError(
@@ -222,24 +231,26 @@ def read_label_table(
             if class_column is None
             else f"{path}: no column {class_column!r}; found {', '.join(header)}; correct class_column"
         )
-    twice = [name for name, count in Counter(header).items() if count > 1 and name in ("image", "split", *read)]
+    twice = [name for name, count in Counter(header).items() if count > 1 and name in (*_NAMED, *read)]
     if twice:
         raise DataError(f"{path}: the column {twice[0]!r} is there twice; remove one")
     columns = [header.index(name) for name in read]
     rows: list[list[str]] = []
     labels: list[list[float]] = []
-    for row in reader:
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
-        rows.append([cell.strip() for cell in row])
-        cells, line = [rows[-1][i] for i in columns], reader.line_num
-        if class_column is None:
-            shown = [_parse_zero_or_one(cell, path, line, name) for cell, name in zip(cells, read, strict=True)]
-        elif need_labels:
+    annotated: list[list[bool]] = []
+    for line, row in numbered:
+        rows.append(row)
+        cells = [row[i] for i in columns]
+        if not read:
+            shown = [np.nan] * (len(classes) - 1)
+        elif class_column is None:
+            shown = [_parse_label(cell, path, line, name) for cell, name in zip(cells, read, strict=True)]
+        else:
             shown = _parse_class(cells[0], f"{path}, line {line}, column {class_column!r}", classes, background_value)
-        labels.append([1.0, *(shown if need_labels else [0.0] * (len(classes) - 1))])
+        labels.append([1.0, *shown])
+        if "annotated" in header and "annotated" not in classes and need_labels:
+            cell = row[header.index("annotated")]
+            annotated.append(_parse_annotated(cell, f"{path}, line {line}, column 'annotated'", classes))
     if not rows:
         raise DataError(f"{path}: no row below the header; add one row per image")
     image, split = header.index("image"), header.index("split") if "split" in header else None
@@ -248,7 +259,71 @@ def read_label_table(
         splits=None if split is None else tuple(row[split] for row in rows),
         classes=tuple(classes),
         labels=np.array(labels, dtype=np.float32),
+        annotated=np.array(annotated) if annotated else None,
     )
+
+
+def read_annotations(
+    path: Path, classes: Sequence[str], columns: Sequence[str]
+) -> dict[str, list[tuple[int, tuple[float, ...]]]]:
+    """Read a table of annotations, several for an image: the columns ``image`` and ``class``, and others with numbers.
+
+    Args:
+        path: The file.
+        classes: The names that ``class`` may hold.
+        columns: The names of the columns with numbers.
+
+    Returns:
+        For each image, by its name as the table writes it, the position of the class among ``classes`` and the numbers.
+
+    Raises:
+        DataError: If the file is missing, lacks a column or has it twice, or a cell is no class or no number.
+    """
+    header, rows = _read_rows(path)
+    for column in ("image", "class", *columns):
+        if header.count(column) != 1:
+            raise DataError(
+                f"{path}: expected the column {column!r} once, found {', '.join(header)}; the columns are image, "
+                f"class, {', '.join(columns)}"
+            )
+    found: dict[str, list[tuple[int, tuple[float, ...]]]] = defaultdict(list)
+    for line, row in rows:
+        cells = dict(zip(header, row, strict=True))
+        if cells["class"] not in classes:
+            raise DataError(
+                f"{path}, line {line}: expected one of the classes {', '.join(classes)}, found {cells['class']!r}; "
+                "correct it, or the class list"
+            )
+        numbers = tuple(_parse_number(cells[column], f"{path}, line {line}, column {column!r}") for column in columns)
+        found[normalize_name(cells["image"])].append((classes.index(cells["class"]), numbers))
+    return dict(found)
+
+
+def _parse_number(text: str, place: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{place}: expected a number of pixels, found {text!r}; correct it") from error
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns of a table with a column ``image``, and its rows with the numbers of their lines."""
+    lines = read_lines(path)
+    reader = csv.reader(lines, delimiter=_find_separator(lines))
+    header = [_spell(column.strip()) for column in next(reader, [])]
+    if "image" not in header:
+        raise DataError(
+            f"{path}: expected a column 'image' in the first line, found {header}; add the header, with commas, "
+            "semicolons or tabs between the columns"
+        )
+    rows = []
+    for row in reader:
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {reader.line_num}: expected {len(header)} columns, found {len(row)}")
+        rows.append((reader.line_num, [cell.strip() for cell in row]))
+    return header, rows
 
 
 def check_unique(names: Sequence[str], path: Path) -> None:
@@ -267,11 +342,13 @@ def _find_separator(lines: Sequence[str]) -> str:
 
 def _spell(column: str) -> str:
     """The columns that the package names, in any case."""
-    return column.lower() if column.lower() in ("image", "split", BACKGROUND_NAME) else column
+    return column.lower() if column.lower() in _NAMED else column
 
 
 def _parse_class(text: str, place: str, classes: Sequence[str], background_value: str) -> list[float]:
-    """Labels of the object classes, of which one is named."""
+    """Labels of the object classes, of which one is named; NaN for all if the cell is empty or ``?``."""
+    if text in _UNKNOWN and text not in (*classes[1:], background_value):
+        return [np.nan] * (len(classes) - 1)
     if text not in (*classes[1:], background_value):
         raise DataError(
             f"{place}: expected one of the classes {', '.join(classes[1:])}, or {background_value!r} for none, found "
@@ -280,10 +357,23 @@ def _parse_class(text: str, place: str, classes: Sequence[str], background_value
     return [float(text == name) for name in classes[1:]]
 
 
-def _parse_zero_or_one(text: str, path: Path, line: int, column: str) -> float:
+def _parse_annotated(text: str, place: str, classes: Sequence[str]) -> list[bool]:
+    """Which classes a cell names; all if it is empty, and the background always."""
+    named = [name.strip() for name in text.split("|")] if text else list(classes)
+    if unknown := [name for name in named if name not in classes]:
+        raise DataError(
+            f"{place}: expected some of the classes {', '.join(classes[1:])} with | between them, or nothing for all, "
+            f"found {unknown[0]!r}; correct it, or give the column another name"
+        )
+    return [name in named or name == BACKGROUND_NAME for name in classes]
+
+
+def _parse_label(text: str, path: Path, line: int, column: str) -> float:
     if text in ("0", "0.0", "1", "1.0"):
         return float(text)
+    if text in _UNKNOWN:
+        return np.nan
     raise DataError(
-        f"{path}, line {line}: expected 0 or 1 in the class column {column!r}, found {text!r}; correct it "
+        f"{path}, line {line}: expected 0, 1 or ? (unknown) in the class column {column!r}, found {text!r}; correct it "
         "or say which columns are classes (classes.txt beside the file, or classes=)"
     )

@@ -25,6 +25,7 @@ from tw_seg.data.layouts.image_files import ImageFiles
 from tw_seg.data.layouts.readers import (
     check_classes,
     check_unique,
+    make_unknown_labels,
     read_classes,
     read_label_table,
     read_lines,
@@ -71,8 +72,8 @@ class VOCDataset(ImageFiles):
         root: The folder; for the original data ``VOCdevkit/VOC2012``.
         split: Name of a file in ``ImageSets/Segmentation``, such as ``"train"``; ``None`` takes those of all
             lists, or all of the folder if there is no list.
-        need_labels: Without it, to predict, a list of images is enough: no label and no mask is read, and all
-            labels but the background's are 0.
+        need_labels: Without it, to predict, a list of images is enough: no label and no mask is read, and no
+            label but the background's is known.
         classes: Class names in the order of the class ids, ``"background"`` first; default: the lines of
             ``classes.txt``, or else of the ``labelmap.txt``, or else the 20 VOC classes.
         images: Folder of the images, below ``root``.
@@ -134,8 +135,7 @@ class VOCDataset(ImageFiles):
         self._masks = [mask_of.get(name) for name in names]
         self.has_mask = np.array([path is not None for path in self._masks], dtype=bool)
         if not need_labels:
-            self.labels = np.zeros((len(self.names), len(self.classes)), dtype=np.float32)
-            self.labels[:, BACKGROUND] = 1
+            self.labels = make_unknown_labels(len(self.names), len(self.classes))
             return
         if source != files.root:
             _check_splits(self.names, source, files, on_error)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.sampler import Draw
 from tw_seg.errors import DataError, InputError
-from tw_seg.regions import check_regions, ignore_regions
+from tw_seg.regions import check_regions, ignore_uncertain
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample, Window
 
 
@@ -95,32 +95,8 @@ class _Items(Dataset[Item]):
         data: The data set.
         transform: Makes tensors of images and masks.
         source: Gives images and masks; the data set's files if ``None``.
-    """
-
-    def __init__(self, data: SegmentationData, transform: Transform, source: ImageSource | None = None) -> None:
-        self._data, self._transform = data, transform
-        self._source = FileSource(data, transform) if source is None else source
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def _make_item(self, index: int, resized: Resized, key: Sequence[int]) -> Item:
-        mask = None if resized.native_mask is None else self._transform.resize_mask(resized.native_mask)
-        tensors = self._transform.finish(resized.image, mask, key=key)
-        labels = torch.from_numpy(self._data.labels[index])
-        regions = None if resized.regions is None else torch.from_numpy(resized.regions)
-        return Item(tensors[0], labels, tensors[1], None, self._data.names[index], resized.size, regions=regions)
-
-
-class TrainItems(_Items):
-    """Samples for training: asked for by a `Draw`, augmented, without native masks.
-
-    Args:
-        data: See `_Items`.
-        transform: See `_Items`.
-        source: See `_Items`.
-        annotated: Which classes count as annotated in each image's mask, bool, shape (N, K); pixels of the others
-            become background. ``None``: all.
+        annotated: Which classes count as annotated in each image's mask, bool, shape (N, K), the background among them;
+            pixels of the others become background. ``None``: all.
     """
 
     def __init__(
@@ -131,18 +107,38 @@ class TrainItems(_Items):
         *,
         annotated: np.ndarray | None = None,
     ) -> None:
-        super().__init__(data, transform, source)
+        self._data, self._transform = data, transform
+        self._source = FileSource(data, transform) if source is None else source
         self._annotated = annotated
 
-    def __getitem__(self, draw: Draw) -> Item:
-        resized = self._source.load(draw.image, mask=draw.labelled)
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def _load(self, index: int, *, mask: bool) -> Resized:
+        """The image and its mask, without classes that were not annotated."""
+        resized = self._source.load(index, mask=mask)
         if self._annotated is None or resized.native_mask is None:
-            return self._make_item(draw.image, resized, draw.key)
-        annotated = self._annotated[draw.image]
+            return resized
+        annotated = self._annotated[index]
         hidden = hide_classes(resized.native_mask, annotated)
         regions = None if resized.regions is None else hide_in_regions(resized.regions, annotated)
-        resized = resized._replace(native_mask=hidden, regions=regions)
-        return self._make_item(draw.image, resized, draw.key)._replace(annotated=torch.from_numpy(annotated))
+        return resized._replace(native_mask=hidden, regions=regions)
+
+    def _make_item(self, index: int, resized: Resized, key: Sequence[int]) -> Item:
+        mask = None if resized.native_mask is None else self._transform.resize_mask(resized.native_mask)
+        tensors = self._transform.finish(resized.image, mask, key=key)
+        labels = torch.from_numpy(self._data.labels[index])
+        regions = None if resized.regions is None else torch.from_numpy(resized.regions)
+        shown = self._annotated is not None and mask is not None
+        annotated = torch.from_numpy(self._annotated[index]) if shown else None  # type: ignore[index]
+        return Item(tensors[0], labels, tensors[1], None, self._data.names[index], resized.size, annotated, regions)
+
+
+class TrainItems(_Items):
+    """Samples for training: asked for by a `Draw`, augmented, without native masks."""
+
+    def __getitem__(self, draw: Draw) -> Item:
+        return self._make_item(draw.image, self._load(draw.image, mask=draw.labelled), draw.key)
 
 
 def hide_classes(mask: np.ndarray, annotated: np.ndarray) -> np.ndarray:
@@ -178,12 +174,12 @@ def hide_in_regions(regions: np.ndarray, annotated: np.ndarray) -> np.ndarray:
 
 
 class EvalItems(_Items):
-    """Samples for evaluation: by index, not augmented, with native masks, in which pixels of regions are ignored."""
+    """Samples for evaluation: by index, not augmented, with native masks of the pixels whose one class is known."""
 
     def __getitem__(self, index: int) -> Item:
-        resized = self._source.load(index, mask=True)
+        resized = self._load(index, mask=True)
         item = self._make_item(index, resized, ())
         if resized.native_mask is None:
             return item
         native = torch.from_numpy(resized.native_mask.astype(np.int64))
-        return item._replace(native_mask=ignore_regions(native, len(self._data.classes)))
+        return item._replace(native_mask=ignore_uncertain(native, item.labels, item.annotated))

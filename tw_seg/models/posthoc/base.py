@@ -24,7 +24,7 @@ from tw_seg.arguments import class_indices, is_number
 from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
 from tw_seg.models.posthoc.calibration import choose_threshold
-from tw_seg.regions import ignore_regions
+from tw_seg.regions import ignore_uncertain
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, Batch, SegOutput
 
@@ -129,7 +129,9 @@ class PostHoc(SegModel):
                 images = batch.images.index_select(0, batch.labelled).to(self.threshold.device)
                 with torch.no_grad():
                     logits = self.classifier(images)
-                masks = ignore_regions(batch.masks, self.num_classes)
+                rows = [None] * len(batch.masks) if batch.annotated is None else batch.annotated
+                labels = batch.labels[batch.labelled]
+                masks = torch.stack([ignore_uncertain(*one) for one in zip(batch.masks, labels, rows, strict=True)])
                 yield self._make_gated_maps(images, logits, range(self.num_classes)), masks
 
     def _make_gated_maps(self, images: Tensor, logits: Tensor, chosen: Sequence[int]) -> Tensor:

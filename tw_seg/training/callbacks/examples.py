@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from tw_seg.arguments import check_counts
 from tw_seg.files import file_name
 from tw_seg.pictures import draw_heatmap, draw_image, draw_mask, join_tiles, save_picture
-from tw_seg.regions import ignore_regions
+from tw_seg.regions import ignore_uncertain
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch
@@ -64,7 +64,11 @@ class ExampleImages(Callback):
                 pl_module.class_names,
                 name=batch.names[int(image)],
                 image=batch.images[image].float().cpu().numpy(),
-                mask=ignore_regions(batch.masks[row], len(pl_module.class_names)).cpu().numpy(),
+                mask=ignore_uncertain(
+                    batch.masks[row], batch.labels[image], None if batch.annotated is None else batch.annotated[row]
+                )
+                .cpu()
+                .numpy(),
                 mask_logits=outputs["mask_logits"][row].float().cpu().numpy(),
                 labels=batch.labels[image].cpu().numpy(),
             )
