@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError, TwSegError
-from tw_seg.types import IGNORE_INDEX, Batch
+from tw_seg.types import IGNORE_INDEX, Batch, Normalization
 
 
 def check_images(images: Tensor, in_channels: int | None = None, *, allow_empty: bool = True) -> None:
@@ -281,6 +281,25 @@ def check_batch(batch: Batch, num_classes: int) -> None:
                 f"images must be finite, found NaN or infinity in {', '.join(bad[:5])} ({len(bad)} of "
                 f"{len(images)} in the batch): check these files and the normalisation"
             )
+
+
+def check_normalization(found: Normalization, expected: Normalization | None, source: str) -> None:
+    """Check that images are normalised as some weights expect.
+
+    Args:
+        found: How they are.
+        expected: What is known of the weights; ``None``, nothing, passes.
+        source: The weights, for the message.
+
+    Raises:
+        InputError: Both are known and differ.
+    """
+    if expected is not None and any(tuple(a) != tuple(b) for a, b in zip(found, expected, strict=True)):
+        wanted, given = (f"mean {list(one.mean)} and std {list(one.std)}" for one in (expected, found))
+        raise InputError(
+            f"{source} expects images with data.mean and data.std as {wanted}, got {given}: leave both out, or give "
+            "these"
+        )
 
 
 def is_number(value: object) -> bool:

@@ -14,6 +14,25 @@ BACKGROUND = 0
 """Class index of the background in masks, logits and image-level labels."""
 
 
+class Normalization(NamedTuple):
+    """How values of images in [0, 1] become a model's input: minus the mean, divided by the standard deviation.
+
+    Attributes:
+        mean: Per channel.
+        std: Per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""To mean 0 and variance 1 over ImageNet: what most weights expect."""
+
+SYMMETRIC = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""To [-1, 1]."""
+
+
 class Sample(NamedTuple):
     """One item of a data set, before augmentation.
 

@@ -19,6 +19,7 @@ from tw_seg.models.classifier import ImageClassifier
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
 TRAINING_FREE = ("model/cam.yaml", "model/gradcam.yaml", "model/input_x_gradient.yaml", "model/lrp_mask.yaml")
+LITE = "model/heatmap_efficientnet_lite0.yaml"
 TINY_ENCODER = [
     f"--model.encoder_name={ENCODER['encoder_name']}",
     f"--model.encoder_kwargs={ENCODER['encoder_kwargs']}",
@@ -41,7 +42,7 @@ def test_a_file_says_what_it_is_for_and_sets_something(file):
     assert isinstance(yaml.safe_load(text), dict)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("model/") and f not in TRAINING_FREE])
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("model/") and f not in (*TRAINING_FREE, LITE)])
 def test_models(file, tmp_path):
     cli = execute("fit", ["data/digits_tiny.yaml", file], tmp_path, *TINY_ENCODER)
     assert cli.trainer.global_step == 2
@@ -50,6 +51,11 @@ def test_models(file, tmp_path):
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
     has_classifier = cli.model.model.classifier_path is not None
     assert (tmp_path / "classifier.safetensors").is_file() is has_classifier
+
+
+def test_a_model_of_one_encoder(tmp_path):
+    files = ["data/digits_tiny.yaml", "encoder/efficientnet_lite0.yaml", LITE]
+    assert execute("fit", files, tmp_path).trainer.logged_metrics["train/loss"].isfinite()
 
 
 @pytest.mark.parametrize("file", TRAINING_FREE)

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from tw_seg.cli import COMMANDS
 from tw_seg.data.layouts.readers import read_image
-from tw_seg.data.loading.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
+from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.errors import InputError
 from tw_seg.files import write_text
 from tw_seg.lrp import HeatmapDecoder
 from tw_seg.lrp.composite import COMPOSITES
 from tw_seg.lrp.conservation.diagnose import report
 from tw_seg.models.backbones import create_classifier
+from tw_seg.models.bundled import find_normalization
 from tw_seg.models.segmenter import import_custom_rules
+from tw_seg.types import IMAGENET, Normalization
 
 _DESCRIPTION = f"""tw-seg doctor: {COMMANDS["doctor"].summary}. It decodes a few images in evaluation
 mode and prints a line for each call from the logits to the read-out: its rule, the relevance at its output and its
@@ -53,10 +55,11 @@ def run_doctor(args: Sequence[str]) -> int:
             classes=given.num_classes,
             encoder_kwargs=given.encoder_kwargs,
         ).eval()
+    normalization = find_normalization(given.weights) or IMAGENET
     if given.images:
-        images = _read_images(given.images, given.in_channels, size)
+        images = _read_images(given.images, given.in_channels, size, normalization)
     else:
-        images = _make_noise(given.batch, given.in_channels, size)
+        images = _make_noise(given.batch, given.in_channels, size, normalization)
     if given.double:
         classifier, images = classifier.double(), images.double()
     decoder = HeatmapDecoder(
@@ -79,7 +82,11 @@ def create_parser() -> ArgumentParser:
     result = ArgumentParser("tw-seg doctor", description=_DESCRIPTION)
     add, mapping = result.add_argument, dict[str, Any] | None
     add("model", help="torchvision's 'resnet18', timm's 'timm/resnet10t' or your own 'package.module:factory'")
-    add("--weights", metavar="FILE_OR_NAME", help="a state dict, or a name such as DEFAULT; without it random ones")
+    add(
+        "--weights",
+        metavar="FILE_OR_NAME",
+        help="a state dict, bundled or a name such as DEFAULT; none: random",
+    )
     add("--encoder_kwargs", type=mapping, metavar="YAML", help="further arguments of the model: '{width_mult: 0.5}'")
     add("--in_channels", type=int, default=3, help="channels of the images")
     add("--num_classes", type=int, default=1000, help="logits of the model")
@@ -92,7 +99,7 @@ def create_parser() -> ArgumentParser:
         "--images",
         nargs="+",
         metavar="FILE",
-        help="pictures, resized and normalised as for ImageNet; without them noise",
+        help="pictures, resized and normalised as the weights expect, else as for ImageNet; without them noise",
     )
     add("--batch", type=int, default=2, help="number of noise images, always the same")
     add("--classes", metavar="0,3", help="classes to decode; without it those that the model predicts")
@@ -128,21 +135,21 @@ def _choose_classes(text: str | None, classifier: nn.Module, images: Tensor) -> 
         raise InputError(f"--classes must be numbers such as 0,3, got {text!r}") from None
 
 
-def _make_noise(number: int, channels: int, size: tuple[int, int]) -> Tensor:
+def _make_noise(number: int, channels: int, size: tuple[int, int], normalization: Normalization) -> Tensor:
     """Noise in the range of normalised images, which rules with bounds may count on."""
     if number < 1 or channels < 1:
         raise InputError(f"--batch and --in_channels must be at least 1, got {number} and {channels}")
     pixels = torch.rand(number, channels, *size, generator=torch.Generator().manual_seed(0))
-    if channels != len(IMAGENET_MEAN):
+    if channels != len(normalization.mean):
         return 4 * pixels - 2
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in normalization)
     return (pixels - mean) / std
 
 
-def _read_images(files: Sequence[str], channels: int, size: tuple[int, int]) -> Tensor:
-    if channels != len(IMAGENET_MEAN):
-        raise InputError(f"--images are read in {len(IMAGENET_MEAN)} colours, the model takes {channels} channels")
-    transform = EvalTransform(size)
+def _read_images(files: Sequence[str], channels: int, size: tuple[int, int], normalization: Normalization) -> Tensor:
+    if channels != len(normalization.mean):
+        raise InputError(f"--images are read in {len(normalization.mean)} colours, the model takes {channels} channels")
+    transform = EvalTransform(size, mean=normalization.mean, std=normalization.std)
     return torch.stack([transform(read_image(Path(file)), None)[0] for file in files])
 
 

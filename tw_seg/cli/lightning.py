@@ -43,6 +43,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.cli import suggest_name
 from tw_seg.cli.deep_keys import merge_deep_keys
+from tw_seg.cli.encoder_defaults import AUTO, choose_encoder, choose_normalization
 from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
@@ -194,6 +195,8 @@ class SegmentationCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.set_defaults(
             {
+                "model.encoder_name": AUTO,
+                "model.encoder_weights": AUTO,
                 "best.monitor": "val/miou",
                 "best.mode": "max",
                 "best.filename": "best",
@@ -232,6 +235,14 @@ class SegmentationCLI(LightningCLI):
             self._trained_classes = _read_class_names(Path(config.ckpt_path))
             if command == "predict" and config.data.classes is None:
                 config.data.classes = self._trained_classes
+        if config.ckpt_path is None:  # a checkpoint has its own
+            choose_encoder(config.model, config.data.dataset)
+        choose_normalization(
+            config.data,
+            encoder_weights=config.model.encoder_weights,
+            warm_start=config.model.warm_start,
+            ckpt=config.ckpt_path,
+        )
         config.trainer.default_root_dir = str(self.run_dir)
         for checkpoint in (config.best, config.last):
             checkpoint.dirpath = checkpoint.dirpath or str(self.run_dir / CHECKPOINTS)

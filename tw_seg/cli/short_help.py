@@ -33,8 +33,8 @@ MODEL = (
         "also unet, multitask_unet, deeplabv3plus, classifier, cam, gradcam, input_x_gradient, lrp_mask",
     ),
     Option("--model.model_kwargs", "YAML", "", "the model's own arguments, such as '{compress: 2}'"),
-    Option("--model.encoder_name", "NAME", "resnet18", "a torchvision name, or a timm one as timm/resnet10t"),
-    Option("--model.encoder_weights", "NAME", "", "its pretrained weights, or a file; without it random ones"),
+    Option("--model.encoder_name", "NAME", "auto", "a torchvision name, or a timm one as timm/resnet10t"),
+    Option("--model.encoder_weights", "NAME", "auto", "its pretrained weights, a file or bundled; null: random ones"),
     Option("--model.warm_start", "FILE", "", "classifier.safetensors of an earlier run to begin with"),
 )
 DATA = (

@@ -2,7 +2,8 @@
 
 One function, :func:`create_classifier`, turns a name (a string that survives YAML and JSON) into an
 ``nn.Module`` that maps images (N, C, H, W) to logits (N, K). Weights come from the library that owns the
-name or from a local file, see :mod:`tw_seg.models.published` and :mod:`tw_seg.models.weights`.
+name, from a local file or from an installed package, see :mod:`tw_seg.models.published`,
+:mod:`tw_seg.models.weights` and :mod:`tw_seg.models.bundled`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torchvision
 from torch import nn
 
 from tw_seg.errors import InputError
+from tw_seg.models.bundled import BUNDLED, read_bundled_weights
 from tw_seg.models.by_name import import_object
 from tw_seg.models.published import (
     build_from_published_file,
@@ -46,7 +48,8 @@ def create_classifier(
     Args:
         encoder_name: ``"resnet18"`` (torchvision), ``"timm/resnet10t"`` (timm) or
             ``"package.module:factory"``, called with ``in_channels=, num_classes=`` and ``encoder_kwargs``.
-        encoder_weights: ``None`` (random), a local state dict or checkpoint (``.safetensors``, ``.pth``, ...), or
+        encoder_weights: ``None`` (random), a local state dict or checkpoint (``.safetensors``, ``.pth``, ...),
+            ``"bundled"`` (of the extra ``weights``, for ``"timm/tf_efficientnet_lite0"``; images scaled to [-1, 1]), or
             a name of the library: torchvision ``"IMAGENET1K_V1"``, timm tag ``"c3_in1k"``; ``"DEFAULT"`` in both.
         in_channels: Channels of the images. Weights made for RGB are summed (1 channel) or repeated and
             rescaled (any other number), as timm does.
@@ -61,6 +64,11 @@ def create_classifier(
     """
     check_encoder(in_channels, classes, encoder_kwargs)
     kwargs = dict(encoder_kwargs or {})
+    if encoder_weights == BUNDLED:
+        state = read_bundled_weights(encoder_name)
+        model = create_classifier(encoder_name, in_channels=in_channels, classes=classes, encoder_kwargs=kwargs)
+        load_weights(model, state, classes=classes, source=f"encoder_weights={BUNDLED!r}")
+        return model
     file = find_weights_file(encoder_weights)
     weights_name = None if file else encoder_weights
     if encoder_name.startswith(TIMM_PREFIX):

@@ -32,7 +32,7 @@ class SegModel(nn.Module, ABC):
 
     Args:
         encoder_name: Encoder by name, see :func:`tw_seg.models.backbones.create_classifier`, as for all five.
-        encoder_weights: Library's weights name, a local file or ``None``.
+        encoder_weights: Library's weights name, ``"bundled"``, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to the encoder's constructor.

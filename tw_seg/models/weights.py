@@ -7,6 +7,7 @@ number of channels, a prefix before all keys and missing counters of BatchNorm. 
 
 from __future__ import annotations
 
+import json
 import logging
 from argparse import Namespace
 from collections import Counter, OrderedDict
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tw_seg.errors import InputError
+from tw_seg.types import Normalization
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,30 @@ def read_weights(path: str | Path, *, averages_first: bool = False) -> dict[str,
             "take an earlier checkpoint."
         )
     return state
+
+
+NORMALIZATION = "normalization"
+"""Key of a safetensors file's metadata: how the images were normalised, as JSON."""
+
+
+def format_normalization(normalization: Normalization | None) -> dict[str, str]:
+    """The metadata of a safetensors file; empty where nothing is known."""
+    return {} if normalization is None else {NORMALIZATION: json.dumps(normalization._asdict())}
+
+
+def read_normalization(path: str | Path) -> Normalization | None:
+    """How images were normalised for the weights of a file; ``None`` where it does not say."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(NORMALIZATION)
+    except (OSError, SafetensorError):  # `read_weights` says what is wrong with it
+        return None
+    if text is None:
+        return None
+    numbers = json.loads(text)
+    return Normalization(tuple(numbers["mean"]), tuple(numbers["std"]))
 
 
 def _is_spoiled(value: Tensor) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from tw_seg.arguments import check_counts, check_numbers
+from tw_seg.arguments import check_counts, check_normalization, check_numbers
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
 from tw_seg.data.consistency import MaskFiles, check_masks
@@ -21,8 +21,6 @@ from tw_seg.data.loading.items import EvalItems, TrainItems
 from tw_seg.data.loading.loader import ResumableLoader
 from tw_seg.data.loading.sampler import SemiSupervisedBatchSampler
 from tw_seg.data.loading.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Augmentation,
     EvalTransform,
     TrainTransform,
@@ -32,7 +30,7 @@ from tw_seg.data.loading.windows import Stretched, View, WindowItems, make_view
 from tw_seg.errors import BudgetError, InputError
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
-from tw_seg.types import BACKGROUND
+from tw_seg.types import BACKGROUND, IMAGENET, Normalization
 
 BUDGET_FILE = "label_budget.json"
 
@@ -73,8 +71,9 @@ class SegmentationDataModule(pl.LightningDataModule):
             that no file is read twice, and shared by all workers; 0 reads the files in every epoch. What does not
             fit is an error; see `DecodedCache`. The batches are the same.
         size: Height and width of the images the model sees, or one number for both.
-        mean: Per channel, of values in [0, 1].
-        std: Per channel, of values in [0, 1].
+        mean: Per channel, of values in [0, 1]; ``None``: ImageNet's. The commands take what the weights were trained
+            with, and refuse others.
+        std: Likewise.
         augmentation: Strengths of the augmentation in training, by name; those left out have their defaults. See
             `tw_seg.data.loading.transforms.Augmentation`.
         seed: Seed of batches and augmentations.
@@ -104,8 +103,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         cache_gib: float = 0.0,
         size: int | tuple[int, int] = 64,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         classes: list[str] | None = None,
@@ -122,6 +121,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         if labelled_per_batch > 0:
             _check_budget(budget, budget_share, budget_file)
         self.save_hyperparameters()
+        mean, std = IMAGENET.mean if mean is None else mean, IMAGENET.std if std is None else std
+        self.hparams.update(mean=mean, std=std)  # so that a checkpoint holds them
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
         self._checked: set[str] = set()
@@ -130,6 +131,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._thumbnails = False
         self._eval_transform = EvalTransform(size, mean=mean, std=std)
         self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
+
+    @property
+    def normalization(self) -> Normalization:
+        """How images are normalised."""
+        return Normalization(tuple(self.hparams["mean"]), tuple(self.hparams["std"]))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -149,8 +155,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
         Raises:
             DataError: If files are missing or inconsistent, or masks contradict labels.
-            InputError: If the model has other classes than the data, or a callback monitors scores of masks that
-                val does not have.
+            InputError: If the model has other classes than the data, or expects images of another mean, or a callback
+                monitors scores of masks that val does not have.
             BudgetError: If the label budget does not fit the data.
         """
         roles = _STAGES[stage] if stage is not None else tuple(_SPLITS)
@@ -158,6 +164,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             self._open_dataset(role)
             if role != "predict":
                 self._compare_classes(role)
+        task = getattr(self.trainer, "lightning_module", None)
+        check_normalization(self.normalization, getattr(task, "normalization", None), "the model")
         if stage in ("fit", None) and self.hparams["labelled_per_batch"] > 0:
             self.budget = self._choose_budget()
         for role in roles:

@@ -19,8 +19,9 @@ from tw_seg.losses import SegmentationLoss
 from tw_seg.losses.annotated import Unmasked
 from tw_seg.losses.segmentation import PARTS
 from tw_seg.metrics import SegmentationMetrics, predict_masks
+from tw_seg.models.bundled import find_normalization
 from tw_seg.models.factory import create_model
-from tw_seg.models.weights import read_weights
+from tw_seg.models.weights import read_normalization, read_weights
 from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
 from tw_seg.training.sampled_classes import (
@@ -78,8 +79,10 @@ class SegmentationTask(pl.LightningModule):
         model_kwargs: The model's own arguments, by names and numbers (a :class:`tw_seg.lrp.Schedule` becomes
             such); they win over the encoder arguments below.
         class_names: Names of the K classes, the background first.
-        encoder_name: Encoder, by the name that :func:`tw_seg.models.backbones.create_classifier` knows.
-        encoder_weights: Its pretrained weights, by name or file; ``None``: random.
+        encoder_name: Encoder, by the name that :func:`tw_seg.models.backbones.create_classifier` knows. In the commands
+            ``auto``: that of the bundled weights, or ``resnet18``.
+        encoder_weights: Its pretrained weights, by name or file; ``None``: random. In the commands ``auto``: the
+            bundled ones for images in files, random ones for generated images.
         in_channels: Channels of the images.
         encoder_kwargs: Further arguments of the encoder.
         warm_start: File with the state of an image-level classifier (safetensors) to begin with. Not part of
@@ -106,6 +109,7 @@ class SegmentationTask(pl.LightningModule):
             they are, and the heatmap of an image does not depend on the others in its batch.
 
     Attributes:
+        normalization: How the weights that it starts from expect images; ``None``: not known.
         segment: How ``predict`` segments images, if not as :meth:`forward` does; a callback may set it.
 
     Raises:
@@ -172,8 +176,10 @@ class SegmentationTask(pl.LightningModule):
         )
         self._sampling = None if sampled_classes is None else read_sampled_classes(sampled_classes, self.model)
         self.segment: Callable[[Tensor], SegOutput] | None = None
+        self.normalization = find_normalization(self.model.encoder_weights)
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))
+            self.normalization = read_normalization(warm_start) or self.normalization
         self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux, unmasked=unmasked)
         self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in METRICS})
 

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 
 from tw_seg.data.loading.transforms import (
     DEFAULT_AUGMENTATION,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     EvalTransform,
     TrainTransform,
 )
 from tw_seg.errors import InputError
+from tw_seg.types import IMAGENET
 
-MEAN = np.array(IMAGENET_MEAN).reshape(3, 1, 1)
-STD = np.array(IMAGENET_STD).reshape(3, 1, 1)
+MEAN = np.array(IMAGENET.mean).reshape(3, 1, 1)
+STD = np.array(IMAGENET.std).reshape(3, 1, 1)
 
 
 @pytest.fixture

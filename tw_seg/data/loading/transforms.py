@@ -18,10 +18,7 @@ from torch import Tensor
 
 from tw_seg.arguments import image_size, is_number
 from tw_seg.errors import InputError
-from tw_seg.types import IGNORE_INDEX
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from tw_seg.types import IGNORE_INDEX, IMAGENET
 
 
 class EvalTransform:
@@ -46,8 +43,8 @@ class EvalTransform:
         self,
         size: int | Sequence[int],
         *,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET.mean,
+        std: Sequence[float] = IMAGENET.std,
     ) -> None:
         self.size = image_size(size)
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tw_seg.files import write_whole
+from tw_seg.models.weights import format_normalization
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
+from tw_seg.types import Normalization
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +42,25 @@ class ExportClassifier(Callback):
         else:
             state = pl_module.state_dict()
         path = find_run_directory(trainer) / CLASSIFIER_FILE
-        save_classifier(path, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        data = getattr(trainer, "datamodule", None)
+        save_classifier(
+            path,
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+            normalization=getattr(data, "normalization", None),
+        )
         log.info("classifier of %s written to %s", best or "the last step", path)
 
 
-def save_classifier(path: Path, state: dict[str, Tensor]) -> None:
-    """Write a state dict as safetensors, which wants every tensor contiguous and to itself."""
+def save_classifier(path: Path, state: dict[str, Tensor], *, normalization: Normalization | None = None) -> None:
+    """Write a state dict as safetensors, which wants every tensor contiguous and to itself.
+
+    Args:
+        path: The file.
+        state: The state dict.
+        normalization: How its images were normalised: kept in the file, and compared when the file is used.
+    """
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    write_whole(path, lambda draft: save_file(tensors, draft))
+    write_whole(path, lambda draft: save_file(tensors, draft, format_normalization(normalization)))
 
 
 def find_best_checkpoint(trainer: pl.Trainer) -> str:

@@ -1,0 +1,83 @@
+"""What a command does about the encoder, its weights and the scale of its images where nothing is said.
+
+``auto`` stands for "nothing is said", so that ``null`` can mean random weights. It is replaced before anything is
+built: ``config.yaml`` of a run holds what was chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tw_seg.arguments import check_normalization
+from tw_seg.data import DATASETS
+from tw_seg.data.layouts.generated import GeneratedData
+from tw_seg.models.bundled import BUNDLED, BUNDLED_ENCODER, BUNDLED_ENCODERS, find_normalization
+from tw_seg.models.weights import read_normalization
+from tw_seg.types import IMAGENET, Normalization
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+SMALL_ENCODER = "resnet18"
+"""The encoder for generated pictures, and where weights are said but no encoder."""
+
+
+def choose_encoder(model: Any, dataset: str) -> None:
+    """Replace ``auto``: images in files start from the bundled weights, generated ones from random weights.
+
+    Args:
+        model: The arguments of the task, changed in place.
+        dataset: Name of the data set.
+    """
+    data = DATASETS.get(dataset)
+    in_files = data is not None and not issubclass(data, GeneratedData)
+    if model.encoder_weights == AUTO:
+        fits = model.encoder_name in (AUTO, *BUNDLED_ENCODERS)
+        model.encoder_weights = BUNDLED if in_files and fits else None
+        if model.encoder_weights == BUNDLED:
+            model.encoder_name = BUNDLED_ENCODER if model.encoder_name == AUTO else model.encoder_name
+            log.info(
+                "%s starts from weights trained on ImageNet (encoder_weights: %s), as no others were given; "
+                "--model.encoder_weights null begins with random ones",
+                model.encoder_name,
+                BUNDLED,
+            )
+    if model.encoder_name == AUTO:
+        model.encoder_name = BUNDLED_ENCODER if model.encoder_weights == BUNDLED else SMALL_ENCODER
+
+
+def choose_normalization(data: Any, *, encoder_weights: str | None, warm_start: str | None, ckpt: str | None) -> None:
+    """Replace a mean or standard deviation of ``None``: by what the weights were trained with, or ImageNet's.
+
+    Args:
+        data: The arguments of the data module, changed in place.
+        encoder_weights: Those of the task.
+        warm_start: Likewise.
+        ckpt: The checkpoint, whose weights replace both.
+
+    Raises:
+        InputError: Others than the weights were trained with were given.
+    """
+    if ckpt is not None:
+        source, known = f"the weights of {ckpt}", _read_from_checkpoint(Path(ckpt))
+    elif warm_start is not None and (found := read_normalization(warm_start)) is not None:
+        source, known = f"the weights of {warm_start}", found
+    else:
+        source, known = f"encoder_weights={encoder_weights!r}", find_normalization(encoder_weights)
+    chosen = known or IMAGENET
+    data.mean = chosen.mean if data.mean is None else data.mean
+    data.std = chosen.std if data.std is None else data.std
+    check_normalization(Normalization(data.mean, data.std), known, source)
+
+
+def _read_from_checkpoint(checkpoint: Path) -> Normalization | None:
+    """What a run trained with; ``None`` where its checkpoint does not say."""
+    if not checkpoint.is_file():
+        return None
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    data = content.get("datamodule_hyper_parameters", {})
+    return Normalization(tuple(data["mean"]), tuple(data["std"])) if data.get("mean") and data.get("std") else None
