@@ -121,15 +121,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         if labelled_per_batch > 0:
             _check_budget(budget, budget_share, budget_file)
         self.save_hyperparameters()
-        mean, std = IMAGENET.mean if mean is None else mean, IMAGENET.std if std is None else std
-        self.hparams.update(mean=mean, std=std)  # so that a checkpoint holds them
+        normalization = Normalization(mean or IMAGENET.mean, std or IMAGENET.std)
+        self.hparams.update(normalization._asdict())  # so that a checkpoint holds it
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
         self._checked: set[str] = set()
         self._caches: dict[str, DecodedCache] = {}
         self._view: View | None = None
         self._thumbnails = False
-        self._eval_transform = EvalTransform(size, mean=mean, std=std)
+        self._eval_transform = EvalTransform(size, **normalization._asdict())
         self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
 
     @property
