@@ -202,7 +202,7 @@ EXAMPLES = {
             ],
             "tw_seg/training/task.py": [
                 ("        aux: float = 0.4,$", "        energy: float = 0.0,\n"),
-                (r", aux=aux, unmasked=unmasked\)", ", energy=energy"),
+                (", aux=aux, unmasked=unmasked, guidance", ", energy=energy"),
             ],
         },
         TASK.format(model="unet", extra="energy=0.5") + "assert parts['seg/energy'] > 0\n",

@@ -365,6 +365,20 @@ def test_a_shared_offset_is_that_of_every_object(background, images):
 
 
 @pytest.mark.parametrize("background", ["class", "constant"])
+@pytest.mark.parametrize("share_offset", [False, True])
+def test_heatmaps_are_mask_logits_without_offset_and_prior(background, share_offset, images):
+    kwargs = {"background": background, "share_offset": share_offset, "decoder_kwargs": {"read_out": "layer3"}}
+    bare, model = create(**kwargs), create(**kwargs, class_prior=0.7)
+    model.load_state_dict(bare.state_dict())
+    with torch.no_grad():
+        bare.offset.zero_()
+    rows = torch.tensor([2, 0])
+    found = model.find_heatmaps(model(images, samples=rows), rows)
+    torch.testing.assert_close(found, bare(images, samples=rows).mask_logits)
+    torch.testing.assert_close(bare.find_heatmaps(bare(images, samples=rows), rows), found)
+
+
+@pytest.mark.parametrize("background", ["class", "constant"])
 @pytest.mark.parametrize("classes", [None, [2, 0], torch.tensor([1, 2])], ids=str)
 def test_a_class_prior_adds_the_logarithm_of_the_probability_of_each_object(background, classes, images):
     plain = create(background=background, decoder_kwargs={"read_out": ["layer3", "layer1"]})

@@ -43,6 +43,11 @@ def masked_sums(values: Tensor, masks: Tensor) -> Tensor:
     return torch.where(labelled, values, 0.0).sum(dim=(0, 2, 3))
 
 
+def mean_inside(values: Tensor, inside: Tensor) -> Tensor:
+    """Mean of ``values`` (P, H, W) over the pixels ``inside`` of each of P regions, bool (P, H, W); 0 of none: (P,)."""
+    return torch.where(inside, values, 0.0).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+
+
 def check_masks(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> None:
     """Check that ``masks`` (L, H, W), with ``regions`` (L, R, K), can be the target of ``mask_logits`` (L, K, h, w).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tw_seg.arguments import check_numbers
 from tw_seg.losses.annotated import Unmasked, check_unmasked, merge_open_classes
 from tw_seg.losses.classification import multilabel_bce
+from tw_seg.losses.heatmap_guidance import check_guidance, guide_heatmaps
 from tw_seg.losses.pixels import cross_entropy, dice
 from tw_seg.types import Batch, SegOutput
 
@@ -17,7 +18,7 @@ PARTS = ("seg/ce", "seg/dice", "cls/bce", "seg/aux")
 
 
 class SegmentationLoss(nn.Module):
-    """Weighted sum of cross-entropy, Dice, image-level loss and deep supervision.
+    """Weighted sum of cross-entropy, Dice, image-level loss, deep supervision and what guides heatmaps.
 
     Args:
         ce: Weight of the pixel-wise cross-entropy.
@@ -27,9 +28,15 @@ class SegmentationLoss(nn.Module):
             ``SegOutput.aux``.
         unmasked: What classes that were not annotated do in the loss of a mask, see
             :func:`tw_seg.losses.annotated.merge_open_classes`.
+        guidance: Weights of losses that guide heatmaps into the regions of their classes, by the names in
+            :data:`tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
+
+    Attributes:
+        guidance: The same, as a dictionary.
 
     Raises:
-        InputError: A weight is negative or not finite, or ``unmasked`` none of its values.
+        InputError: A weight is negative or not finite, ``unmasked`` none of its values, or ``guidance`` has another
+            name.
     """
 
     def __init__(
@@ -40,27 +47,37 @@ class SegmentationLoss(nn.Module):
         bce: float = 1.0,
         aux: float = 0.4,
         unmasked: Unmasked = "compete",
+        guidance: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         check_unmasked(unmasked)
         self.unmasked = unmasked
+        self.guidance = check_guidance(guidance)
         self.weights = dict(zip(PARTS, (ce, dice, bce, aux), strict=True))
         check_numbers(**{f"the weight of {name}": weight for name, weight in self.weights.items()})
 
-    def forward(self, output: SegOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parts."""
+        return (*PARTS, *(f"guidance/{name}" for name in self.guidance))
+
+    def forward(
+        self, output: SegOutput, batch: Batch, *, heatmaps: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch.
 
         Args:
             output: The model's output; row i of ``mask_logits`` belongs to ``batch.masks[i]``.
             batch: The batch.
+            heatmaps: What is guided, of the size of ``mask_logits``; without them, the mask logits themselves.
 
         Returns:
-            The loss, a scalar to minimise, and its unweighted parts, detached: ``seg/ce``, ``seg/dice``,
-            ``cls/bce``, ``seg/aux``.
+            The loss, a scalar to minimise, and its unweighted parts, detached, by :attr:`names`.
 
         Raises:
             InputError: Shapes or class ids do not fit together.
         """
+        heatmaps = output.mask_logits if heatmaps is None else heatmaps
         output = _close(output, batch, self.unmasked)
         parts = {
             "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks, batch.regions)),
@@ -69,6 +86,10 @@ class SegmentationLoss(nn.Module):
             "seg/aux": self._deep(output, batch.masks, batch.regions),
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        if self.guidance:
+            guiding = guide_heatmaps(heatmaps, batch, self.guidance)
+            loss = loss + torch.stack([self.guidance[name] * part for name, part in guiding.items()]).sum()
+            parts |= {f"guidance/{name}": part for name, part in guiding.items()}
         return loss, {name: part.detach() for name, part in parts.items()}
 
     def _part(self, name: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -131,6 +131,22 @@ class SegModel(nn.Module, ABC):
         prior = self.class_prior * F.logsigmoid(logits.detach())
         return prior.masked_fill(classes == BACKGROUND, 0.0)
 
+    def find_heatmaps(self, output: SegOutput, samples: Tensor) -> Tensor:
+        """What an output says of each pixel: its mask logits without what is added to every pixel of a class alike.
+
+        Args:
+            output: What :meth:`forward` returned for all classes.
+            samples: The rows that were segmented, int64 (S,).
+
+        Returns:
+            Signed, shape (S, K, H, W); positive where a pixel speaks for the class.
+        """
+        if self.class_prior == 0:
+            return output.mask_logits
+        classes = class_tensor(tuple(range(self.num_classes)), output.logits.device)
+        prior = self.compute_prior(output.logits.index_select(0, samples), classes)
+        return output.mask_logits - prior[..., None, None]
+
     def check_images(self, images: Tensor) -> None:
         """Check that ``images`` is a float batch (N, C, H, W) of the model's channels.
 

@@ -172,6 +172,10 @@ class HeatmapSegmenter(SegModel):
         ]
         return self._add_offset(tape.logits, maps, offset)
 
+    def find_heatmaps(self, output: SegOutput, samples: Tensor) -> Tensor:
+        """The scaled heatmaps of an output, see :meth:`SegModel.find_heatmaps`: without the offset of each class."""
+        return super().find_heatmaps(output, samples) - self._find_offset(tuple(range(self.num_classes)))
+
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
         """Start from an image-level classifier of the same encoder: its state dict, every key of it.
 

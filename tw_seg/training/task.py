@@ -17,7 +17,6 @@ from tw_seg.arguments import check_batch, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses import SegmentationLoss
 from tw_seg.losses.annotated import Unmasked
-from tw_seg.losses.segmentation import PARTS
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.bundled import find_normalization
 from tw_seg.models.factory import create_model
@@ -94,6 +93,8 @@ class SegmentationTask(pl.LightningModule):
         unmasked: What classes do in the loss of a mask in which they were not annotated: ``"compete"`` (each pixel
             speaks against those that the labels exclude), ``"fixed"`` (as constants) or ``"leave_out"``, see
             :func:`tw_seg.losses.annotated.merge_open_classes`.
+        guidance: Weights of losses that draw the heatmap of each class into its box or mask, such as
+            ``{"energy": 0.1}``, by the names in :data:`tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay, of weights only (biases, norms and scales have none).
         decoder_lr_factor: Learning rate of the decoder's own weights (an untied heatmap decoder's, a U-Net's),
@@ -133,6 +134,7 @@ class SegmentationTask(pl.LightningModule):
         bce: float = 1.0,
         aux: float = 0.4,
         unmasked: Unmasked = "compete",
+        guidance: dict[str, float] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         decoder_lr_factor: float = 1.0,
@@ -155,6 +157,7 @@ class SegmentationTask(pl.LightningModule):
         model_kwargs = make_plain(model_kwargs, "model_kwargs")
         encoder_kwargs = make_plain(encoder_kwargs, "encoder_kwargs")
         encoder_weights = make_plain(encoder_weights, "encoder_weights")
+        guidance = make_plain(guidance, "guidance")
         pseudo_masks = make_plain(pseudo_masks, "pseudo_masks")
         sampled_classes = make_plain(sampled_classes, "sampled_classes")
         self._teaching = None if pseudo_masks is None else read_pseudo_masks(pseudo_masks)
@@ -180,7 +183,7 @@ class SegmentationTask(pl.LightningModule):
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))
             self.normalization = read_normalization(warm_start) or self.normalization
-        self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux, unmasked=unmasked)
+        self.loss = SegmentationLoss(ce, dice, bce=bce, aux=aux, unmasked=unmasked, guidance=guidance)
         self.metrics = nn.ModuleDict({stage: SegmentationMetrics(class_names) for stage in METRICS})
 
     @property
@@ -202,7 +205,7 @@ class SegmentationTask(pl.LightningModule):
     def monitor_modes(self) -> dict[str, str]:
         """What is logged of validation, and whether less (``"min"``) or more (``"max"``) of it is better."""
         scores = {**self._metrics("val").compute_masks(), **self._metrics("val").compute_labels()}
-        losses = ("loss", *PARTS)
+        losses = ("loss", *self.loss.names)
         return {f"val/{name}": "max" for name in scores} | {f"val/{name}": "min" for name in losses}
 
     def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
@@ -378,7 +381,10 @@ class SegmentationTask(pl.LightningModule):
         self._metrics(name).update_masks(masks, scored.native_masks)
 
     def _loss(self, stage: Stage, batch: Batch, output: SegOutput) -> Tensor:
-        loss, parts = self.loss(output, _scored(batch, output))
+        scored = _scored(batch, output)
+        guided = self.loss.guidance and len(output.mask_logits)
+        heatmaps = self.model.find_heatmaps(output, scored.labelled) if guided else None
+        loss, parts = self.loss(output, scored, heatmaps=heatmaps)
         count = len(batch.images)
         across = stage != "train"  # means over an epoch are means over all devices
         self.log(f"{stage}/loss", loss, prog_bar=stage == "train", batch_size=count, sync_dist=across)
