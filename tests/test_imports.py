@@ -47,6 +47,7 @@ ONLY_IN = {
     "optuna": ("sweeps/study.py",),
     "captum": ("models/posthoc", "explain/"),
     "skimage": ("models/posthoc/",),
+    "imagehash": ("data/grouping/near_duplicates.py",),
     "albumentations": ("data/loading/transforms.py",),
     "tifffile": ("data/layouts/pictures.py",),
     "segmentation_models_pytorch": ("models/encoder_decoder.py",),

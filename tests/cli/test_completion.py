@@ -49,6 +49,8 @@ def test_bash_completes_commands_options_choices_and_files(script, tmp_path):
     assert complete(script, "doctor", "--composite") == {"--composite", "--composite_kwargs"}
     assert complete(script, "predict", "--vi") == {"--view"}
     assert complete(script, "predict", "--view", "") == {"resize", "letterbox", "tiles"}
+    assert complete(script, "data", "") >= {"check", "split", "budget"}
+    assert complete(script, "data", "check", "--contact") == {"--contact_sheet"}
     assert "--help-all" in complete(script, "fit", "--help")
     assert "bash" in complete(script, "completion", "")
     (tmp_path / "mine.yaml").touch()

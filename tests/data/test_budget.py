@@ -320,3 +320,45 @@ def test_fingerprint_sees_every_name_and_label_but_no_order():
             flipped[row, column] = 1 - flipped[row, column]
             seen.add(fingerprint_data(flipped, names))
     assert len(seen) == 1 + 6 + 18
+
+
+@given(data, st.integers(1, 12), st.integers(0, 10**6))
+def test_of_each_group_one_image_is_chosen_and_budgets_stay_nested(labels_names, count, seed):
+    labels, names = labels_names
+    groups = np.random.default_rng(seed).integers(count, size=len(names)) * 7 - 3  # any numbers
+    everything = select_budget(labels, names, groups=groups).names
+    chosen = [groups[names.index(name)] for name in everything]
+    assert sorted(chosen) == sorted(set(groups.tolist()))
+    for fewer in range(1, len(everything) + 1):
+        assert select_budget(labels, names, fewer, groups=groups).names == everything[:fewer]
+    with pytest.raises(BudgetError, match=f"asks for {len(everything) + 1} groups, but only {len(everything)} have"):
+        select_budget(labels, names, len(everything) + 1, groups=groups)
+
+
+@given(data)
+def test_each_image_covers_a_new_class_if_one_of_a_free_group_does(labels_names):
+    labels, names = labels_names
+    groups = np.arange(len(names)) // 2
+    order = [names.index(name) for name in select_budget(labels, names, groups=groups).names]
+    objects = labels[:, 1:] > 0
+    for count in range(1, len(order)):
+        free = ~np.isin(groups, groups[order[:count]])
+        covered = objects[order[:count]].any(axis=0)
+        best = (objects[free] & ~covered).sum(axis=1).max()
+        assert (objects[order[count]] & ~covered).sum() == best or best == 0
+
+
+def test_groups_of_one_image_change_nothing_but_the_note_in_the_file(tmp_path):
+    labels, names = random_labels(30, 4, seed=6)
+    plain = select_budget(labels, names, 10)
+    grouped = select_budget(labels, names, 10, groups=np.arange(30), grouped_by="near-duplicates")
+    assert grouped.names == plain.names and grouped.fingerprint == plain.fingerprint
+    assert grouped.sha256 != plain.sha256
+    grouped.save(tmp_path / "b.json")
+    assert LabelBudget.load(tmp_path / "b.json") == grouped
+    assert json.loads((tmp_path / "b.json").read_text())["grouped_by"] == "near-duplicates"
+    (tmp_path / "b.json").write_text((tmp_path / "b.json").read_text().replace("near-", "nearer-"))
+    with pytest.raises(BudgetError, match="changed after it was written"):
+        LabelBudget.load(tmp_path / "b.json")
+    with pytest.raises(BudgetError, match=r"groups of shape \(30,\)"):
+        select_budget(labels, names, 10, groups=np.arange(3))

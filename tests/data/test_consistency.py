@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tw_seg.data.consistency import MaskFiles, check_masks
+from tw_seg.data.consistency import MaskFiles, check_masks, find_contradictions
 from tw_seg.data.layouts.folder import FolderDataset
-from tw_seg.errors import DataError
+from tw_seg.errors import ContradictionError, DataError, InputError
 
 
 class Masks:
@@ -34,7 +34,7 @@ def check(*images: tuple[str, list[int]], turned: tuple[int, ...] = ()) -> list[
     data = Masks(*images, turned=turned)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_masks(data, range(len(images)), "masks of val")
+        check_masks(data, range(len(images)), "masks of val", contradictions="warn")
     return [str(warning.message) for warning in caught]
 
 
@@ -141,3 +141,30 @@ def test_only_the_chosen_masks_are_read():
 def test_folders_on_disk_are_checked():
     assert issubclass(FolderDataset, object) and {"mask_file", "read_mask_ids"} <= set(dir(FolderDataset))
     assert isinstance(Masks(("c", [1])), MaskFiles)
+
+
+def test_pixels_without_a_label_are_refused_unless_asked_otherwise():
+    data = Masks(("c", [0, 1]), ("c", [0, 1, 2]))
+    with pytest.raises(ContradictionError, match=r"dog in 1; first masks/1.png; .*tw-seg data check .* warn"):
+        check_masks(data, range(2), "masks")
+    check_masks(data, [0], "masks")
+    with pytest.raises(InputError, match="contradictions must be one of refuse, warn, got 'ignore'"):
+        check_masks(data, [0], "masks", contradictions="ignore")
+
+
+def test_what_is_unknown_or_was_not_annotated_contradicts_nothing():
+    data = Masks(("c", [0, 1]), ("c", [0, 1, 2]), ("d", [0]))
+    data.labels[1, 2] = data.labels[2, 2] = np.nan
+    check_masks(data, range(3), "masks")
+    data = Masks(("c", [0, 1]), ("cd", [0, 1]))
+    data.annotated = np.array([[True, True, True], [True, True, False]])
+    with warnings.catch_warnings(action="error"):
+        check_masks(data, range(2), "masks")
+
+
+def test_contradictions_of_each_mask():
+    held = np.stack([np.isin(np.arange(256), ids) for ids in ([0, 1], [0, 2], [0], [0, 255], [1, 2, 255])])
+    labels = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 0, 0]])
+    denied, missing = find_contradictions(held, labels)
+    assert denied.tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [1, 1]]
+    assert missing.tolist() == [[0, 0], [1, 0], [0, 1], [0, 0], [0, 0]]

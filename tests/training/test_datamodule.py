@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget
-from tw_seg.errors import BudgetError, DataError, InputError
+from tw_seg.errors import BudgetError, ContradictionError, DataError, InputError
 from tw_seg.training.datamodule import BUDGET_FILE, SegmentationDataModule
 from tw_seg.types import Batch
 
@@ -568,7 +568,9 @@ def test_masks_are_compared_with_labels_once(tmp_path):
     table = tmp_path / "image_labels.csv"
     text = table.read_text()
     table.write_text(text.replace("03,train,0,1", "03,train,0,0").replace("04,train,1,0", "04,train,1,1"))
-    data = folder_module(tmp_path, budget=12)
+    with pytest.raises(ContradictionError, match="1 of 12 masks have pixels .* two in 1; .*--data.contradictions warn"):
+        folder_module(tmp_path, budget=12).setup("fit")
+    data = folder_module(tmp_path, budget=12, contradictions="warn")
     with pytest.warns(UserWarning) as caught:
         data.setup("fit")
     said = [str(warning.message) for warning in caught]

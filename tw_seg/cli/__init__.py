@@ -33,6 +33,7 @@ COMMANDS = {
     "validate": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the validation images"),
     "test": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the test images"),
     "predict": Command("tw_seg.cli.predict:run_predict", "write the masks of pictures, and a table"),
+    "data": Command("tw_seg.cli.data:run_data", "check a data set, divide it, choose a label budget"),
     "sweep": Command("tw_seg.cli.sweep:run_sweep", "run all that a W&B sweep file describes, without a server"),
     "doctor": Command(
         "tw_seg.cli.doctor:run_doctor", "follow the relevance of a classifier call by call and say what is wrong"
@@ -94,10 +95,10 @@ def run_function(command: str, arguments: list[str]) -> int:
     return status
 
 
-def format_help(command: str) -> str:
-    """The help of a command with all its options."""
+def format_help(command: str, *group: str) -> str:
+    """The help of a command with all its options, or of a command of its group."""
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        run_function(command, [command, "--help"])
+        run_function(command, [command, *group, "--help"])
     return text.getvalue()
 
 

@@ -19,6 +19,7 @@ from tw_seg.files import write_text
 
 _KIND = "tw_seg label budget, version 2"
 _FIELDS = {"kind", "budget", "budget_share", "split_seed", "fingerprint", "names", "sha256"}
+_OPTIONAL = {"grouped_by"}  # absent where there is none, so that hashes stay what they were
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class LabelBudget:
         budget_share: The share of the images that was asked for, or ``None``; all images if neither was.
         split_seed: Seed of the choice, not of the training.
         fingerprint: `fingerprint_data` of the images that could be chosen.
+        grouped_by: How the groups were made of which no two images are in the budget, such as ``"near-duplicates"``;
+            ``None``: there were no groups.
     """
 
     names: tuple[str, ...]
@@ -39,6 +42,7 @@ class LabelBudget:
     budget_share: float | None
     split_seed: int
     fingerprint: str
+    grouped_by: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -67,7 +71,7 @@ class LabelBudget:
             raise BudgetError(f"{path}: expected a JSON label budget, found other content ({error})") from error
         if not isinstance(content, dict) or content.get("kind") != _KIND:
             raise BudgetError(f"{path}: expected a JSON object with kind {_KIND!r}; write one with LabelBudget.save")
-        if set(content) != _FIELDS:
+        if set(content) - _OPTIONAL != _FIELDS:
             raise BudgetError(f"{path}: expected the fields {sorted(_FIELDS)}, found {sorted(content)}; write it again")
         names, budget, share = content["names"], content["budget"], content["budget_share"]
         valid = (
@@ -77,12 +81,14 @@ class LabelBudget:
             and (share is None or is_number(share))
             and _is_whole(content["split_seed"])
             and isinstance(content["fingerprint"], str)
+            and isinstance(content.get("grouped_by", ""), str)
         )
         if not valid:
             raise BudgetError(f"{path}: a field has the wrong type; write the label budget again with LabelBudget.save")
         if not names or len(set(names)) != len(names):
             raise BudgetError(f"{path}: the label budget is empty or names an image twice; select a new one")
-        chosen = cls(tuple(names), budget, share, content["split_seed"], content["fingerprint"])
+        grouped_by = content.get("grouped_by")
+        chosen = cls(tuple(names), budget, share, content["split_seed"], content["fingerprint"], grouped_by)
         if chosen.sha256 != content["sha256"]:
             raise BudgetError(
                 f"{path}: the content has the hash {chosen.sha256[:12]}..., but the file says "
@@ -126,6 +132,7 @@ class LabelBudget:
             "split_seed": self.split_seed,
             "fingerprint": self.fingerprint,
             "names": list(self.names),
+            **({} if self.grouped_by is None else {"grouped_by": self.grouped_by}),
         }
 
 
@@ -149,6 +156,8 @@ def select_budget(
     *,
     budget_share: float | None = None,
     split_seed: int = 0,
+    groups: np.ndarray | None = None,
+    grouped_by: str = "groups",
 ) -> LabelBudget:
     """Choose the images whose masks may be used, stratified by class.
 
@@ -166,8 +175,11 @@ def select_budget(
             column 0 (background) is ignored.
         names: The N sample names, unique.
         budget: Number of images; ``"all"`` or ``None`` for all, or as many as ``budget_share`` says.
-        budget_share: Share of the N images instead, above 0 and up to 1.
+        budget_share: Share of the N images (of the groups, if there are any) instead, above 0 and up to 1.
         split_seed: Seed of the choice.
+        groups: The number of each image's group, shape (N,): of near-duplicates, one is chosen. ``None``: each image
+            is a group.
+        grouped_by: How the groups were made, for the file.
 
     Raises:
         BudgetError: If the budget is empty or larger than the data, or both a number and a share are given.
@@ -182,10 +194,20 @@ def select_budget(
         raise BudgetError(f"expected labels of shape ({len(names)}, K) for {len(names)} names, got {labels.shape}")
     if len(set(names)) != len(names):
         raise BudgetError("sample names are not unique; a label budget needs one name for each image")
-    count = _count_images(budget, budget_share, len(names))
-    order = _order_images(_find_strata(labels[:, 1:]), names, split_seed, count)
-    fingerprint = fingerprint_data(labels, names)
-    return LabelBudget(tuple(names[i] for i in order), budget, budget_share, split_seed, fingerprint)
+    if groups is not None and np.shape(groups) != (len(names),):
+        raise BudgetError(f"expected groups of shape ({len(names)},), one number for each name, got {np.shape(groups)}")
+    group_of = np.arange(len(names)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    available = len(names) if groups is None else int(group_of.max(initial=-1)) + 1
+    count = _count_images(budget, budget_share, available, "groups" if groups is not None else "images")
+    order = _order_images(_find_strata(labels[:, 1:]), names, split_seed, count=count, group_of=group_of)
+    return LabelBudget(
+        tuple(names[i] for i in order),
+        budget,
+        budget_share,
+        split_seed,
+        fingerprint_data(labels, names),
+        None if groups is None else grouped_by,
+    )
 
 
 def check_budget(budget: int | Literal["all"] | None, budget_share: float | None) -> None:
@@ -209,14 +231,14 @@ def check_budget(budget: int | Literal["all"] | None, budget_share: float | None
         )
 
 
-def _count_images(budget: int | Literal["all"] | None, budget_share: float | None, available: int) -> int:
+def _count_images(budget: int | Literal["all"] | None, budget_share: float | None, available: int, noun: str) -> int:
     check_budget(budget, budget_share)
     if available == 0:
         raise BudgetError("no image has a mask; a label budget needs at least one")
     if budget is not None and budget != "all":
         if budget > available:
             raise BudgetError(
-                f"the label budget asks for {budget} images, but only {available} have a mask; ask for at "
+                f"the label budget asks for {budget} {noun}, but only {available} have a mask; ask for at "
                 f"most {available}"
             )
         return budget
@@ -225,7 +247,7 @@ def _count_images(budget: int | Literal["all"] | None, budget_share: float | Non
     count = int(budget_share * available + 0.5)
     if count == 0:
         raise BudgetError(
-            f"the label budget is empty: a share of {budget_share!r} of {available} images rounds to none; ask for more"
+            f"the label budget is empty: a share of {budget_share!r} of {available} {noun} rounds to none; ask for more"
         )
     return count
 
@@ -241,8 +263,13 @@ def _find_strata(labels: np.ndarray) -> np.ndarray:
     return np.column_stack([shown, none & ~unknown, none & unknown])
 
 
-def _order_images(strata: np.ndarray, names: Sequence[str], split_seed: int, count: int) -> list[int]:
-    """The first ``count`` images of the ordering; ``strata`` is that of `_find_strata`."""
+def _order_images(
+    strata: np.ndarray, names: Sequence[str], split_seed: int, *, count: int, group_of: np.ndarray
+) -> list[int]:
+    """The first ``count`` images of the ordering; ``strata`` is that of `_find_strata`.
+
+    Of a group of images one is chosen; the others are passed over.
+    """
     # Hashes instead of a generator's stream: the same choice whatever the numpy version and the order of the
     # files.
     ticket = [hashlib.sha256(f"{split_seed}\n{name}".encode()).digest() for name in names]
@@ -255,6 +282,10 @@ def _order_images(strata: np.ndarray, names: Sequence[str], split_seed: int, cou
     queues: list[deque[tuple[int, int]]] = [deque() for _ in patterns]
     for turn, image in enumerate(by_ticket):
         queues[pattern_of[image]].append((turn, image))
+    taken = np.zeros(len(names), dtype=bool)
+    patterns_of: list[set[int]] = [set() for _ in names]
+    for image, group in enumerate(group_of.tolist()):
+        patterns_of[group].add(int(pattern_of[image]))
     used_up = len(names)  # a turn that no image has
     turns = np.array([queue[0][0] for queue in queues])
 
@@ -273,6 +304,7 @@ def _order_images(strata: np.ndarray, names: Sequence[str], split_seed: int, cou
     order: list[int] = []
     while len(order) < count:
         candidates = turns < used_up
+        missing &= patterns[candidates].any(axis=0)  # what only images of groups show that are taken is given up
         if missing.any():
             gain = np.where(candidates, patterns[:, missing].sum(axis=1), -1)
             candidates = gain == gain.max()
@@ -280,7 +312,11 @@ def _order_images(strata: np.ndarray, names: Sequence[str], split_seed: int, cou
             candidates &= cost == cost[candidates].min()
         chosen = int(np.where(candidates, turns, used_up).argmin())
         order.append(queues[chosen].popleft()[1])
-        turns[chosen] = queues[chosen][0][0] if queues[chosen] else used_up
+        taken[group_of[order[-1]]] = True
+        for pattern in {chosen, *patterns_of[group_of[order[-1]]]}:
+            while queues[pattern] and taken[group_of[queues[pattern][0][1]]]:
+                queues[pattern].popleft()
+            turns[pattern] = queues[pattern][0][0] if queues[pattern] else used_up
         cost += 2 * total * weighted[:, patterns[chosen] > 0].sum(axis=1) - drift
         missing &= patterns[chosen] == 0
     return order

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tw_seg.arguments import check_counts, check_normalization, check_numbers
 from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
-from tw_seg.data.consistency import MaskFiles, check_masks
+from tw_seg.data.consistency import Contradictions, MaskFiles, check_masks
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.cache import GIB, DecodedCache
 from tw_seg.data.loading.collate import collate, collate_windows
@@ -61,6 +61,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         mask_classes: Object classes that the training masks show; pixels of other classes are background in them, and
             no loss takes them for it where the image's labels name another class. ``None``: what the data set says
             (its ``annotated``), or all.
+        contradictions: What is done where a mask shows a class that the labels of its image say is not there:
+            ``"refuse"`` or ``"warn"``. ``tw-seg data check`` lists such images.
         batch_size: Images in a training batch.
         labelled_per_batch: How many of them come with their mask; 0 for image-level pre-training: no mask is
             read.
@@ -96,6 +98,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         budget_file: str | None = None,
         split_seed: int = 0,
         mask_classes: list[str] | None = None,
+        contradictions: Contradictions = "refuse",
         batch_size: int = 32,
         labelled_per_batch: int = 8,
         steps_per_epoch: int | None = None,
@@ -297,7 +300,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             return
         budgeted = role == "train"
         rows = self._find_labelled() if budgeted else self._find_masked(role)
-        check_masks(data, rows, "masks of the label budget" if budgeted else f"masks of {role}")
+        what = "masks of the label budget" if budgeted else f"masks of {role}"
+        check_masks(data, rows, what, **self._pick("contradictions"))
         self._checked.add(role)
 
     def _find_masked(self, role: str) -> np.ndarray:

@@ -210,7 +210,7 @@ def read_label_table(
         DataError: If the file is missing, has no row, lacks a column or has it twice, or a class column holds anything
             but 0, 1 and ``?``, or ``class_column`` or ``annotated`` anything but a class.
     """
-    header, numbered = _read_rows(path)
+    header, numbered = read_rows(path)
     if class_column is not None and classes is None:
         raise DataError(f"{path}: class_column={class_column!r} needs the class list; give classes= or a classes.txt")
     if not isinstance(background_value, str):
@@ -279,7 +279,7 @@ def read_annotations(
     Raises:
         DataError: If the file is missing, lacks a column or has it twice, or a cell is no class or no number.
     """
-    header, rows = _read_rows(path)
+    header, rows = read_rows(path)
     for column in ("image", "class", *columns):
         if header.count(column) != 1:
             raise DataError(
@@ -306,11 +306,15 @@ def _parse_number(text: str, place: str) -> float:
         raise DataError(f"{place}: expected a number of pixels, found {text!r}; correct it") from error
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The columns of a table with a column ``image``, and its rows with the numbers of their lines."""
+def read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The columns of a table with a column ``image``, and its rows with the numbers of their lines.
+
+    Raises:
+        DataError: If the file is missing or no text, lacks the column, or has a row of another length.
+    """
     lines = read_lines(path)
-    reader = csv.reader(lines, delimiter=_find_separator(lines))
-    header = [_spell(column.strip()) for column in next(reader, [])]
+    reader = csv.reader(lines, delimiter=find_separator(lines))
+    header = [spell_column(column.strip()) for column in next(reader, [])]
     if "image" not in header:
         raise DataError(
             f"{path}: expected a column 'image' in the first line, found {header}; add the header, with commas, "
@@ -331,17 +335,17 @@ def check_unique(names: Sequence[str], path: Path) -> None:
     list_unique(names, path, raise_error)
 
 
-def _find_separator(lines: Sequence[str]) -> str:
+def find_separator(lines: Sequence[str]) -> str:
     """What separates the columns: the first that makes ``image`` one of them, a comma if none does."""
     for separator in _SEPARATORS:
         header = next(csv.reader(lines[:1], delimiter=separator), [])
-        if "image" in [_spell(column.strip()) for column in header]:
+        if "image" in [spell_column(column.strip()) for column in header]:
             return separator
     return ","
 
 
-def _spell(column: str) -> str:
-    """The columns that the package names, in any case."""
+def spell_column(column: str) -> str:
+    """A column's name; those that the package names are written small."""
     return column.lower() if column.lower() in _NAMED else column
 
 

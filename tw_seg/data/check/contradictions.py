@@ -1,0 +1,70 @@
+"""Findings about masks and labels that do not agree."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tw_seg.data.check.findings import Finding
+from tw_seg.data.check.scan import ImageFacts
+from tw_seg.data.consistency import MaskFiles, compare_masks, find_contradictions, find_expected
+from tw_seg.data.dataset import SegmentationData
+from tw_seg.errors import ContradictionError
+from tw_seg.types import BACKGROUND
+
+
+def find_disagreements(split: str, facts: Sequence[ImageFacts], data: SegmentationData) -> list[Finding]:
+    """A finding for each mask of a split that contradicts the labels of its image, or one for all of them.
+
+    Args:
+        split: The name of the split.
+        facts: Its images that can be read.
+        data: The data set.
+    """
+    masked = [fact for fact in facts if fact.pixels is not None]
+    if not masked:
+        return []
+    rows = [fact.index for fact in masked]
+    held = np.stack([fact.pixels for fact in masked if fact.pixels is not None]) > 0
+    labels = find_expected(data, rows, held)
+    denied, missing = find_contradictions(held, labels)
+    files = [_find_file(data, row) for row in rows]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compare_masks(
+                held, labels, classes=data.classes, files=files, what=f"masks of {split}", contradictions="warn"
+            )
+    except ContradictionError as error:
+        concerned = denied | (labels[:, BACKGROUND + 1 :] > 0)
+        images = [(split, fact.name) for fact, row in zip(masked, concerned, strict=True) if row.any()]
+        return [Finding("refused", str(error), tuple(images))]
+    hidden = [Finding("missing", str(w.message), ()) for w in caught if "no mask has a pixel of any" in str(w.message)]
+    return [*hidden, *_describe(split, masked, data, files=files, denied=denied, missing=missing)]
+
+
+def _find_file(data: SegmentationData, row: int) -> Path:
+    return data.mask_file(row) if isinstance(data, MaskFiles) else Path(data.names[row])
+
+
+def _describe(
+    split: str,
+    facts: Sequence[ImageFacts],
+    data: SegmentationData,
+    *,
+    files: Sequence[Path],
+    denied: np.ndarray,
+    missing: np.ndarray,
+) -> Iterator[Finding]:
+    names = np.array(data.classes[BACKGROUND + 1 :], dtype=object)
+    for fact, file, no, lost in zip(facts, files, denied, missing, strict=True):
+        image = ((split, fact.name),)
+        if no.any():
+            shown = ", ".join(names[no])
+            yield Finding("denied", f"{file}: the mask shows {shown}, which the labels say is not there", image)
+        if lost.any():
+            text = f"{file}: the labels name {', '.join(names[lost])}, of which the mask has no pixel"
+            yield Finding("missing", text, image)
