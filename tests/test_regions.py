@@ -31,7 +31,8 @@ def test_good_regions_pass():
         ([0], SETS[0], r"got bool \(3,\)"),
         ([0], np.ones((253, K), dtype=bool), "3 classes and 253 sets of classes are more than the 255 values"),
         ([0], SETS & [[True], [False]], "row 1 of its regions has no class"),
-        ([5], SETS, "has the value 5, but only 3 classes and 2 regions"),
+        ([5], SETS, "has the value 5, but there are 3 classes and 2 regions"),
+        ([3], None, "has the value 3, but there are 3 classes and 0 regions"),
     ],
 )
 def test_bad_regions_are_named(mask, regions, message):

@@ -10,16 +10,16 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from tw_seg.errors import DataError
+from tw_seg.errors import DataError, MaskIdError
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 
 def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int, *, name: str) -> None:
-    """Check that the regions of a mask are sets of classes, and that it has no value without one.
+    """Check that the regions of a mask are sets of classes, and that it has no value that is neither class nor region.
 
     Args:
         mask: Uint8, shape (H, W).
-        regions: Bool, shape (R, K), or ``None``.
+        regions: Bool, shape (R, K), or ``None`` for none.
         num_classes: K.
         name: What messages call the mask.
 
@@ -30,7 +30,7 @@ def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int
         >>> check_regions(np.array([[0, 3, 255]], dtype=np.uint8), np.array([[True, False, True]]), 3, name="a.png")
     """
     if regions is None:
-        return
+        regions = np.empty((0, num_classes), dtype=bool)
     if regions.dtype != bool or regions.ndim != 2 or regions.shape[1] != num_classes:
         raise DataError(
             f"{name}: regions must be bool of shape (R, {num_classes}), a set of classes in each row, got "
@@ -47,9 +47,9 @@ def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int
         raise DataError(f"{name}: row {row} of its regions has no class: a pixel belongs to one, so name all it may be")
     wrong = mask[(mask >= end) & (mask != IGNORE_INDEX)]
     if wrong.size:
-        raise DataError(
-            f"{name}: the mask has the value {wrong[0]}, but only {num_classes} classes and {len(regions)} regions: "
-            "correct the data set"
+        raise MaskIdError(
+            f"{name}: the mask has the value {wrong[0]}, but there are {num_classes} classes and {len(regions)} "
+            f"regions: give the data set's class list all its names, or map this id to {IGNORE_INDEX}"
         )
 
 

@@ -10,7 +10,7 @@ from tw_seg.types import Sample
 
 
 class SegmentationData(Protocol):
-    """What every data set offers.
+    """What every data set offers. Its ``labels`` are float32, shape (N, K), as those of a `Sample`.
 
     A data set may also have ``has_mask`` (bool, shape (N,); without it every image has a mask),
     ``annotated`` (bool, shape (N, K); the classes that were annotated in each mask, without it all) and

@@ -73,12 +73,20 @@ def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> T
     """
     check_masks(mask_logits, masks, regions)
     probabilities = resize_logits(mask_logits, masks.shape[-2:]).softmax(dim=1)
-    allowed = find_allowed(masks, probabilities.shape[1], regions)
-    certain = allowed if regions is None else allowed & (allowed.sum(dim=1, keepdim=True) == 1)
-    sizes = masked_sums(certain.to(probabilities.dtype), masks)
+    certain, known = _split_known(probabilities, masks, regions)
+    sizes = certain.sum(dim=(0, 2, 3))
     present = sizes > 0
-    overlap = 2 * masked_sums(torch.where(certain, probabilities, 0.0), masks)
-    known = probabilities if regions is None else torch.where(certain | ~allowed, probabilities, 0.0)
+    overlap = 2 * torch.where(certain, probabilities, 0.0).sum(dim=(0, 2, 3))
     total = masked_sums(known, masks) + sizes
     scores = overlap / torch.where(present, total, 1.0)
     return torch.where(present, 1 - scores, 0.0).sum() / present.sum().clamp(min=1)
+
+
+def _split_known(probabilities: Tensor, masks: Tensor, regions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which pixels are certainly of which class, bool, and the probabilities where it is known, 0 elsewhere."""
+    count = probabilities.shape[1]
+    if regions is None:
+        return masks.unsqueeze(1) == torch.arange(count, device=masks.device)[:, None, None], probabilities
+    allowed = find_allowed(masks, count, regions)
+    certain = allowed & (allowed.sum(dim=1, keepdim=True) == 1)
+    return certain, torch.where(certain | ~allowed, probabilities, 0.0)
