@@ -49,7 +49,7 @@ ONLY_IN = {
     "skimage": ("models/posthoc/",),
     "imagehash": ("data/grouping/near_duplicates.py",),
     "albumentations": ("data/loading/transforms.py",),
-    "tifffile": ("data/layouts/pictures.py",),
+    "tifffile": ("data/layouts/pictures.py", "data/layouts/pixels.py"),
     "segmentation_models_pytorch": ("models/encoder_decoder.py",),
     "zennit": (),  # an oracle of the tests
     "lightning": (),  # never beside pytorch_lightning

@@ -288,13 +288,16 @@ def check_normalization(found: Normalization, expected: Normalization | None, so
 
     Args:
         found: How they are.
-        expected: What is known of the weights; ``None``, nothing, passes.
+        expected: What is known of the weights; ``None``, nothing, passes, and so does another number of channels, to
+            which a stem is adapted.
         source: The weights, for the message.
 
     Raises:
         InputError: Both are known and differ.
     """
-    if expected is not None and any(tuple(a) != tuple(b) for a, b in zip(found, expected, strict=True)):
+    if expected is None or len(expected.mean) != len(found.mean):
+        return
+    if any(tuple(a) != tuple(b) for a, b in zip(found, expected, strict=True)):
         wanted, given = (f"mean {list(one.mean)} and std {list(one.std)}" for one in (expected, found))
         raise InputError(
             f"{source} expects images with data.mean and data.std as {wanted}, got {given}: leave both out, or give "

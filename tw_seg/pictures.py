@@ -59,10 +59,17 @@ def draw_heatmap(heatmap: np.ndarray) -> np.ndarray:
 def draw_image(image: np.ndarray) -> np.ndarray:
     """A normalised image (C, H, W), stretched to its own range: uint8, shape (H, W, 3)."""
     first, last = float(image.min()), float(image.max())
-    shown = (image - first) / max(last - first, 1e-12)
-    if len(shown) != 3:
-        shown = np.repeat(shown[:1], 3, axis=0)
-    return (255 * shown + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    return draw_pixels(((image - first) / max(last - first, 1e-12)).transpose(1, 2, 0))
+
+
+def draw_pixels(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) as people see it, uint8, shape (H, W, 3): its first three channels, or the first as grey.
+
+    Args:
+        image: uint8, or float from 0 to 1.
+    """
+    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    return shown if shown.dtype == np.uint8 else (255 * shown + 0.5).astype(np.uint8)
 
 
 def join_tiles(tiles: list[np.ndarray], *, gap: int = 2) -> np.ndarray:

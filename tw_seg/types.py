@@ -37,7 +37,7 @@ class Sample(NamedTuple):
     """One item of a data set, before augmentation.
 
     Attributes:
-        image: RGB, uint8, shape (H, W, 3).
+        image: uint8, or float32 from 0 to 1, shape (H, W, C); mostly RGB, C = 3.
         mask: Integer label image, uint8, shape (H, W), values ``0..K-1`` and 255, and with ``regions`` also
             ``K..K+R-1``; ``None`` if unlabelled.
         labels: Image-level multi-hot labels, float32, shape (K,); NaN where nobody knows, and 1 for the background.

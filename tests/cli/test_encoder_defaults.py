@@ -47,7 +47,7 @@ def test_images_in_files_start_from_the_bundled_weights(dataset, given, chosen, 
 
 
 def choose(mean=None, std=None, *, weights=None, warm_start=None, ckpt=None) -> Normalization:
-    data = Namespace(mean=mean, std=std)
+    data = Namespace(channels=3, value_range=None, mean=mean, std=std)
     choose_normalization(data, encoder_weights=weights, warm_start=warm_start, ckpt=ckpt)
     return Normalization(tuple(data.mean), tuple(data.std))
 

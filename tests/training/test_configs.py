@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.data.layouts import test_coco as test_coco_layout
+from tests.data.layouts import test_cvat as test_cvat_layout
+from tests.data.layouts import test_label_studio as test_label_studio_layout
+from tests.data.layouts import test_labelme as test_labelme_layout
+from tests.data.layouts.drawn import CLASSES, save_image
 from tests.training.tiny import ENCODER
+from tw_seg.cli import main
 from tw_seg.cli.lightning import run_command
+from tw_seg.errors import InputError
 from tw_seg.models.classifier import ImageClassifier
 
 CONFIGS = Path(__file__).resolve().parents[2] / "experiments" / "configs"
@@ -179,8 +187,122 @@ def test_main_job(file, tmp_path):
     assert execute("fit", files, tmp_path, *TINY_ENCODER).trainer.global_step == 2
 
 
+SPLITS = {"train": 20, "val": 2, "test": 2}
+
+
+def fit(file: str, root: Path, *extra: str):
+    own = [f"--data.dataset_kwargs.root={root}", "--data.size=32", *extra]
+    cli = execute("fit", [file, "model/unet.yaml"], root / "run", *TINY_ENCODER, *own)
+    assert cli.trainer.global_step == 2 and cli.trainer.logged_metrics["train/loss"].isfinite()
+    return cli
+
+
+def test_coco(tmp_path):
+    for split in ("train", "val"):
+        names = [f"{split}{i}.jpg" for i in range(SPLITS[split])]
+        (tmp_path / f"{split}2017").mkdir()
+        shape = {"category_id": 4, "segmentation": [test_coco_layout.square(4, 4, 9)], "area": 81}
+        content = test_coco_layout.describe(names=tuple(names))
+        content["annotations"] = [
+            {"id": i, "image_id": image["id"], "iscrowd": 0, **shape} for i, image in enumerate(content["images"])
+        ]
+        for name in names:
+            save_image(tmp_path / f"{split}2017" / name, test_coco_layout.SIZE)
+        test_coco_layout.write(tmp_path, content, f"{split}2017")
+    assert fit("data/coco.yaml", tmp_path).model.class_names == CLASSES
+
+
+def test_cvat(tmp_path):
+    content = test_cvat_layout.start("cat", "dog")
+    for i in range(40):
+        save_image(tmp_path / "images" / f"{i}.png", (20, 30))
+        image = test_cvat_layout.add_image(content, f"{i}.png", (20, 30))
+        shape = {"label": ("cat", "dog")[i % 2], "points": "3,2;15,2;15,10"}
+        test_cvat_layout.etree.SubElement(image, "polygon", shape)
+    test_cvat_layout.write(tmp_path, content)
+    assert fit("data/cvat.yaml", tmp_path).model.class_names == ("background", "cat", "dog")
+
+
+def test_cvat_masks(tmp_path):
+    names = [f"{i}" for i in range(40)]
+    write_images({"images": "JPEGImages", "masks": "SegmentationClass"}, names, tmp_path)
+    colors = np.array([(0, 0, 0), (250, 50, 83), (51, 221, 255)], dtype=np.uint8)
+    for name in names:
+        path = tmp_path / "SegmentationClass" / f"{name}.png"
+        Image.fromarray(colors[np.array(Image.open(path))]).save(path)
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("\n".join(names))
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ncat:250,50,83::\ndog:51,221,255::\n")
+    assert fit("data/cvat_masks.yaml", tmp_path).model.class_names == ("background", "cat", "dog")
+
+
+def test_label_studio(tmp_path):
+    for i in range(40):
+        save_image(tmp_path / "images" / f"{i}.png", (20, 30))
+    region = test_label_studio_layout.region("polygonlabels", "cat", points=test_label_studio_layout.SQUARE)
+    test_label_studio_layout.write(tmp_path, *(test_label_studio_layout.task(f"{i}.png", region) for i in range(40)))
+    assert fit("data/label_studio.yaml", tmp_path).model.class_names == ("background", "cat")
+
+
+def test_labelme(tmp_path):
+    for split, count in SPLITS.items():
+        for i in range(count):
+            shape = test_labelme_layout.shape("polygon", test_labelme_layout.CORNERS, "cat")
+            test_labelme_layout.write(tmp_path / split, f"{split}{i}.png", shape)
+    assert fit("data/labelme.yaml", tmp_path).model.class_names == ("background", "cat")
+
+
+def test_download_of_voc(tmp_path, monkeypatch):
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+
+    def download(folder, **kwargs):
+        assert folder == tmp_path
+        write_images({"images": "JPEGImages", "masks": "SegmentationClass"}, ["t1", "t2", "v1"], root)
+        (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (root / "ImageSets" / "Segmentation" / "train.txt").write_text("t1\nt2\n")
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text("v1\n")
+
+    monkeypatch.setattr("torchvision.datasets.VOCSegmentation", download)
+    few = ["--data.budget_share=1", "--data.batch_size=2", "--data.labelled_per_batch=2", "--data.steps_per_epoch=2"]
+    assert len(fit("data/voc_download.yaml", root, *few).model.class_names) == 21
+
+
+def test_infrared(tmp_path):
+    """16-bit TIFFs of four channels; the checkpoint knows how they are read, and another reading is refused."""
+    names = [f"{split}{i}" for split, count in SPLITS.items() for i in range(count)]
+    write_images({"images": "images", "masks": "masks"}, names, tmp_path)
+    for name in names:
+        (tmp_path / "images" / f"{name}.jpg").unlink()
+        pixels = np.random.default_rng(0).integers(0, 65536, (20, 24, 4), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    rows = [f"{name},{name.rstrip('0123456789')},{1 - len(name) % 2},{len(name) % 2}" for name in names]
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,even,odd", *rows]))
+    cli = fit("data/infrared.yaml", tmp_path)
+    assert cli.model.model.in_channels == 4
+    own = [*TINY_ENCODER, f"--data.dataset_kwargs.root={tmp_path}", "--data.size=32", "--ckpt_path=best"]
+    files = ["data/infrared.yaml", "model/unet.yaml"]
+    execute("predict", files, tmp_path / "run", *own)
+    assert len(list((tmp_path / "run" / "predictions" / "masks").glob("*.png"))) == 2
+    with pytest.raises(InputError, match=r"data.value_range: the checkpoint was trained with .*65535.*this run has"):
+        execute("predict", files, tmp_path / "run", *own, "--data.value_range=[0, 4095]")
+    with pytest.raises(InputError, match=r"expects images with data.mean and data.std as mean \[0.2, 0.2, 0.2, 0.3\]"):
+        execute("test", files, tmp_path / "run", *own, "--data.mean=[0.5, 0.5, 0.5, 0.5]")
+    with pytest.raises(InputError, match=r"data.channels: the checkpoint was trained with 4, this run has 1"):
+        execute("test", files, tmp_path / "run", *own, "--data.channels=1", "--data.mean=[0.5]", "--data.std=[0.2]")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (tmp_path / "images" / "val0.tif").rename(pictures / "new.tif")
+    assert (
+        main(["predict", str(tmp_path / "run"), str(pictures), "--out", str(tmp_path / "out"), "--accelerator=cpu"])
+        == 0
+    )
+    assert np.array(Image.open(tmp_path / "out" / "masks" / "new.png")).shape == (20, 24)
+    assert np.array(Image.open(next((tmp_path / "out" / "overlays").iterdir()))).shape[2] == 3
+
+
 def test_every_file_is_tested_above():
     kinds = {"data", "encoder", "logger", "main_job", "model", "trainer"}
     assert {file.split("/")[0] for file in FILES} <= kinds
     data = {"digits", "digits_tiny", "folder", "magnetic_tile", "magnetic_tile_types", "msrc_objects", "voc"}
+    data |= {"coco", "cvat", "cvat_masks", "infrared", "label_studio", "labelme", "voc_download"}
     assert {file for file in FILES if file.startswith("data/")} == {f"data/{name}.yaml" for name in data}

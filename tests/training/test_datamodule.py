@@ -365,7 +365,7 @@ def test_the_parser_checks_augmentation():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"dataset": "coco"}, InputError, "dataset: expected one of digits, triangles, voc, folder, got 'coco'"),
+        ({"dataset": "cocoa"}, InputError, "dataset: expected one of digits, triangles, voc, folder, .*got 'cocoa'"),
         ({"split_kwargs": {"training": {}}}, InputError, "expected the keys .*train.* got training"),
         ({"eval_batch_size": 0}, InputError, "eval_batch_size"),
         ({"num_workers": -1}, InputError, "num_workers"),
@@ -419,7 +419,8 @@ def test_batch_sizes_that_do_not_fit():
 
 
 def test_every_data_set_has_the_interface(tmp_path):
-    assert set(DATASETS) == {"digits", "triangles", "voc", "folder"}
+    annotated = {"coco", "cvat", "cvat_masks", "label_studio", "labelme"}  # see tests/data/layouts
+    assert set(DATASETS) == {"digits", "triangles", "voc", "folder"} | annotated
     write_folder(tmp_path, count=3)
     generated = [DATASETS[name](split="val", length=3) for name in ("digits", "triangles")]
     for data in (*generated, DATASETS["folder"](root=tmp_path, split="train")):
@@ -683,3 +684,37 @@ def test_wrong_mask_classes_are_refused(given, message):
     data.setup("fit")
     with pytest.raises(InputError, match=message):
         data.train_dataloader()
+
+
+def test_channels_that_do_not_fit():
+    with pytest.raises(
+        InputError, match=r"mean, std: expected a number for each of 4 channels, got None and None; give"
+    ):
+        module(channels=4)
+    with pytest.raises(InputError, match=r"expected a number for each of 1 channels, got \(0.5,\) and None"):
+        module(channels=1, mean=(0.5,))
+    with pytest.raises(InputError, match=r"expected a number for each of 3 channels, got \(0.5, 0.5\) and"):
+        module(mean=(0.5, 0.5))
+    with pytest.raises(InputError, match=r"value_range must be two numbers, the smaller first, .*got \(3, 1\)"):
+        module(value_range=(3, 1))
+    with pytest.raises(InputError, match=r"'digits' makes its images itself, in RGB of 8 bits; leave them out, got 1"):
+        module(channels=1, mean=(0.5,), std=(0.2,)).setup("fit")
+
+
+def test_a_model_of_other_channels():
+    data = module()
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(model=SimpleNamespace(in_channels=4)))
+    with pytest.raises(InputError, match=r"the model takes images of 4 channels, data.channels is 3"):
+        data.setup("fit")
+
+
+def test_a_checkpoint_keeps_how_images_are_prepared():
+    kept = module(value_range=(0, 1000), mean=(0.1, 0.2, 0.3)).state_dict()
+    module(value_range=(0, 1000), mean=[0.1, 0.2, 0.3]).load_state_dict(json.loads(json.dumps(kept)))
+    module().load_state_dict({})  # of an earlier version
+    with pytest.raises(
+        InputError, match=r"data.value_range: the checkpoint was trained with \[0, 1000\], this run has None"
+    ):
+        module(mean=(0.1, 0.2, 0.3)).load_state_dict(kept)
+    with pytest.raises(InputError, match=r"data.mean: the checkpoint was trained with \[0.1, 0.2, 0.3\], this run has"):
+        module(value_range=(0, 1000)).load_state_dict(kept)

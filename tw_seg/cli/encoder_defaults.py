@@ -7,6 +7,7 @@ built: ``config.yaml`` of a run holds what was chosen.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tw_seg.data import DATASETS
 from tw_seg.data.layouts.generated import GeneratedData
 from tw_seg.models.bundled import BUNDLED, BUNDLED_ENCODER, BUNDLED_ENCODERS, find_normalization
 from tw_seg.models.weights import read_normalization
+from tw_seg.training.datamodule import check_preparation
 from tw_seg.types import IMAGENET, Normalization
 
 log = logging.getLogger(__name__)
@@ -63,21 +65,30 @@ def choose_normalization(data: Any, *, encoder_weights: str | None, warm_start: 
         InputError: Others than the weights were trained with were given.
     """
     if ckpt is not None:
-        source, known = f"the weights of {ckpt}", _read_from_checkpoint(Path(ckpt))
+        trained = _read_arguments(Path(ckpt))
+        check_preparation(data, {name: trained[name] for name in ("channels", "value_range") if name in trained})
+        source, known = f"the weights of {ckpt}", _find_normalization(trained)
     elif warm_start is not None and (found := read_normalization(warm_start)) is not None:
         source, known = f"the weights of {warm_start}", found
     else:
         source, known = f"encoder_weights={encoder_weights!r}", find_normalization(encoder_weights)
     chosen = known or IMAGENET
+    if len(chosen.mean) != data.channels:
+        return  # of RGB, to which the weights are adapted: the data module asks for numbers
     data.mean = chosen.mean if data.mean is None else data.mean
     data.std = chosen.std if data.std is None else data.std
     check_normalization(Normalization(data.mean, data.std), known, source)
 
 
-def _read_from_checkpoint(checkpoint: Path) -> Normalization | None:
-    """What a run trained with; ``None`` where its checkpoint does not say."""
+def _read_arguments(checkpoint: Path) -> dict[str, Any]:
+    """The arguments of the data module of the run that wrote a checkpoint; none where it does not say."""
     if not checkpoint.is_file():
-        return None
+        return {}
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    data = content.get("datamodule_hyper_parameters", {})
-    return Normalization(tuple(data["mean"]), tuple(data["std"])) if data.get("mean") and data.get("std") else None
+    arguments: dict[str, Any] = content.get("datamodule_hyper_parameters", {})
+    return arguments
+
+
+def _find_normalization(arguments: Mapping[str, Any]) -> Normalization | None:
+    mean, std = arguments.get("mean"), arguments.get("std")
+    return Normalization(tuple(mean), tuple(std)) if mean and std else None

@@ -208,6 +208,7 @@ class SegmentationCLI(LightningCLI):
         parser.add_lightning_class_args(ExampleImages, "examples")
         parser.add_lightning_class_args(GatedInference, "gate")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_check_seed)
+        parser.link_arguments("data.channels", "model.in_channels")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -38,7 +38,9 @@ MODEL = (
     Option("--model.warm_start", "FILE", "", "classifier.safetensors of an earlier run to begin with"),
 )
 DATA = (
-    Option("--data.dataset", "NAME", "digits", "also folder, voc, triangles"),
+    Option(
+        "--data.dataset", "NAME", "digits", "also folder, voc, coco, cvat, cvat_masks, label_studio, labelme, triangles"
+    ),
     Option("--data.dataset_kwargs", "YAML", "", "arguments of the data set, such as '{root: my_images}'"),
     Option("--data.size", "PIXELS", "64", "height and width of the images that the model sees"),
     Option("--data.budget", "N", "", "number of training images whose mask is used, or all"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
 from tw_seg.data.consistency import Contradictions, MaskFiles, check_masks
 from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.data.loading.cache import GIB, DecodedCache
 from tw_seg.data.loading.collate import collate, collate_windows
 from tw_seg.data.loading.items import EvalItems, TrainItems
@@ -28,12 +29,15 @@ from tw_seg.data.loading.transforms import (
 )
 from tw_seg.data.loading.windows import Stretched, View, WindowItems, make_view
 from tw_seg.errors import BudgetError, InputError
+from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.types import BACKGROUND, IMAGENET, Normalization
 
 BUDGET_FILE = "label_budget.json"
 
+PREPARATION = ("channels", "value_range", "mean", "std")
+"""The arguments that say how images are prepared."""
 _STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 _SPLITS = {"train": "train", "val": "val", "test": "test", "predict": "val"}
 
@@ -48,7 +52,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     augmentations that an uninterrupted one sees, with any number of workers; see `ResumableLoader`.
 
     Args:
-        dataset: A name in `tw_seg.data.DATASETS`: ``"digits"``, ``"triangles"``, ``"voc"`` or ``"folder"``.
+        dataset: A name in `tw_seg.data.DATASETS`: ``"digits"``, ``"folder"``, ``"voc"``, ``"coco"`` ...
         dataset_kwargs: Arguments of the data set, such as ``root``.
         split_kwargs: For ``"train"``, ``"val"``, ``"test"`` or ``"predict"``: arguments that add to, or
             replace, ``dataset_kwargs``; ``split`` too (predict uses the split ``"val"`` unless told
@@ -73,8 +77,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             that no file is read twice, and shared by all workers; 0 reads the files in every epoch. What does not
             fit is an error; see `DecodedCache`. The batches are the same.
         size: Height and width of the images the model sees, or one number for both.
-        mean: Per channel, of values in [0, 1]; ``None``: ImageNet's. The commands take what the weights were trained
-            with, and refuse others.
+        channels: Channels of the images: 1 is grey, 3 RGB, 4 RGB with a further one, any number in a TIFF. The model's
+            ``in_channels`` is the same.
+        value_range: The two values that become 0 and 1 in all images, such as 0 and 65535; ``None``: images of 8 bits.
+        mean: Per channel, of values in [0, 1]; ``None``, of three channels only: ImageNet's. The commands take what the
+            weights were trained with, and refuse others.
         std: Likewise.
         augmentation: Strengths of the augmentation in training, by name; those left out have their defaults. See
             `tw_seg.data.loading.transforms.Augmentation`.
@@ -106,8 +113,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         cache_gib: float = 0.0,
         size: int | tuple[int, int] = 64,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         classes: list[str] | None = None,
@@ -124,7 +133,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         if labelled_per_batch > 0:
             _check_budget(budget, budget_share, budget_file)
         self.save_hyperparameters()
-        normalization = Normalization(mean or IMAGENET.mean, std or IMAGENET.std)
+        self._pixels = PixelFormat(channels, None if value_range is None else (value_range[0], value_range[1]))
+        normalization = _choose_normalization(channels, mean, std)
         self.hparams.update(normalization._asdict())  # so that a checkpoint holds it
         self.budget: LabelBudget | None = None
         self._data: dict[str, SegmentationData] = {}
@@ -132,7 +142,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._caches: dict[str, DecodedCache] = {}
         self._view: View | None = None
         self._thumbnails = False
-        self._eval_transform = EvalTransform(size, **normalization._asdict())
+        self._eval_transform = EvalTransform(size, **normalization._asdict(), floating=value_range is not None)
         self._train_transform = TrainTransform(self._eval_transform, augmentation, seed=seed)
 
     @property
@@ -162,6 +172,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 monitors scores of masks that val does not have.
             BudgetError: If the label budget does not fit the data.
         """
+        self._compare_channels()
         roles = _STAGES[stage] if stage is not None else tuple(_SPLITS)
         for role in roles:
             self._open_dataset(role)
@@ -179,6 +190,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.budget is not None and trainer is not None and trainer.is_global_zero:
             if not getattr(trainer, "fast_dev_run", False):
                 self.budget.save(find_run_directory(trainer) / BUDGET_FILE)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How images are prepared, which a checkpoint keeps: a model is right for images that are prepared so."""
+        return {name: make_plain(self.hparams.get(name), name) for name in PREPARATION}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare how images are prepared with how the model of a checkpoint learned them.
+
+        Raises:
+            InputError: Names what differs.
+        """
+        check_preparation(self.state_dict(), state_dict)
 
     def count_masks(self, role: str) -> int:
         """How many images of ``"train"``, ``"val"`` or ``"test"`` have a mask."""
@@ -244,7 +267,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             view: What the model sees of them, see `make_view`.
             thumbnails: Whether batches bring them in small, too.
         """
-        self._data["predict"], self._view, self._thumbnails = pictures, view, thumbnails
+        self._data["predict"], self._view, self._thumbnails = self._set_pixels(pictures), view, thumbnails
 
     def make_view(self, name: str, **kwargs: Any) -> View:
         """A view of `tw_seg.data.loading.windows.make_view` for images of the size that the model sees."""
@@ -273,8 +296,19 @@ class SegmentationDataModule(pl.LightningDataModule):
                 signature.bind(**kwargs)
             except TypeError as error:
                 raise InputError(f"dataset_kwargs for {name!r}: {error}; got {sorted(kwargs)}") from error
-            self._data[role] = DATASETS[name](**kwargs)
+            self._data[role] = self._set_pixels(DATASETS[name](**kwargs))
         return self._data[role]
+
+    def _set_pixels(self, data: SegmentationData) -> SegmentationData:
+        """Say to a data set of files how they are read."""
+        if hasattr(data, "pixels"):
+            data.pixels = self._pixels
+        elif self._pixels != PixelFormat():
+            raise InputError(
+                f"channels, value_range: {self.hparams['dataset']!r} makes its images itself, in RGB of 8 bits; leave "
+                f"them out, got {self._pixels.channels} and {self._pixels.value_range}"
+            )
+        return data
 
     def _find_classes(self) -> dict[str, list[str]]:
         """The classes of pictures without labels, as an argument of their data set."""
@@ -283,6 +317,15 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _find_model_classes(self) -> tuple[str, ...] | None:
         return getattr(getattr(self.trainer, "lightning_module", None), "class_names", None)
+
+    def _compare_channels(self) -> None:
+        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        expected = getattr(model, "in_channels", self._pixels.channels)
+        if expected != self._pixels.channels:
+            raise InputError(
+                f"the model takes images of {expected} channels, data.channels is {self._pixels.channels}: they must "
+                "be the same; the model's argument is in_channels"
+            )
 
     def _compare_classes(self, role: str) -> None:
         """Refuse a model of other classes: with as many of them it would be scored as if they were the same."""
@@ -376,6 +419,36 @@ class SegmentationDataModule(pl.LightningDataModule):
             # Pinned memory is locked: only worth it for a copy to a GPU that overlaps with computing.
             "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
+
+
+def check_preparation(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Compare how images are prepared with how the model of a checkpoint learned them.
+
+    Args:
+        found: Arguments of the data module.
+        expected: Those of the run that wrote the checkpoint; what it does not name is not compared.
+
+    Raises:
+        InputError: Names the first that differs.
+    """
+    for name in PREPARATION:
+        own, known = (None if one.get(name) is None else np.array(one[name]).tolist() for one in (found, expected))
+        if name in expected and own != known:
+            raise InputError(
+                f"data.{name}: the checkpoint was trained with {known}, this run has {own}: images must be prepared as "
+                "the model learned them; give the same (it is in the config.yaml of its run)"
+            )
+
+
+def _choose_normalization(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization:
+    if channels == len(IMAGENET.mean):
+        mean, std = mean or IMAGENET.mean, std or IMAGENET.std
+    if mean is None or std is None or {len(mean), len(std)} != {channels}:
+        raise InputError(
+            f"mean, std: expected a number for each of {channels} channels, got {mean} and {std}; give data.mean and "
+            "data.std, such as `tw-seg data check` prints them"
+        )
+    return Normalization(tuple(mean), tuple(std))
 
 
 def _check_budget(budget: int | Literal["all"] | None, share: float | None, file: str | None) -> None:

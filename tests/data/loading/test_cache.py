@@ -203,3 +203,25 @@ def test_a_broken_file_is_named_and_gives_no_cache(tmp_path: Path):
     (tmp_path / "images" / "4.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"4.png: cannot read the image"):
         cached(data, masks=np.arange(9))
+
+
+class Spectra(Shapes):
+    """Images of five channels, float32."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        image = np.random.default_rng(index).random((*sample.image.shape[:2], 5), dtype=np.float32)
+        return sample._replace(image=image)
+
+
+def test_images_of_any_channels_and_type():
+    data, transform = Spectra(), EvalTransform((16, 24), mean=[0.5] * 5, std=[0.2] * 5, floating=True)
+    cache = DecodedCache(data, transform, masks=ALL, limit=GIB)
+    assert cache.nbytes >= 7 * 16 * 24 * 5 * 4
+    for index in range(7):
+        cached, read = (EvalItems(data, transform, source)[index] for source in (cache, None))
+        assert torch.equal(cached.image, read.image) and cached.image.shape == (5, 16, 24)
+    with pytest.raises(
+        DataError, match=r"s0: expected an image \(h, w, 3\) of type uint8, got \(20, 30, 5\) of float32"
+    ):
+        DecodedCache(data, EvalTransform(16), masks=ALL, limit=GIB)

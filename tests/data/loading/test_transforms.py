@@ -195,8 +195,8 @@ def test_shapes_are_not_distorted():
     [
         ({"size": 0}, "size must be a number of pixels"),
         ({"size": (3, 4, 5)}, "size must be a number of pixels"),
-        ({"size": 8, "mean": (0.5,)}, "mean, std: expected three numbers"),
-        ({"size": 8, "std": (1, 1, 0)}, "mean, std: expected three numbers"),
+        ({"size": 8, "mean": (0.5,)}, "mean, std: expected a number for each channel"),
+        ({"size": 8, "std": (1, 1, 0)}, "mean, std: expected a number for each channel"),
     ],
 )
 def test_bad_arguments(kwargs, message):
@@ -236,3 +236,69 @@ def test_strengths_left_out_have_their_defaults(sample):
     for row in range(5):
         found = TrainTransform(EvalTransform(64), {"flip": True})(image, mask, key=(0, 0, row))
         assert all(map(torch.equal, found, spelled_out(image, mask, key=(0, 0, row))))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("floating", [False, True])
+def test_any_number_of_channels(channels, floating):
+    """Against the formula at the same size, and channel by channel where the size changes."""
+    rng = np.random.default_rng(0)
+    image = rng.random((20, 30, channels), dtype=np.float32)
+    image = image if floating else (255 * image).astype(np.uint8)
+    mean, std = rng.random(channels), rng.random(channels) + 0.1
+    plain = EvalTransform((20, 30), mean=mean, std=std, floating=floating)
+    expected = (image.transpose(2, 0, 1) / (1 if floating else 255) - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(plain(image, None)[0], expected, atol=1e-5)
+    for size in ((8, 12), (50, 40)):
+        whole = EvalTransform(size, mean=mean, std=std, floating=floating)(image, None)[0]
+        for k in range(channels):
+            one = EvalTransform(size, mean=mean[k : k + 1], std=std[k : k + 1], floating=floating)
+            np.testing.assert_allclose(whole[k], one(image[..., k : k + 1], None)[0][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_augmentation_moves_all_channels_alike(floating):
+    """Nine channels as three times three; what comes from outside has the mean of its channel."""
+    rng = np.random.default_rng(0)
+    image = rng.random((32, 32, 9), dtype=np.float32)
+    image = image if floating else (255 * image).astype(np.uint8)
+    mask = rng.integers(0, 3, (32, 32), dtype=np.uint8)
+    mean = [round(255 * value) / 255 for value in np.linspace(0.1, 0.9, 9)]
+    moves = {"scale": 0.3, "shift": 0.3, "rotate": 45.0, "flip": True, "color": 0.0}
+
+    def transform(part: slice) -> TrainTransform:
+        return TrainTransform(EvalTransform(32, mean=mean[part], std=[1] * len(mean[part]), floating=floating), moves)
+
+    whole, moved = transform(slice(0, 9))(image, mask, key=(1,))
+    assert (moved == 255).any()
+    assert whole[:, moved == 255].abs().amin(dim=1).max() < 1e-2
+    for start in (0, 3, 6):
+        part = slice(start, start + 3)
+        alone, again = transform(part)(np.ascontiguousarray(image[..., part]), mask, key=(1,))
+        assert torch.equal(moved, again)
+        torch.testing.assert_close(whole[part], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("floating", [False, True])
+def test_colours_change_brightness_and_contrast_of_any_channels(channels, floating):
+    image = np.random.default_rng(0).uniform(0.3, 0.7, (16, 16, channels)).astype(np.float32)
+    image = image if floating else (255 * image).astype(np.uint8)
+    plain = EvalTransform(16, mean=[0] * channels, std=[1] * channels, floating=floating)
+    found = [
+        TrainTransform(plain, {"scale": 0, "shift": 0, "rotate": 0, "color": 0.2})(image, None, key=(key,))[0]
+        for key in range(20)
+    ]
+    means = torch.stack([one.mean() for one in found])
+    assert means.std() > 0.02 and 0.3 < means.min() and means.max() < 0.75
+    assert all(one.shape == (channels, 16, 16) and one.min() >= 0 and one.max() <= 1 for one in found)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3), np.float32)],
+    ids=["grey", "four channels", "floating"],
+)
+def test_images_of_other_channels_or_types(image):
+    with pytest.raises(InputError, match=r"expected an image \(h, w, 3\) of type uint8, got \(9, 9"):
+        EvalTransform(8).resize(image)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tw_seg.data.layouts.colors import ColorTable, read_color_mask
-from tw_seg.data.layouts.readers import read_image, read_mask, read_size
+from tw_seg.data.layouts.pixels import PixelFormat
+from tw_seg.data.layouts.readers import read_mask
 from tw_seg.types import Sample
 
 
@@ -21,6 +22,7 @@ class ImageFiles:
         labels: Image-level multi-hot labels, float32, shape (N, K).
         has_mask: Which images have a mask, bool, shape (N,).
         mask_search: Where masks were looked for, for messages.
+        pixels: How image files are read; may be set.
         colors: What the colours of mask files mean; ``None``: they hold class ids.
     """
 
@@ -30,6 +32,7 @@ class ImageFiles:
     has_mask: np.ndarray
     mask_search: str = "no mask was looked for"
     colors: ColorTable | None = None
+    pixels: PixelFormat = PixelFormat()
     _images: list[Path]
     _masks: list[Path | None]
     _reported = False
@@ -48,7 +51,7 @@ class ImageFiles:
         Raises:
             DataError: If a file is unreadable, or the mask does not fit the image or the class list.
         """
-        image = read_image(self._images[index], report=self._report)
+        image = self.pixels.read(self._images[index], report=self._report)
         height, width, _ = image.shape
         ids, regions = self._read_annotation(index, (height, width)) if mask and self.has_mask[index] else (None, None)
         return Sample(image, ids, self.labels[index], self.names[index], regions)
@@ -75,7 +78,7 @@ class ImageFiles:
         Raises:
             DataError: As `load`; of the image the size is read only.
         """
-        size, turned = read_size(self._images[index])
+        size, turned = self.pixels.read_size(self._images[index])
         ids, _ = self._read_annotation(index, size)
         return np.bincount(ids.ravel(), minlength=256) > 0, turned
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from tw_seg.errors import DataError
@@ -21,11 +22,25 @@ TURNS = {
 }
 """What a viewer does with the stored pixels, by the value of the EXIF tag "orientation"."""
 SWAP_SIDES = (5, 6, 7, 8)
+_TURNED_ARRAYS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
 
 _KIND_OF_PAGE, _CHANNELS = 254, 277  # TIFF's tags NewSubfileType, a set of bits, and SamplesPerPixel
 _REDUCED, _TRANSPARENCY = 1, 4  # kinds: a smaller version of another page, its transparency
 
 _T = TypeVar("_T")
+
+
+def turn_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (H, W, ...) as a viewer turns them, by the value of the tag: a view, so a memory map stays one."""
+    return _TURNED_ARRAYS[orientation](pixels) if orientation in _TURNED_ARRAYS else pixels
 
 
 def open_image(path: Path, what: str) -> Image.Image:

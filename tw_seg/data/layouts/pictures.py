@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,9 @@ import tifffile
 from PIL import Image
 
 from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, show_names
-from tw_seg.data.layouts.readers import make_unknown_labels, read_image, read_lines
+from tw_seg.data.layouts.opening import turn_array
+from tw_seg.data.layouts.pixels import PixelFormat
+from tw_seg.data.layouts.readers import make_unknown_labels, read_lines
 from tw_seg.errors import DataError
 from tw_seg.files import file_name
 from tw_seg.types import Sample
@@ -21,17 +23,6 @@ from tw_seg.types import Sample
 LIST_SUFFIX = ".txt"
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _GREY, _RGB = 1, 2  # values of TIFF's tag PhotometricInterpretation
-_TURNED: dict[
-    int, Callable[[np.ndarray], np.ndarray]
-] = {  # by the value of the tag "orientation": as views, so that a memory map stays one
-    2: lambda picture: picture[:, ::-1],
-    3: lambda picture: picture[::-1, ::-1],
-    4: lambda picture: picture[::-1],
-    5: lambda picture: picture.swapaxes(0, 1),
-    6: lambda picture: picture.swapaxes(0, 1)[:, ::-1],
-    7: lambda picture: picture.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda picture: picture.swapaxes(0, 1)[::-1],
-}
 
 
 class Pictures:
@@ -49,7 +40,10 @@ class Pictures:
         names: The names.
         labels: float32, shape (N, K).
         files: The paths.
+        pixels: How they are read; may be set.
     """
+
+    pixels = PixelFormat()
 
     def __init__(self, files: dict[str, Path], classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -73,8 +67,9 @@ class Pictures:
             DataError: If the file is unreadable.
         """
         path = self.files[index]
-        picture = map_large_tiff(path) if path.suffix.lower() in _TIFF_SUFFIXES else None
-        image = read_image(path, report=lambda text: None) if picture is None else picture
+        mapped = self.pixels == PixelFormat() and path.suffix.lower() in _TIFF_SUFFIXES
+        picture = map_large_tiff(path) if mapped else None
+        image = self.pixels.read(path, report=lambda text: None) if picture is None else picture
         return Sample(image, None, self.labels[index], self.names[index])
 
 
@@ -195,4 +190,4 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
         )
     picture: np.ndarray = tifffile.memmap(path, mode="r")
     picture = picture[..., :3] if picture.ndim == 3 else np.broadcast_to(picture[..., None], (*picture.shape, 3))
-    return _TURNED[orientation](picture) if orientation in _TURNED else picture
+    return turn_array(picture, orientation)

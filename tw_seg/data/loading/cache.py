@@ -45,11 +45,12 @@ class DecodedCache:
         self, data: SegmentationData, transform: Transform, *, masks: Sequence[int] | np.ndarray, limit: float
     ) -> None:
         count, (height, width) = len(data), transform.size
-        self.nbytes = count * height * width * 3
+        self.nbytes = count * height * width * transform.channels * transform.dtype.itemsize
         if self.nbytes > limit:
             raise _too_small(limit, self.nbytes, f"the {count} images")
         self._files = FileSource(data, transform)
-        self._images = torch.empty((count, height, width, 3), dtype=torch.uint8)
+        kind = torch.uint8 if transform.dtype == np.uint8 else torch.float32
+        self._images = torch.empty((count, height, width, transform.channels), dtype=kind)
         self._sizes = np.empty((count, 2), dtype=np.int64)
         self._mask_read = np.zeros(count, dtype=bool)
         self._mask_read[masks] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ class Transform(Protocol):
     """What turns an image and a mask into tensors, in two parts; see `tw_seg.data.loading.transforms`."""
 
     size: tuple[int, int]
+    channels: int
+    dtype: np.dtype[Any]
 
     def resize(self, image: np.ndarray) -> np.ndarray: ...
 
@@ -35,7 +37,7 @@ class Resized(NamedTuple):
     """What of a sample is the same in every epoch.
 
     Attributes:
-        image: At the size of the model, uint8, shape (H, W, 3).
+        image: At the size of the model, uint8 or float32 from 0 to 1, shape (H, W, C).
         native_mask: At its native size (h, w), uint8, or ``None``.
         size: Native size (h, w) of the image.
         regions: The mask's sets of classes, see `Sample`.

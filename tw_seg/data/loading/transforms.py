@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
 # Without this, importing albumentations asks a server for its newest version.
@@ -20,6 +20,8 @@ from tw_seg.arguments import image_size, is_number
 from tw_seg.errors import InputError
 from tw_seg.types import IGNORE_INDEX, IMAGENET
 
+_OPENCV_CHANNELS = 4
+
 
 class EvalTransform:
     """Resize to ``size`` and normalise; draws nothing.
@@ -28,15 +30,18 @@ class EvalTransform:
 
     Args:
         size: Height and width of the result in pixels, or one number for both. The aspect ratio is not kept.
-        mean: Per channel, of values in [0, 1].
+        mean: Per channel, of values in [0, 1]; their number is that of the channels.
         std: Per channel, of values in [0, 1].
+        floating: Whether images are float32 from 0 to 1, not uint8.
 
     Attributes:
         size: Height and width of the result.
         mean: The mean of each channel.
+        channels: Number of channels of the images.
+        dtype: Their type.
 
     Raises:
-        InputError: For a size below 1 or a mean or std that does not fit RGB.
+        InputError: For a size below 1, or a mean and std that do not fit each other.
     """
 
     def __init__(
@@ -45,19 +50,38 @@ class EvalTransform:
         *,
         mean: Sequence[float] = IMAGENET.mean,
         std: Sequence[float] = IMAGENET.std,
+        floating: bool = False,
     ) -> None:
         self.size = image_size(size)
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise InputError(f"mean, std: expected three numbers each, std above 0, got {mean!r} and {std!r}")
+        if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+            raise InputError(
+                f"mean, std: expected a number for each channel, std above 0, got {tuple(mean)} and {tuple(std)}"
+            )
         self.mean = tuple(mean)
+        self.channels = len(self.mean)
+        self.dtype = np.dtype(np.float32 if floating else np.uint8)
         # Normalised values of the 256 values of each channel: looking them up costs half of computing them.
-        levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
+        levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], len(mean), axis=2)
         normalize = A.Normalize(self.mean, tuple(std), max_pixel_value=255.0)
         self._levels = tuple(normalize(image=levels)["image"].transpose(2, 0, 1).copy())
+        self._shift, self._scale = (np.array(values, dtype=np.float32)[:, None, None] for values in (mean, std))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """The image, RGB, uint8, at ``size``: the part that is the same in every epoch."""
-        return resize_image(image, self.size)
+        """The image at ``size``: the part that is the same in every epoch."""
+        return resize_image(self.check(image), self.size)
+
+    def check(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (h, w, C) that is of the transform's channels and type.
+
+        Raises:
+            InputError: It is not.
+        """
+        if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != self.dtype:
+            raise InputError(
+                f"expected an image (h, w, {self.channels}) of type {self.dtype}, got {image.shape} of {image.dtype}: "
+                "mean and std need a number for each channel of the data, and a value_range makes images float32"
+            )
+        return image
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
         """The mask, uint8, at ``size``; every pixel keeps one of the mask's values."""
@@ -67,9 +91,12 @@ class EvalTransform:
         self, image: np.ndarray, mask: np.ndarray | None, *, key: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor | None]:
         """What is left after `resize` and `resize_mask`; otherwise as a call. The arrays are not written to."""
-        pixels = np.empty((3, *image.shape[:2]), dtype=np.float32)
-        for plane, levels, result in zip(cv2.split(image), self._levels, pixels, strict=True):
-            cv2.LUT(plane, levels, dst=result)
+        if image.dtype == np.uint8:
+            pixels = np.empty((len(self.mean), *image.shape[:2]), dtype=np.float32)
+            for plane, levels, result in zip(cv2.split(image), self._levels, pixels, strict=True):
+                cv2.LUT(plane, levels, dst=result)
+        else:
+            pixels = (image.transpose(2, 0, 1) - self._shift) / self._scale
         return torch.from_numpy(pixels), None if mask is None else torch.from_numpy(mask.astype(np.int64))
 
     def __call__(
@@ -78,12 +105,12 @@ class EvalTransform:
         """Transform one sample.
 
         Args:
-            image: RGB, uint8, shape (h, w, 3).
+            image: uint8, or float32 from 0 to 1, shape (h, w, C).
             mask: uint8, shape (h, w), or ``None``.
             key: What random numbers depend on, beside the seed; not used here.
 
         Returns:
-            The image, float32, shape (3, H, W), and the mask, int64, shape (H, W), or ``None``.
+            The image, float32, shape (C, H, W), and the mask, int64, shape (H, W), or ``None``.
         """
         return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
 
@@ -95,7 +122,8 @@ class Augmentation(TypedDict, total=False):
         scale: Largest relative change of size: 0.1 draws a zoom from 0.9 to 1.1.
         shift: Largest shift, as a share of height and width.
         rotate: Largest rotation, in degrees.
-        color: Largest relative change of brightness, contrast and saturation; of the hue a tenth of it.
+        color: Largest relative change of brightness, contrast and saturation; of the hue a tenth of it. Images of one
+            channel, or of other channels than RGB, have neither saturation nor hue.
         recolor: Probability to shuffle the color channels, and, drawn apart, to invert them. For classes that
             have no color of their own, such as digits.
         flip: Mirror left and right every second time.
@@ -170,13 +198,13 @@ class TrainTransform:
     """
 
     def __init__(self, plain: EvalTransform, augmentation: Augmentation | None = None, *, seed: int = 0) -> None:
-        self.size = plain.size
+        self.size, self.channels, self.dtype = plain.size, plain.channels, plain.dtype
         self._plain = plain
         self._seed = seed
-        self._augment = A.Compose(_make_steps(complete_augmentation(augmentation), plain.mean))
+        self._augment = A.Compose(_make_steps(complete_augmentation(augmentation), plain.mean, plain.dtype))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """The image, RGB, uint8, at ``size``."""
+        """The image at ``size``."""
         return self._plain.resize(image)
 
     def resize_mask(self, mask: np.ndarray) -> np.ndarray:
@@ -201,18 +229,37 @@ class TrainTransform:
         return self.finish(self.resize(image), None if mask is None else self.resize_mask(mask), key=key)
 
 
-def _make_steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.BasicTransform]:
+class _Affine(A.Affine):
+    """An affine transform of any number of channels: OpenCV fills what comes from outside with four values at most."""
+
+    def apply(self, img: np.ndarray, matrix: np.ndarray, output_shape: tuple[int, int], **params: Any) -> np.ndarray:
+        if img.shape[2] <= _OPENCV_CHANNELS:
+            return np.asarray(super().apply(img, matrix, output_shape, **params))
+        return _join_groups(
+            cv2.warpAffine(
+                np.ascontiguousarray(img[..., group]),
+                matrix[:2],
+                output_shape[::-1],
+                flags=self.interpolation,
+                borderMode=self.border_mode,
+                borderValue=self.fill[group],
+            )
+            for group in _group_channels(img.shape[2])
+        )
+
+
+def _make_steps(strengths: Augmentation, mean: tuple[float, ...], dtype: np.dtype[Any]) -> list[A.BasicTransform]:
     scale, shift, rotate, color = (strengths[name] for name in ("scale", "shift", "rotate", "color"))
     steps: list[A.BasicTransform] = []
     if scale or shift or rotate:
         steps.append(
-            A.Affine(
+            _Affine(
                 scale=(1 - scale, 1 + scale),
                 translate_percent=(-shift, shift),
                 rotate=(-rotate, rotate),
                 keep_ratio=True,
                 border_mode=cv2.BORDER_CONSTANT,
-                fill=tuple(round(255 * value) for value in mean),
+                fill=tuple(round(255 * value) if dtype == np.uint8 else float(value) for value in mean),
                 fill_mask=IGNORE_INDEX,
                 p=1.0,
             )
@@ -223,6 +270,8 @@ def _make_steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.Basi
         steps += [A.ChannelShuffle(p=strengths["recolor"]), A.InvertImg(p=strengths["recolor"])]
     if color:
         around_one = (1 - color, 1 + color)
+        if len(mean) not in (1, 3):
+            return [*steps, A.RandomBrightnessContrast(color, color, brightness_by_max=False, p=1.0)]
         steps.append(A.ColorJitter(around_one, around_one, around_one, (-color / 10, color / 10), p=1.0))
     return steps
 
@@ -230,6 +279,17 @@ def _make_steps(strengths: Augmentation, mean: tuple[float, ...]) -> list[A.Basi
 def init_worker(worker_id: int) -> None:
     """Keep OpenCV single-threaded in a data loader's worker: its thread pool does not survive a fork."""
     cv2.setNumThreads(0)
+
+
+def _group_channels(count: int) -> list[slice]:
+    """The channels in groups of as many as every function of OpenCV takes."""
+    return [slice(start, start + _OPENCV_CHANNELS) for start in range(0, count, _OPENCV_CHANNELS)]
+
+
+def _join_groups(groups: Iterable[np.ndarray]) -> np.ndarray:
+    """Images of some channels each, (H, W, c) or (H, W), as one (H, W, C)."""
+    parts = [group if group.ndim == 3 else group[..., None] for group in groups]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -246,7 +306,12 @@ def _resize_array(array: np.ndarray, size: tuple[int, int], interpolation: int) 
     if array.shape[:2] == size:
         return array
     try:
-        return cv2.resize(array, size[::-1], interpolation=interpolation)
+        if array.ndim == 2:
+            return cv2.resize(array, size[::-1], interpolation=interpolation)
+        return _join_groups(
+            cv2.resize(np.ascontiguousarray(array[..., group]), size[::-1], interpolation=interpolation)
+            for group in _group_channels(array.shape[2])
+        )
     except cv2.error as error:
         height, width = array.shape[:2]
         raise InputError(

@@ -17,6 +17,7 @@ from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.loading.items import Item
 from tw_seg.data.loading.transforms import EvalTransform, resize_image
 from tw_seg.errors import DataError, InputError
+from tw_seg.pictures import draw_pixels
 from tw_seg.types import Failure, Sample, Window
 
 THUMBNAIL_SIDE = 1024
@@ -186,7 +187,7 @@ class WindowItems(IterableDataset[Item | Failure]):
             return
         for window in windows:
             image = first if window is windows[0] else cut_window(sample.image, window, self._transform)
-            small = shrink(sample.image) if window.last and self._thumbnails else None
+            small = draw_pixels(shrink(sample.image)) if window.last and self._thumbnails else None
             yield Item(image, labels, None, None, name, size, window=window, thumbnail=small)
 
 
@@ -203,7 +204,7 @@ def cut_window(picture: np.ndarray, window: Window, transform: EvalTransform) ->
     """
     rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
     part = np.ascontiguousarray(picture[rows, columns])
-    image, _ = transform.finish(resize_image(part, window.fit), None)
+    image, _ = transform.finish(resize_image(transform.check(part), window.fit), None)
     height, width = (full - side for full, side in zip(transform.size, window.fit, strict=True))
     return F.pad(image, (0, width, 0, height)) if height or width else image
 
