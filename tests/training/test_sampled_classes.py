@@ -191,6 +191,26 @@ def test_what_is_decoded_and_that_nothing_flows_elsewhere(kwargs, monkeypatch):
         assert {k for k in range(K) if rows[k].any()} == decoded
 
 
+@pytest.mark.parametrize("kwargs", KINDS)
+@pytest.mark.parametrize("annotated", [False, True])
+def test_classes_that_nobody_knows_of_and_those_of_sets_are_decoded(kwargs, annotated):
+    """With the labels unknown, or all classes in sets, the step is the exact one, however few are drawn."""
+    batch = make_batch(annotated=annotated)
+    unknown = batch.labels.clone()
+    unknown[:, 1:] = torch.nan
+    masks = torch.where(batch.masks == 0, K, batch.masks)
+    masks[:, 10:12] = K + 1
+    regions = torch.tensor([[True, True, False, True, False, False], [True, False, True, False, True, True]])
+    batches = [batch._replace(labels=unknown), batch._replace(masks=masks, regions=regions.expand(2, -1, -1))]
+    tasks = [create_task(kwargs, sampled_classes=how, guidance={"energy": 1.0}) for how in (None, {"negatives": 1})]
+    for one in batches:
+        (exact, expected), (loss, gradients) = (train(task, one) for task in tasks)
+        torch.testing.assert_close(loss, exact, rtol=1e-10, atol=0)
+        scale = max(gradient.abs().max() for gradient in expected.values())
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-10 * scale.item())
+
+
 def test_a_step_without_masks_is_finite():
     task, batch = create_task(sampled_classes={}), make_batch()
     loss, gradients = train(task, batch._replace(labelled=batch.labelled[:0], masks=batch.masks[:0]))

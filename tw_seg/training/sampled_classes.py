@@ -25,8 +25,8 @@ class SampledClasses(TypedDict, total=False):
     """Which classes of an image with a mask are decoded in training.
 
     Attributes:
-        negatives: How many of the classes that neither its labels nor its mask name; 2 unless given. With as many as
-            there are, the step is exact.
+        negatives: How many of the classes that its labels exclude and its mask does not name; 2 unless given. With as
+            many as there are, the step is exact. Classes of unknown label are all decoded.
     """
 
     negatives: int

@@ -42,6 +42,16 @@ def test_labels_from_masks(root):
     assert data.load(0, mask=False).mask is None
 
 
+def test_a_table_with_unknown_labels_and_classes_that_were_annotated(root):
+    header = "image,annotated,cat,dog"
+    (root / "classes.txt").write_text("background\ncat\ndog")
+    (root / "image_labels.csv").write_text(f"{header}\n2007_2,,1,?\n2007_1,cat,1,\n")
+    data = VOCDataset(root, split="train")
+    assert data.names == ("2007_1", "2007_2")
+    np.testing.assert_array_equal(data.labels, [[1, 1, np.nan]] * 2)
+    assert data.annotated.tolist() == [[True, True, False], [True] * 3]
+
+
 def test_own_classes_and_table(root):
     (root / "classes.txt").write_text("\n".join(["background", *(f"c{i}" for i in range(1, 21))]))
     header = ",".join(f"c{i}" for i in range(20, 0, -1))

@@ -116,7 +116,6 @@ class FolderDataset(ImageFiles):
         self._point_radius = point_radius
         self._boxes: dict[int, list[tuple[Box, int]]] = {}
         self._points: dict[int, list[Point]] = {}
-        self.annotated: np.ndarray | None = None
         self._binary_masks = binary_masks
         self._root = root = Path(root)
         csv_path, classes_path = root / _TABLE, root / "classes.txt"

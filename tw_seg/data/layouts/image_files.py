@@ -21,6 +21,7 @@ class ImageFiles:
         names: The N sample names.
         labels: Image-level multi-hot labels, float32, shape (N, K).
         has_mask: Which images have a mask, bool, shape (N,).
+        annotated: Which classes were annotated in each mask, bool, shape (N, K); ``None``: all.
         mask_search: Where masks were looked for, for messages.
         pixels: How image files are read; may be set.
         colors: What the colours of mask files mean; ``None``: they hold class ids.
@@ -30,6 +31,7 @@ class ImageFiles:
     names: tuple[str, ...]
     labels: np.ndarray
     has_mask: np.ndarray
+    annotated: np.ndarray | None = None
     mask_search: str = "no mask was looked for"
     colors: ColorTable | None = None
     pixels: PixelFormat = PixelFormat()

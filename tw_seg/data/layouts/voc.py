@@ -164,7 +164,9 @@ class VOCDataset(ImageFiles):
             raise DataError(
                 f"{csv_path}: no row for {len(lacking)} images of the split, first {lacking[0]!r}; add them"
             )
-        return table.labels[[row_of[name] for name in self.names]]
+        rows = [row_of[name] for name in self.names]
+        self.annotated = None if table.annotated is None else table.annotated[rows]
+        return table.labels[rows]
 
     def _collect_labels(self, folder: Path, csv_path: Path, on_error: OnError) -> np.ndarray:
         def read_ids(row: int) -> np.ndarray:
