@@ -159,7 +159,8 @@ class SegmentationCLI(LightningCLI):
                 SegmentationDataModule,
                 save_config_callback=RunConfig,
                 trainer_class=CommandTrainer,
-                trainer_defaults={"log_every_n_steps": 10, "devices": 1},
+                # The data module divides images among processes.
+                trainer_defaults={"log_every_n_steps": 10, "devices": 1, "use_distributed_sampler": False},
                 seed_everything_default=0,
                 auto_configure_optimizers=False,  # the task has its own
                 parser_class=CommandParser,

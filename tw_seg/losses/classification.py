@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tw_seg.errors import InputError
+from tw_seg.losses.masked import mean_of
+from tw_seg.processes import AddUp, keep_sum
 from tw_seg.types import BACKGROUND
 
 
-def multilabel_bce(logits: Tensor, labels: Tensor) -> Tensor:
+def multilabel_bce(logits: Tensor, labels: Tensor, *, add_up: AddUp = keep_sum) -> Tensor:
     """Binary cross-entropy per image and class; the background column (index 0) has weight 0.
 
     Background is in every image: its label says nothing, and its logit is free to serve the mask. Unknown labels do not
@@ -19,6 +21,7 @@ def multilabel_bce(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: Image-level class scores, shape (N, K).
         labels: Multi-hot labels in [0, 1], float, shape (N, K); NaN where nobody knows.
+        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in nats, the mean over the known labels of N images and K - 1 classes; 0 with zero gradient if there is
@@ -47,4 +50,4 @@ def multilabel_bce(logits: Tensor, labels: Tensor) -> Tensor:
     values = F.binary_cross_entropy_with_logits(
         torch.where(known, logits, 0.0), torch.where(known, labels, 0.0), reduction="none"
     )
-    return torch.where(known, values, 0.0).sum() / known.sum().clamp(min=1)
+    return mean_of(torch.where(known, values, 0.0), known, add_up=add_up)

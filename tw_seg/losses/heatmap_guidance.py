@@ -20,6 +20,7 @@ from tw_seg.arguments import check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses.masked import check_masks, mean_inside
 from tw_seg.losses.sets import find_allowed
+from tw_seg.processes import AddUp, keep_sum
 from tw_seg.resize import resize_logits
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Batch
 
@@ -211,13 +212,16 @@ def find_guided_pairs(batch: Batch, num_classes: int) -> GuidedPairs:
     return GuidedPairs(rows, classes, inside[rows, classes], known[rows])
 
 
-def guide_heatmaps(heatmaps: Tensor, batch: Batch, names: Mapping[str, float]) -> dict[str, Tensor]:
+def guide_heatmaps(
+    heatmaps: Tensor, batch: Batch, names: Mapping[str, float], *, add_up: AddUp = keep_sum
+) -> dict[str, Tensor]:
     """Guidance losses of a batch.
 
     Args:
         heatmaps: Of every class in every image with a mask, signed, shape (L, K, h, w); resized to the masks.
         batch: The batch.
         names: The losses, keys of :data:`GUIDANCE`.
+        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar for each name.
@@ -225,7 +229,9 @@ def guide_heatmaps(heatmaps: Tensor, batch: Batch, names: Mapping[str, float]) -
     check_masks(heatmaps, batch.masks, batch.regions)
     pairs = find_guided_pairs(batch, heatmaps.shape[1])
     chosen = resize_logits(heatmaps[pairs.rows, pairs.classes][:, None], batch.masks.shape[-2:])[:, 0]
-    return {name: GUIDANCE[name](chosen, pairs.inside, pairs.known) for name in names}
+    count = len(chosen)
+    total = add_up(chosen.new_tensor(count)).clamp(min=1)
+    return {name: add_up(GUIDANCE[name](chosen, pairs.inside, pairs.known) * count) / total for name in names}
 
 
 def _divide_by_peak(heatmaps: Tensor, magnitudes: Tensor) -> Tensor:

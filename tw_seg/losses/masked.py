@@ -7,15 +7,17 @@ from torch import Tensor
 
 from tw_seg.arguments import check_mask_ids
 from tw_seg.errors import InputError
+from tw_seg.processes import AddUp, keep_sum
 from tw_seg.types import IGNORE_INDEX
 
 
-def masked_mean(values: Tensor, masks: Tensor) -> Tensor:
+def masked_mean(values: Tensor, masks: Tensor, *, add_up: AddUp = keep_sum) -> Tensor:
     """Mean of ``values`` over the labelled pixels of a whole batch.
 
     Args:
         values: One number per pixel, float, shape (L, H, W).
         masks: Masks, int64, shape (L, H, W); pixels of value 255 do not count.
+        add_up: What makes sums over this batch of sums over the part of it that is here; as for all losses.
 
     Returns:
         A scalar; 0 with zero gradient if no pixel is labelled (L may be 0).
@@ -34,13 +36,18 @@ def masked_mean(values: Tensor, masks: Tensor) -> Tensor:
         )
     labelled = masks != IGNORE_INDEX
     # where, not a product: an infinite value at an ignored pixel must not become NaN.
-    return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp(min=1)
+    return mean_of(torch.where(labelled, values, 0.0), labelled, add_up=add_up)
 
 
-def masked_sums(values: Tensor, masks: Tensor) -> Tensor:
+def mean_of(values: Tensor, counted: Tensor, *, add_up: AddUp = keep_sum) -> Tensor:
+    """Sum of ``values``, any shape, divided by the number of those that count (bool or 0/1); 0 if none does."""
+    return add_up(values.sum()) / add_up(counted.sum()).clamp(min=1)
+
+
+def masked_sums(values: Tensor, masks: Tensor, *, add_up: AddUp = keep_sum) -> Tensor:
     """Sum of ``values`` (L, K, H, W) over the labelled pixels of a whole batch, per class: shape (K,)."""
     labelled = (masks != IGNORE_INDEX).unsqueeze(1)
-    return torch.where(labelled, values, 0.0).sum(dim=(0, 2, 3))
+    return add_up(torch.where(labelled, values, 0.0).sum(dim=(0, 2, 3)))
 
 
 def mean_inside(values: Tensor, inside: Tensor) -> Tensor:

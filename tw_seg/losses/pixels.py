@@ -8,11 +8,14 @@ from torch import Tensor
 
 from tw_seg.losses.masked import check_masks, masked_mean, masked_sums
 from tw_seg.losses.sets import find_allowed, ignore_open_pixels
+from tw_seg.processes import AddUp, keep_sum
 from tw_seg.resize import resize_logits
 from tw_seg.types import IGNORE_INDEX
 
 
-def cross_entropy(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None, *, add_up: AddUp = keep_sum
+) -> Tensor:
     """Pixel-wise cross-entropy, the mean over all labelled pixels of the batch (each pixel counts the same).
 
     Equals ``torch.nn.functional.cross_entropy(..., ignore_index=255)``, but where that is NaN, on a batch
@@ -23,6 +26,7 @@ def cross_entropy(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = N
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
         regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
+        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in nats.
@@ -40,11 +44,12 @@ def cross_entropy(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = N
     if regions is not None:
         allowed = find_allowed(masks, logits.shape[1], regions)
         sets = torch.where(allowed, logits.log_softmax(dim=1), -torch.inf).logsumexp(dim=1)
-        return masked_mean(-sets, ignore_open_pixels(masks, allowed))
-    return masked_mean(F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none"), masks)
+        return masked_mean(-sets, ignore_open_pixels(masks, allowed), add_up=add_up)
+    values = F.cross_entropy(logits, masks, ignore_index=IGNORE_INDEX, reduction="none")
+    return masked_mean(values, masks, add_up=add_up)
 
 
-def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> Tensor:
+def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None, *, add_up: AddUp = keep_sum) -> Tensor:
     """Soft Dice loss: 1 - Dice of the softmax, the mean over the classes present in the batch's masks.
 
     For class k with probabilities p and target t, summed over all pixels of the batch of which it is known whether they
@@ -59,6 +64,7 @@ def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> T
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
         regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
+        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in [0, 1]; 0 with zero gradient if no pixel is labelled.
@@ -74,10 +80,10 @@ def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None) -> T
     check_masks(mask_logits, masks, regions)
     probabilities = resize_logits(mask_logits, masks.shape[-2:]).softmax(dim=1)
     certain, known = _split_known(probabilities, masks, regions)
-    sizes = certain.sum(dim=(0, 2, 3))
+    sizes = add_up(certain.sum(dim=(0, 2, 3)))
     present = sizes > 0
-    overlap = 2 * torch.where(certain, probabilities, 0.0).sum(dim=(0, 2, 3))
-    total = masked_sums(known, masks) + sizes
+    overlap = 2 * add_up(torch.where(certain, probabilities, 0.0).sum(dim=(0, 2, 3)))
+    total = masked_sums(known, masks, add_up=add_up) + sizes
     scores = overlap / torch.where(present, total, 1.0)
     return torch.where(present, 1 - scores, 0.0).sum() / present.sum().clamp(min=1)
 

@@ -12,6 +12,7 @@ from tw_seg.losses.annotated import Unmasked, check_unmasked, merge_open_classes
 from tw_seg.losses.classification import multilabel_bce
 from tw_seg.losses.heatmap_guidance import check_guidance, guide_heatmaps
 from tw_seg.losses.pixels import cross_entropy, dice
+from tw_seg.processes import AddUp, keep_sum
 from tw_seg.types import Batch, SegOutput
 
 PARTS = ("seg/ce", "seg/dice", "cls/bce", "seg/aux")
@@ -62,7 +63,7 @@ class SegmentationLoss(nn.Module):
         return (*PARTS, *(f"guidance/{name}" for name in self.guidance))
 
     def forward(
-        self, output: SegOutput, batch: Batch, *, heatmaps: Tensor | None = None
+        self, output: SegOutput, batch: Batch, *, heatmaps: Tensor | None = None, add_up: AddUp = keep_sum
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch.
 
@@ -70,6 +71,8 @@ class SegmentationLoss(nn.Module):
             output: The model's output; row i of ``mask_logits`` belongs to ``batch.masks[i]``.
             batch: The batch.
             heatmaps: What is guided, of the size of ``mask_logits``; without them, the mask logits themselves.
+            add_up: Where it is one process' part of a batch: what makes sums over all of it, see
+                :func:`tw_seg.processes.add_over_processes`.
 
         Returns:
             The loss, a scalar to minimise, and its unweighted parts, detached, by :attr:`names`.
@@ -79,15 +82,16 @@ class SegmentationLoss(nn.Module):
         """
         heatmaps = output.mask_logits if heatmaps is None else heatmaps
         output = _close(output, batch, self.unmasked)
+        target = batch.masks, batch.regions
         parts = {
-            "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, batch.masks, batch.regions)),
-            "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, batch.masks, batch.regions)),
-            "cls/bce": self._part("cls/bce", lambda: multilabel_bce(output.logits, batch.labels)),
-            "seg/aux": self._deep(output, batch.masks, batch.regions),
+            "seg/ce": self._part("seg/ce", lambda: cross_entropy(output.mask_logits, *target, add_up=add_up)),
+            "seg/dice": self._part("seg/dice", lambda: dice(output.mask_logits, *target, add_up=add_up)),
+            "cls/bce": self._part("cls/bce", lambda: multilabel_bce(output.logits, batch.labels, add_up=add_up)),
+            "seg/aux": self._deep(output, *target, add_up=add_up),
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if self.guidance:
-            guiding = guide_heatmaps(heatmaps, batch, self.guidance)
+            guiding = guide_heatmaps(heatmaps, batch, self.guidance, add_up=add_up)
             loss = loss + torch.stack([self.guidance[name] * part for name, part in guiding.items()]).sum()
             parts |= {f"guidance/{name}": part for name, part in guiding.items()}
         return loss, {name: part.detach() for name, part in parts.items()}
@@ -97,28 +101,37 @@ class SegmentationLoss(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.weights[name] > 0):
             return compute()
 
-    def compare_masks(self, output: SegOutput, masks: Tensor) -> Tensor:
+    def compare_masks(self, output: SegOutput, masks: Tensor, add_up: AddUp = keep_sum) -> Tensor:
         """The part of the loss that compares pixels: cross-entropy, Dice and their deep supervision.
 
         Args:
             output: The model's output for the images of the masks.
             masks: Masks of all classes, int64, shape (L, H, W).
+            add_up: As in :meth:`forward`.
 
         Returns:
             A scalar to minimise.
         """
-        return self._compare(output, (output.mask_logits,), masks) + self.weights["seg/aux"] * self._deep(output, masks)
+        deep = self._deep(output, masks, add_up=add_up)
+        return self._compare(output, (output.mask_logits,), masks, add_up=add_up) + self.weights["seg/aux"] * deep
 
-    def _deep(self, output: SegOutput, masks: Tensor, regions: Tensor | None = None) -> Tensor:
-        return self._compare(output, output.aux if self.weights["seg/aux"] > 0 else (), masks, regions=regions)
+    def _deep(self, output: SegOutput, masks: Tensor, regions: Tensor | None = None, *, add_up: AddUp) -> Tensor:
+        maps = output.aux if self.weights["seg/aux"] > 0 else ()
+        return self._compare(output, maps, masks, regions=regions, add_up=add_up)
 
     def _compare(
-        self, output: SegOutput, maps: Iterable[Tensor], masks: Tensor, *, regions: Tensor | None = None
+        self,
+        output: SegOutput,
+        maps: Iterable[Tensor],
+        masks: Tensor,
+        *,
+        regions: Tensor | None = None,
+        add_up: AddUp,
     ) -> Tensor:
         total = output.logits.new_zeros(())
         for mask_logits in maps:
-            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks, regions)
-            total = total + self.weights["seg/dice"] * dice(mask_logits, masks, regions)
+            total = total + self.weights["seg/ce"] * cross_entropy(mask_logits, masks, regions, add_up=add_up)
+            total = total + self.weights["seg/dice"] * dice(mask_logits, masks, regions, add_up=add_up)
         return total
 
 

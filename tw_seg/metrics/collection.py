@@ -9,7 +9,7 @@ Per class it says 0, which reads like a failure; here it is NaN. If no pixel is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from tw_seg.arguments import check_class_count, check_mask_ids
 from tw_seg.errors import InputError
 from tw_seg.metrics.confusion import dice_per_class, iou_per_class, pixel_accuracy
+from tw_seg.processes import add_over_processes, count_processes
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 _UNKNOWN = -1  # an image-level label, as torchmetrics is told
@@ -52,6 +53,7 @@ class SegmentationMetrics(nn.Module):
         self.class_names = tuple(class_names)
         count = len(self.class_names)
         check_class_count(count)
+        self._losses: dict[str, Tensor] = {}  # the sum over images, and their number
         self.pixels = MetricCollection(
             {
                 "miou": MulticlassJaccardIndex(count, average="macro", ignore_index=IGNORE_INDEX, validate_args=False),
@@ -98,9 +100,24 @@ class SegmentationMetrics(nn.Module):
         known = labels.nan_to_num(_UNKNOWN)[:, first:].long()
         self.images.update(logits[:, first:].float().sigmoid(), known)
 
+    def update_losses(self, losses: Mapping[str, Tensor], count: int) -> None:
+        """Add losses, scalars by name, that are means over ``count`` images."""
+        for name, value in losses.items():
+            added = torch.stack([value.detach() * count, value.new_tensor(count)])
+            self._losses[name] = self._losses[name] + added if name in self._losses else added
+
+    def compute_losses(self) -> dict[str, Tensor]:
+        """The mean of each loss over all images so far, of all processes."""
+        # Not Lightning's: its mean over processes rounds the mean number of images down.
+        sums = {name: add_over_processes(value) for name, value in self._losses.items()}
+        return {name: total / count for name, (total, count) in sums.items()}
+
     def compute_masks(self) -> dict[str, Tensor]:
         """``miou``, ``dice``, ``pixel_acc`` and ``iou/<class>`` of all masks so far; NaN where undefined."""
         names = ("miou", "dice", "pixel_acc", *(f"iou/{name}" for name in self.class_names))
+        if not self.pixels["miou"].update_called and count_processes() > 1:
+            nothing = torch.empty(0, dtype=torch.int64, device=self.pixels["miou"].device)
+            self.pixels.update(nothing, nothing)  # the others wait for what this process has
         if not self.pixels["miou"].update_called:
             return dict.fromkeys(names, torch.tensor(torch.nan, device=self.pixels["miou"].device))
         values = self.pixels.compute()
@@ -116,6 +133,7 @@ class SegmentationMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget everything."""
+        self._losses.clear()
         self.pixels.reset()
         self.images.reset()
 

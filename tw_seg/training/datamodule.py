@@ -32,6 +32,7 @@ from tw_seg.errors import BudgetError, InputError
 from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
+from tw_seg.training.several_devices import check_processes
 from tw_seg.types import BACKGROUND, IMAGENET, Normalization
 
 BUDGET_FILE = "label_budget.json"
@@ -208,12 +209,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         return len(self._find_masked(role))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of labelled rows first, unlabelled rows after them, without native masks."""
-        if self.trainer is not None and self.trainer.world_size > 1:
-            raise InputError(
-                f"trainer.devices: expected one process, got {self.trainer.world_size}; the rows of a "
-                "batch are not divided among processes yet"
-            )
+        """Batches of labelled rows first, unlabelled rows after them, without native masks.
+
+        Raises:
+            InputError: Several processes are to train in a way that does not give the gradients of one.
+        """
+        if self.trainer is not None:
+            check_processes(self.trainer)
         data = self._open_dataset("train")
         labelled = self._find_labelled()
         if not len(labelled) and np.isnan(data.labels[:, BACKGROUND + 1 :]).all():
@@ -225,6 +227,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             labelled,
             np.setdiff1d(np.arange(len(data)), labelled),
             **self._pick("batch_size", "labelled_per_batch", "steps_per_epoch", "seed"),
+            process=self._process,
         )
         cache = self._fill_cache("train", labelled)
         items = TrainItems(
@@ -279,6 +282,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         items = EvalItems(data, self._eval_transform, self._caches.get("train"), annotated=self._find_annotated(data))
         rows = self._find_labelled().tolist()
         return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """Number of this process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _pick(self, *names: str) -> dict[str, Any]:
         """Some of the arguments, by name."""
@@ -407,7 +415,11 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _make_eval_loader(self, data: SegmentationData, cache: DecodedCache | None = None) -> DataLoader[Any]:
         items = EvalItems(data, self._eval_transform, cache, annotated=self._find_annotated(data))
-        return DataLoader(items, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
+        process, processes = self._process
+        if len(items) < processes:
+            raise InputError(f"trainer.devices: {processes} processes are too many to share {len(items)} images")
+        rows = range(process, len(items), processes)  # each image once: Lightning's own sampler would fill up
+        return DataLoader(items, sampler=rows, batch_size=self.hparams["eval_batch_size"], **self._loader_kwargs())
 
     def _loader_kwargs(self) -> dict[str, Any]:
         workers = self.hparams["num_workers"]

@@ -17,10 +17,12 @@ from tw_seg.arguments import check_batch, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.losses import SegmentationLoss
 from tw_seg.losses.annotated import Unmasked
+from tw_seg.losses.masked import mean_of
 from tw_seg.metrics import SegmentationMetrics, predict_masks
 from tw_seg.models.bundled import find_normalization
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_normalization, read_weights
+from tw_seg.processes import add_over_processes, count_processes
 from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
 from tw_seg.training.sampled_classes import (
@@ -229,16 +231,17 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one semi-supervised batch; only rows with a mask or a pseudo-mask are decoded."""
-        rows = self._choose_pseudo_rows(batch)
-        if not len(rows):
+        if self._teacher is None or self.global_step < self._teacher.options["start"]:
             return self._loss("train", batch, self._segment_rows(batch, batch.labelled))
-        assert self._teacher is not None
+        rows = self._choose_pseudo_rows(batch, self._teacher.options["images"])
         masks = self._teacher.make_masks(batch.images[rows], batch.labels[rows])
         output = self._segment_rows(batch, torch.cat([batch.labelled, rows]))
         own, others = _split_output(output, len(batch.labelled))
-        pseudo = self.loss.compare_masks(others, masks)
-        self.log("train/pseudo/loss", pseudo.detach(), batch_size=len(rows))
-        self.log("train/pseudo/share", (masks != IGNORE_INDEX).float().mean(), batch_size=len(rows))
+        pseudo = self.loss.compare_masks(others, masks, add_over_processes)
+        confident = (masks != IGNORE_INDEX).float()
+        share = mean_of(confident, torch.ones_like(confident), add_up=add_over_processes)
+        parts = {"train/pseudo/loss": pseudo.detach(), "train/pseudo/share": share}
+        self.log_dict(parts, batch_size=len(batch.images))
         return self._loss("train", batch, own) + self._teacher.options["weight"] * pseudo
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -345,13 +348,15 @@ class SegmentationTask(pl.LightningModule):
                 )
             self.model.calibrate(data.labelled_dataloader())
 
-    def _choose_pseudo_rows(self, batch: Batch) -> Tensor:
-        """Rows of a batch that are trained with pseudo-masks: unlabelled ones, as many as were asked for."""
-        if self._teacher is None or self.global_step < self._teacher.options["start"]:
-            return batch.labelled[:0]
-        labelled = torch.zeros(len(batch.images), dtype=torch.bool, device=batch.labelled.device)
-        labelled[batch.labelled] = True
-        return (~labelled).nonzero().flatten()[: self._teacher.options["images"]]
+    def _choose_pseudo_rows(self, batch: Batch, count: int) -> Tensor:
+        """Rows of a batch that are trained with pseudo-masks: the first ``count`` after the labelled ones.
+
+        They are counted in the whole batch, whose rows processes take in turn.
+        """
+        rows = torch.arange(len(batch.images), device=batch.labelled.device)
+        labelled = add_over_processes(rows.new_tensor(len(batch.labelled)))
+        position = rows * count_processes() + self.global_rank
+        return rows[len(batch.labelled) :][(position < labelled + count)[len(batch.labelled) :]]
 
     def _segment_rows(self, batch: Batch, rows: Tensor) -> SegOutput:
         """Segment some rows for a training step, those with a mask first."""
@@ -384,18 +389,19 @@ class SegmentationTask(pl.LightningModule):
         scored = _scored(batch, output)
         guided = self.loss.guidance and len(output.mask_logits)
         heatmaps = self.model.find_heatmaps(output, scored.labelled) if guided else None
-        loss, parts = self.loss(output, scored, heatmaps=heatmaps)
-        count = len(batch.images)
-        across = stage != "train"  # means over an epoch are means over all devices
-        self.log(f"{stage}/loss", loss, prog_bar=stage == "train", batch_size=count, sync_dist=across)
-        named = {f"{stage}/{name}": value for name, value in parts.items()}
-        self.log_dict(named, batch_size=count, sync_dist=across)
+        if stage != "train":
+            loss, parts = self.loss(output, scored, heatmaps=heatmaps)
+            self._metrics(stage).update_losses({"loss": loss, **parts}, len(batch.images))
+            return loss
+        loss, parts = self.loss(output, scored, heatmaps=heatmaps, add_up=add_over_processes)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.images))
         return loss
 
     def _log_metrics(self, stage: Stage) -> None:
         metrics = self._metrics(stage)
         masks = metrics.compute_masks() if self.model.makes_masks else {}
-        values = {**masks, **metrics.compute_labels()}
+        values = {**metrics.compute_losses(), **masks, **metrics.compute_labels()}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("miou", "cls/map"))
         metrics.reset()

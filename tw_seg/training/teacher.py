@@ -89,6 +89,8 @@ class Teacher:
         Returns:
             Class ids, int64, shape (P, H, W); 255 where no class is probable enough.
         """
+        if not len(images):  # one process' part of a batch
+            return torch.empty((0, *images.shape[2:]), dtype=torch.int64, device=images.device)
         output = self._average.eval()(images)
         absent = labels <= 0  # NaN, which nobody knows, is not
         absent[:, BACKGROUND] = False

@@ -31,7 +31,8 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
 
     Each pool is walked in shuffled passes, one after the other across batches and epochs, so its images are
     seen equally often (give or take one) at any time. A pool smaller than its part of a batch repeats within
-    the batch. A batch is a pure function of (seed, epoch, step).
+    the batch. A batch is a pure function of (seed, epoch, step). Processes that train together share the rows of one batch:
+    with W of them process w has the rows w, w + W, ...
 
     Args:
         labelled: Data set indices of the images whose masks may be read.
@@ -41,6 +42,7 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         steps_per_epoch: Batches of an epoch; default: one pass over the unlabelled images (over the labelled
             ones if a batch has no unlabelled row), rounded up.
         seed: Seed of the shuffling.
+        process: Number of this process, and how many there are.
 
     Attributes:
         epoch: The epoch that iteration yields; see `set_epoch`.
@@ -59,6 +61,7 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         labelled_per_batch: int,
         steps_per_epoch: int | None = None,
         seed: int = 0,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         check_counts(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
         if not 0 <= labelled_per_batch <= batch_size:
@@ -69,8 +72,13 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
             raise InputError("unlabelled: no index, but labelled_per_batch is 0; pass all images as unlabelled")
         if labelled_per_batch and len(unlabelled) == 0:
             labelled_per_batch = batch_size
+        if process[1] > batch_size:
+            raise InputError(
+                f"batch_size: {batch_size} images are too few for {process[1]} processes, one each at least"
+            )
         self.epoch = 0
         self.start = 0
+        self._process = process
         self._parts = [
             (_Pool(labelled, seed, stream=0), True, labelled_per_batch),
             (_Pool(unlabelled, seed, stream=1), False, batch_size - labelled_per_batch),
@@ -90,13 +98,14 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         self.epoch = epoch
 
     def batch(self, epoch: int, step: int) -> list[Draw]:
-        """The rows of one batch."""
+        """The rows of one batch that belong to this process."""
         rows: list[Draw] = []
+        process, processes = self._process
         for pool, is_labelled, share in self._parts:
             first = (epoch * self._steps + step) * share
             for position in range(first, first + share):
                 rows.append(Draw(pool[position], is_labelled, (epoch, step, len(rows))))
-        return rows
+        return rows[process::processes]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch = self.epoch  # bound here, as workers fetch ahead
