@@ -29,7 +29,9 @@ def add_over_processes(part: Tensor) -> Tensor:
     """
     if count_processes() == 1:
         return part
-    total: Tensor = torch.distributed.nn.functional.all_reduce(part.clone())
+    from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+    total: Tensor = all_reduce(part.clone())
     return total
 
 

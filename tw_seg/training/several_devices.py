@@ -13,8 +13,9 @@ STRATEGY = "ddp_find_unused_parameters_true"
 def check_processes(trainer: pl.Trainer) -> None:
     """Refuse processes that would not take the step that one takes with the whole batch.
 
-    Each has a part of the labelled rows, perhaps none, and then no gradient for the decoder: ``DistributedDataParallel``
-    has to be told that parameters may be without one. Lightning's sampler would show images twice to make parts equal.
+    Each has a part of the labelled rows, perhaps none, and then no gradient for the decoder:
+    ``DistributedDataParallel`` has to be told that parameters may be without one. Lightning's sampler would show
+    images twice to make parts equal.
 
     Raises:
         InputError: Says which argument of the trainer is wrong.

@@ -240,8 +240,8 @@ class SegmentationTask(pl.LightningModule):
         pseudo = self.loss.compare_masks(others, masks, add_over_processes)
         confident = (masks != IGNORE_INDEX).float()
         share = mean_of(confident, torch.ones_like(confident), add_up=add_over_processes)
-        parts = {"train/pseudo/loss": pseudo.detach(), "train/pseudo/share": share}
-        self.log_dict(parts, batch_size=len(batch.images))
+        self.log("train/pseudo/loss", pseudo.detach(), batch_size=len(batch.images))
+        self.log("train/pseudo/share", share, batch_size=len(batch.images))
         return self._loss("train", batch, own) + self._teacher.options["weight"] * pseudo
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

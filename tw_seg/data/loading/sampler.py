@@ -31,8 +31,8 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
 
     Each pool is walked in shuffled passes, one after the other across batches and epochs, so its images are
     seen equally often (give or take one) at any time. A pool smaller than its part of a batch repeats within
-    the batch. A batch is a pure function of (seed, epoch, step). Processes that train together share the rows of one batch:
-    with W of them process w has the rows w, w + W, ...
+    the batch. A batch is a pure function of (seed, epoch, step). Processes that train together share the rows of
+    one batch: with W of them process w has the rows w, w + W, ...
 
     Args:
         labelled: Data set indices of the images whose masks may be read.
