@@ -17,8 +17,15 @@ from tw_seg.errors import DataError, InputError
 ALL = "all"
 """What the images are called of a data set that is not divided."""
 
-_MARKS = {"voc": "JPEGImages", "folder": "image_labels.csv"}
-"""Layouts by the file or folder that only they have."""
+_MARKS = {
+    "cvat_masks": "ImageSets/Segmentation/default.txt",
+    "voc": "JPEGImages",
+    "folder": "image_labels.csv",
+    "cvat": "annotations.xml",
+    "label_studio": "annotations.json",
+    "coco": "annotations",
+}
+"""Layouts by the file or folder that only they have; labelme has none."""
 
 
 def find_layout(root: Path) -> str:

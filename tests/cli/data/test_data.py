@@ -41,7 +41,7 @@ def test_help_names_every_command_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stderr == "\n"
     for name, command in SUBCOMMANDS.items():
-        assert f"  {name:6}  {command.summary}\n" in done.stdout
+        assert f"  {name:{max(map(len, SUBCOMMANDS))}}  {command.summary}\n" in done.stdout
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -74,7 +74,7 @@ def test_check_of_what_is_no_data_set(tmp_path, capsys):
     status, _, err = run(capsys, "check", tmp_path / "no")
     assert status == 2 and "no: there is no such folder" in err
     status, _, err = run(capsys, "check", tmp_path)
-    assert status == 2 and "expected one of JPEGImages (voc), image_labels.csv (folder) in it" in err
+    assert status == 2 and "JPEGImages (voc), image_labels.csv (folder), annotations.xml (cvat)" in err
     write_good(tmp_path / "good")
     (tmp_path / "file").touch()
     status, _, err = run(capsys, "check", tmp_path / "good", "--json", tmp_path / "file" / "r.json")

@@ -22,12 +22,18 @@ NEAR_DUPLICATES = "near-duplicates"
 _Item = TypeVar("_Item")
 
 
-def add_data_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments that say where a data set is, and how its images are grouped."""
+def add_source_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say where a data set is."""
     add, mapping = parser.add_argument, dict[str, Any] | None
     add("path", help="the folder of the data set")
     add("--layout", metavar="NAME", help="folder, voc, ...; without it, what the folder looks like")
     add("--dataset_kwargs", type=mapping, metavar="YAML", help="further arguments of the layout, as in a config")
+
+
+def add_data_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say where a data set is, and how its images are grouped."""
+    add_source_arguments(parser)
+    add = parser.add_argument
     add("--group_column", metavar="NAME", help="column of a table by which images belong together, as patient")
     add("--table", metavar="FILE", help="the table of --group_column; by default image_labels.csv in the folder")
 

@@ -64,6 +64,19 @@ class ImageFiles:
             self._reported = True
             warnings.warn(f"{text} (other such images of the data set are not named)", stacklevel=2)
 
+    def image_file(self, index: int) -> Path:
+        """The file of an image."""
+        return self._images[index]
+
+    def load_mask(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mask and the regions of an image that has one, see `Sample`; of the image the size is read only.
+
+        Raises:
+            DataError: As `load`.
+        """
+        size, _ = self.pixels.read_size(self._images[index])
+        return self._read_annotation(index, size)
+
     def mask_file(self, index: int) -> Path:
         """The mask file of an image that has one."""
         path = self._masks[index]
