@@ -46,8 +46,8 @@ ONLY_IN = {
     "wandb": ("training/", "cli/"),
     "optuna": ("sweeps/study.py",),
     "captum": ("models/posthoc", "explain/"),
-    "skimage": ("models/posthoc/",),
     "imagehash": ("data/grouping/near_duplicates.py",),
+    "skimage": ("models/posthoc/", "cli/demo.py"),
     "albumentations": ("data/loading/transforms.py",),
     "tifffile": ("data/layouts/pictures.py", "data/layouts/pixels.py"),
     "segmentation_models_pytorch": ("models/encoder_decoder.py",),
@@ -61,7 +61,12 @@ NEEDS = {"lrp": {"torch"}, "losses": {"torch"}, "types": {"torch", "numpy"}, "er
 
 
 # Of the models, these are made of the numerical heart; the factory names all models.
-MODELS_ON_LRP = {"tw_seg.models.segmenter", "tw_seg.models.posthoc.lrp", "tw_seg.models.factory"}
+MODELS_ON_LRP = {
+    "tw_seg.models.segmenter",
+    "tw_seg.models.posthoc.lrp",
+    "tw_seg.models.posthoc.photograph",
+    "tw_seg.models.factory",
+}
 
 
 def sources() -> list[str]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "test": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the test images"),
     "predict": Command("tw_seg.cli.predict:run_predict", "write the masks of pictures, and a table"),
     "data": Command("tw_seg.cli.data:run_data", "check a data set, divide it, choose a label budget"),
+    "demo": Command("tw_seg.cli.demo:run_demo", "find objects in photographs, with nothing trained"),
     "sweep": Command("tw_seg.cli.sweep:run_sweep", "run all that a W&B sweep file describes, without a server"),
     "doctor": Command(
         "tw_seg.cli.doctor:run_doctor", "follow the relevance of a classifier call by call and say what is wrong"

@@ -110,6 +110,24 @@ class PostHoc(SegModel):
             maps[:, column] = self.threshold
         return maps
 
+    def make_maps(self, images: Tensor, targets: Sequence[int]) -> Tensor:
+        """Make the maps of some classes, whatever the gate says.
+
+        Args:
+            images: Shape (S, C, H, W), normalised.
+            targets: T object classes.
+
+        Returns:
+            Shape (S, T, H, W): without negative values, divided by the maximum of the map.
+        """
+        # Lightning evaluates in inference mode, where nothing can be differentiated: leave it, with a copy of
+        # the images that is not marked as an inference tensor.
+        with torch.inference_mode(False), torch.enable_grad():
+            attribution = self.attribute(images.clone().requires_grad_(), targets).detach().float()
+        maps = resize_maps(attribution, images.shape[-2:]).relu()
+        peak = maps.amax(dim=(2, 3), keepdim=True)
+        return maps / peak.clamp_min(torch.finfo(torch.float32).tiny)
+
     def calibrate(self, batches: Iterable[Batch]) -> float:
         """Set ``threshold`` to the value on a grid that gives the best mean IoU on the labelled images."""
         if not self.needs_calibration:
@@ -144,16 +162,6 @@ class PostHoc(SegModel):
             targets = [chosen[i] for i in columns]
             passes = passes[:, targets]
             rows = passes.any(dim=1).nonzero()  # images in which no class passes are not decoded either
-            found = self._make_maps(images[rows[:, 0]], targets)
+            found = self.make_maps(images[rows[:, 0]], targets)
             maps[rows, columns] = found.masked_fill(~passes[rows[:, 0], :, None, None], 0)
         return maps
-
-    def _make_maps(self, images: Tensor, targets: Sequence[int]) -> Tensor:
-        """Normalised maps (S, T, H, W) in [0, 1]."""
-        # Lightning evaluates in inference mode, where nothing can be differentiated: leave it, with a copy of
-        # the images that is not marked as an inference tensor.
-        with torch.inference_mode(False), torch.enable_grad():
-            attribution = self.attribute(images.clone().requires_grad_(), targets).detach().float()
-        maps = resize_maps(attribution, images.shape[-2:]).relu()
-        peak = maps.amax(dim=(2, 3), keepdim=True)
-        return maps / peak.clamp_min(torch.finfo(torch.float32).tiny)
