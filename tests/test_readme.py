@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tw_seg.cli import demo, predict, sweep
 from tw_seg.cli import main as tw_seg_main
-from tw_seg.cli import predict, sweep
 from tw_seg.cli.data import SUBCOMMANDS
 from tw_seg.sweeps.definition import read_sweep
 
@@ -89,6 +89,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif program == "tw-seg" and arguments[:1] == ["sweep"]:
         given = sweep.create_parser().parse_args(arguments[1:])
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
+    elif program == "tw-seg" and arguments[:1] == ["demo"]:
+        assert demo.create_parser().parse_args(arguments[1:]), "tests/cli/test_demo.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["data"]:
         module = importlib.import_module(f"tw_seg.cli.data.{arguments[1]}")
         assert module.create_parser().parse_args(arguments[2:]).path, "tests/cli/data runs these"
@@ -156,7 +158,7 @@ def unknown_blocks(text: str) -> list[str]:
 def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option of ``tw-seg`` and of the experiments that pages speak of."""
     known = {"--help", "--help-all", "--version"}
-    helps = ["fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help"]
+    helps = ["fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help", "demo --help"]
     for command in (*helps, *(f"data {name} --help" for name in SUBCOMMANDS)):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])
     for name in (
@@ -165,6 +167,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
         "draw_architecture",
         "support_table",
         "score_masks",
+        "score_demo",
         "explain.compare",
     ):
         main = importlib.import_module(f"experiments.{name}").main

