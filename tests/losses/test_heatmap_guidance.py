@@ -101,6 +101,14 @@ def test_heatmaps_of_zeros_and_none_at_all_are_finite(name, count):
 
 
 @pytest.mark.parametrize("name", GUIDANCE)
+def test_without_positive_relevance_one_alone_has_a_gradient(name, case):
+    heatmaps, inside, known = case
+    heatmaps = (-heatmaps.abs()).requires_grad_()
+    GUIDANCE[name](heatmaps, inside, known).backward()
+    assert heatmaps.grad.any() == (name == "rrr")
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
 def test_bad_shapes_are_refused(name, case):
     heatmaps, inside, known = case
     with pytest.raises(InputError, match=r"heatmaps must be a float tensor \(P, H, W\), got torch.float64 \(5, 6\)"):
