@@ -43,6 +43,7 @@ CAPTIONS = {
         "models": "segmenter, baselines",
         "explain": "why this mask?",
         "predict": "blend, write",
+        "report": "of a test",
         "lrp": "the decoder",
         "losses": "of pixels",
         "metrics": "of masks",

@@ -23,7 +23,7 @@ LEVELS = [
     {"arguments", "files", "processes", "regions", "resize"},
     {"pictures"},
     {"lrp", "losses", "metrics", "data", "sweeps"},
-    {"models", "explain", "predict"},
+    {"models", "explain", "predict", "report"},
     {"training"},
     {"cli"},
     {"__main__"},
@@ -50,6 +50,7 @@ ONLY_IN = {
     "skimage": ("models/posthoc/", "cli/demo.py"),
     "albumentations": ("data/loading/transforms.py",),
     "tifffile": ("data/layouts/pictures.py", "data/layouts/pixels.py"),
+    "jinja2": ("report/page.py",),
     "segmentation_models_pytorch": ("models/encoder_decoder.py",),
     "zennit": (),  # an oracle of the tests
     "lightning": (),  # never beside pytorch_lightning

@@ -78,6 +78,11 @@ def test_fit_test_predict_and_resume_share_a_directory(capsys):
     again = ["--config", f"{root}/config.yaml"]
     assert main(["test", *again, "--ckpt_path=best"]) == 0
     assert "test/miou" in Path(root, "metrics/test/metrics.csv").read_text()
+    report = Path(root, "report/report.json").read_text()
+    assert main(["test", root, "--report.show=1"]) == 0  # the same in short
+    assert Path(root, "report/report.json").read_text() == report
+    assert main(["test", f"{root}/checkpoints/last.ckpt"]) == 0
+    assert Path(root, "report/report.json").read_text() != report
     assert main(["validate", *again, f"--ckpt_path={root}/checkpoints/last.ckpt"]) == 0
     assert main(["predict", *again, "--ckpt_path=best"]) == 0
     masks = sorted(Path(root, "predictions/masks").iterdir())
@@ -354,6 +359,16 @@ def test_an_unreadable_file_is_named_also_from_a_worker(folder, capsys):
     assert last.startswith("tw-seg: error: ")
     assert "/images/" in last
     assert "Traceback" not in last
+
+
+def test_a_run_without_its_configuration_cannot_be_tested_in_short(folder, capsys):
+    Path("run/checkpoints").mkdir(parents=True)
+    for given, message in (("run", "there is no checkpoint in run/checkpoints"), ("no", "no file or folder no")):
+        assert main(["test", given]) == 2
+        assert message in capsys.readouterr().err
+    Path("run/checkpoints/last.ckpt").touch()
+    assert main(["test", "run"]) == 2
+    assert "there is no run/config.yaml, which says what the run was tested on" in capsys.readouterr().err
 
 
 def test_the_command_line_itself(folder, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
@@ -7,7 +8,15 @@ from torch import Tensor
 from torchmetrics.functional import classification as tm
 
 from tw_seg.errors import InputError
-from tw_seg.metrics import confusion_matrix, dice_per_class, iou_per_class, mean_iou, pixel_accuracy
+from tw_seg.metrics import (
+    confusion_matrix,
+    dice_per_class,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+    precision_per_class,
+    recall_per_class,
+)
 from tw_seg.types import IGNORE_INDEX
 
 K = 6
@@ -96,3 +105,15 @@ def test_double_counts_give_double_scores():
 def test_an_unknown_id_is_refused():
     with pytest.raises(InputError, match=r"0\.\.2 or 255 \(ignored\), found 3"):
         confusion_matrix(torch.tensor([0, 3]), torch.tensor([0, 0]), 3)
+
+
+def test_precision_and_recall_are_scikit_learns():
+    generator = torch.Generator().manual_seed(3)
+    masks, predictions = torch.randint(0, 4, (2, 200), generator=generator)
+    masks[:20] = 255
+    confusion = confusion_matrix(masks, predictions, 5)
+    kept = masks != 255
+    arguments = {"labels": range(5), "average": None, "zero_division": np.nan}
+    for function, oracle in ((precision_per_class, sk.precision_score), (recall_per_class, sk.recall_score)):
+        expected = oracle(masks[kept], predictions[kept], **arguments)
+        np.testing.assert_allclose(function(confusion), expected, rtol=1e-6)

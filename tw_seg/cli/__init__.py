@@ -31,7 +31,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "fit": Command("tw_seg.cli.lightning:run_and_report", "train a model"),
     "validate": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the validation images"),
-    "test": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the test images"),
+    "test": Command("tw_seg.cli.lightning:run_test", "score the test images, and write a report"),
     "predict": Command("tw_seg.cli.predict:run_predict", "write the masks of pictures, and a table"),
     "data": Command("tw_seg.cli.data:run_data", "check a data set, divide it, choose a label budget"),
     "demo": Command("tw_seg.cli.demo:run_demo", "find objects in photographs, with nothing trained"),

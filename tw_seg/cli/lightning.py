@@ -9,6 +9,7 @@ directory of the run that wrote it. There are::
     checkpoints/best.ckpt    best by `--best.monitor`;  last.ckpt: to resume from
     metrics/fit/metrics.csv  every logged number
     classifier.safetensors   the image-level classifier, for the next run's `--model.warm_start`
+    report/                  scores with intervals and pictures from `test`
     images/, predictions/    pictures of validation images; masks and a table from `predict`
 
 With ``--ckpt_path``, a file or ``best`` or ``last`` of the run directory, the model's arguments are those in the
@@ -55,9 +56,10 @@ from tw_seg.training.callbacks import (
     PredictionWriter,
     RunConfig,
     StepSeed,
+    TestReport,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.restore import CHECKPOINTS
+from tw_seg.training.restore import CHECKPOINTS, find_checkpoint
 from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Failure
@@ -208,6 +210,7 @@ class SegmentationCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ExampleImages, "examples")
         parser.add_lightning_class_args(GatedInference, "gate")
+        parser.add_lightning_class_args(TestReport, "report")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_check_seed)
         parser.link_arguments("data.channels", "model.in_channels")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
@@ -368,6 +371,30 @@ def run_and_report(args: list[str]) -> int:
     print(f"run directory: {cli.run_dir}")
     writers = [one for one in cli.trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
     return list_failures([failure for writer in writers for failure in writer.failures])
+
+
+def run_test(args: list[str]) -> int:
+    """Run ``tw-seg test RUN``, which stands for the options of that run, or ``tw-seg test`` with options alone.
+
+    Args:
+        args: The arguments, ``test`` first, then a run directory or a checkpoint in it, or an option.
+
+    Returns:
+        Exit status: 0.
+
+    Raises:
+        InputError: There is no such checkpoint, or no configuration of its run.
+    """
+    if len(args) < 2 or args[1].startswith("-"):
+        return run_and_report(args)
+    checkpoint = find_checkpoint(Path(args[1]))
+    run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise InputError(f"there is no {config}, which says what the run was tested on; give its options, --config ...")
+    return run_and_report(
+        ["test", f"--config={config}", f"--run_dir={run_dir}", f"--ckpt_path={checkpoint}", *args[2:]]
+    )
 
 
 def list_failures(failures: Sequence[Failure]) -> int:

@@ -61,6 +61,12 @@ INFERENCE = (
     Option("--trainer.accelerator", "NAME", "auto", "cpu, gpu, ..."),
 )
 
+REPORT = (
+    Option("--report.resamples", "N", "1000", "bootstrap samples of the intervals; 0 for none"),
+    Option("--report.groups", "FILE", "", "table with a column image, such as image_labels.csv"),
+    Option("--report.group_column", "NAME", "group", "its column that says which images are drawn together"),
+    Option("--report.show", "N", "6", "images in each row of pictures"),
+)
 PICTURES = (
     Option("CHECKPOINT", "", "", "a checkpoint of tw-seg fit, or its run directory: the best of it"),
     Option("PICTURES", "", "", "pictures, folders, patterns such as 'photos/*.jpg', or .txt files that list pictures"),
@@ -81,12 +87,13 @@ PICTURES = (
 EXAMPLES = {
     "fit": "tw-seg fit --data.budget 20 --model.encoder_name timm/resnet10t --trainer.max_epochs 3 --run_dir runs/one",
     "validate": "tw-seg validate --config runs/one/config.yaml --ckpt_path best",
-    "test": "tw-seg test --config runs/one/config.yaml --ckpt_path best",
+    "test": "tw-seg test runs/one",
     "predict": "tw-seg predict runs/one my_pictures --out masks_out",
 }
 """The commands with a short help, and one example of each."""
 
 USAGES = {
+    "test": "RUN_DIR [OPTIONS]\n   or: tw-seg test [OPTIONS OF A RUN]",
     "predict": "CHECKPOINT PICTURES ... --out FOLDER [OPTIONS]\n"
     "   or: tw-seg predict [OPTIONS OF A RUN], which are those of tw-seg test,\n"
     "       predicts the images of a data set into the run directory",
@@ -99,6 +106,8 @@ def list_options(command: str) -> dict[str, tuple[Option, ...]]:
     if command == "predict":
         return {"pictures": PICTURES}
     last = {"training": TRAINING} if command == "fit" else {"inference": INFERENCE}
+    if command == "test":
+        last["report"] = REPORT
     return {"run": RUN, "model": MODEL, "data": DATA, **last}
 
 

@@ -1,4 +1,4 @@
-"""The confusion matrix, and what is computed from it: IoU, Dice and pixel accuracy.
+"""The confusion matrix, and what is computed from it: IoU, Dice, precision, recall and pixel accuracy.
 
 A matrix ``confusion[..., t, p]`` counts the pixels of class t that were predicted as class p, int64, over as many
 images as wanted; ignored pixels are in none. Functions take one matrix (K, K) or several (..., K, K). Their results are
@@ -68,6 +68,16 @@ def mean_iou(confusion: Tensor) -> Tensor:
 def dice_per_class(confusion: Tensor) -> Tensor:
     """Dice (F1) of each class, shape (..., K), NaN if absent."""
     return _divide(2 * _hits(confusion), _occurrences(confusion))
+
+
+def precision_per_class(confusion: Tensor) -> Tensor:
+    """Share of the pixels predicted as each class that are of it, shape (..., K); NaN if none is."""
+    return _divide(_hits(confusion), confusion.sum(-2))
+
+
+def recall_per_class(confusion: Tensor) -> Tensor:
+    """Share of the pixels of each class that are predicted as it, shape (..., K); NaN if there is none."""
+    return _divide(_hits(confusion), confusion.sum(-1))
 
 
 def pixel_accuracy(confusion: Tensor) -> Tensor:
