@@ -94,6 +94,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif program == "tw-seg" and arguments[:1] == ["data"]:
         module = importlib.import_module(f"tw_seg.cli.data.{arguments[1]}")
         assert module.create_parser().parse_args(arguments[2:]).path, "tests/cli/data runs these"
+    elif program == "tw-seg" and arguments[:1] == ["test"] and not arguments[1].startswith("-"):
+        assert arguments[2:] == [], "tests/cli/test_lightning.py runs such a command"
     elif program == "tw-seg" and arguments[:1] == ["predict"] and "--out" in arguments:
         assert predict.create_parser().parse_args(arguments[1:]).out, "tests/cli/test_predict.py runs such commands"
     elif program == "tw-seg":

@@ -105,7 +105,7 @@ def list_options(command: str) -> dict[str, tuple[Option, ...]]:
     """The options in a command's short help, by the title of their group."""
     if command == "predict":
         return {"pictures": PICTURES}
-    last = {"training": TRAINING} if command == "fit" else {"inference": INFERENCE}
+    last: dict[str, tuple[Option, ...]] = {"training": TRAINING} if command == "fit" else {"inference": INFERENCE}
     if command == "test":
         last["report"] = REPORT
     return {"run": RUN, "model": MODEL, "data": DATA, **last}

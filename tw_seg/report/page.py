@@ -165,7 +165,7 @@ def _list_confused(classes: Sequence[str], confusion: np.ndarray) -> list[dict[s
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED]
-    pairs = [np.unravel_index(int(index), wrong.shape) for index in order]
+    pairs = [divmod(int(index), len(classes)) for index in order]
     total = max(int(wrong.sum()), 1)
     return [
         {"true": classes[t], "predicted": classes[p], "pixels": int(wrong[t, p]), "share": wrong[t, p] / total}
