@@ -451,8 +451,8 @@ def _finish_wandb() -> None:
 
 
 def _is_about_run(record: logging.LogRecord) -> bool:
-    """Whether a message is about this run, not about a product."""
-    return "Tip: For seamless" not in record.getMessage()
+    """Whether a message is about this run, not about a product or a device that is not there."""
+    return not re.search(r"Tip: For seamless|available: False", record.getMessage())
 
 
 def _check_seed(seed: bool | int) -> int:

@@ -116,7 +116,7 @@ def test_a_large_tiff_that_cannot_be_mapped_is_refused(tmp_path, monkeypatch):
         path = tmp_path / f"{name}.tif"
         data = values.astype(np.uint16) if name == "deep" else values.transpose(2, 0, 1) if name == "planes" else values
         tifffile.imwrite(path, data, photometric="rgb", **kwargs)
-        with pytest.raises(DataError, match=rf"{name}.tif: a TIFF with more than 10 pixels.*convert it"):
+        with pytest.raises(DataError, match=rf"{name}.tif: a TIFF with more than 20 pixels.*convert it"):
             Pictures({name: path}, ["background", "cat"])[0]
     (tmp_path / "broken.tif").write_bytes(b"II*\0no")
     with pytest.raises(DataError, match="broken.tif: cannot read the image"):

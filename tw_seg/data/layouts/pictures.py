@@ -28,7 +28,7 @@ _GREY, _RGB = 1, 2  # values of TIFF's tag PhotometricInterpretation
 class Pictures:
     """Picture files, which are opened when they are asked for; see :func:`find_pictures` for what they may be.
 
-    A TIFF with more pixels than Pillow reads is mapped into memory instead, which needs it uncompressed.
+    A TIFF with more pixels than Pillow reads without a warning is mapped into memory, if it is uncompressed.
 
     Args:
         files: Paths by name.
@@ -161,13 +161,14 @@ def _is_hidden(folder: Path, pattern: Path) -> bool:
 
 
 def map_large_tiff(path: Path) -> np.ndarray | None:
-    """A TIFF with more pixels than Pillow reads, mapped into memory as viewers show it: RGB, uint8, (H, W, 3).
+    """Map a TIFF with more pixels than Pillow reads without a warning into memory, as viewers show it.
 
     Args:
         path: The file.
 
     Returns:
-        The map, or ``None`` if the file is no such TIFF: it is read as any other picture, or refused there.
+        RGB, uint8, (H, W, 3), or ``None`` if the file is no such TIFF: it is read as any other picture, or refused
+        there.
 
     Raises:
         DataError: It is one, but compressed, not of 8 bits or of several pages.
@@ -175,8 +176,8 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is None or page.imagewidth * page.imagelength <= limit:
+            limit, pixels = Image.MAX_IMAGE_PIXELS, page.imagewidth * page.imagelength
+            if limit is None or pixels <= limit:
                 return None
             fits = page.is_memmappable and page.dtype == np.uint8 and len(tiff.pages) == 1
             fits = fits and page.planarconfig == 1 and page.photometric in (_GREY, _RGB)
@@ -184,8 +185,10 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
     except Exception:  # tifffile raises errors of every class on broken files; the reader says what is wrong
         return None
     if not fits:
+        if pixels <= 2 * limit:  # Pillow warns, and reads it
+            return None
         raise DataError(
-            f"{path}: a TIFF with more than {limit:,} pixels is read as a memory map, which needs one uncompressed "
+            f"{path}: a TIFF with more than {2 * limit:,} pixels is read as a memory map, which needs one uncompressed "
             "page of grey or RGB values of 8 bits, side by side; convert it (tiffcp -c none), or cut it into tiles"
         )
     picture: np.ndarray = tifffile.memmap(path, mode="r")
