@@ -153,6 +153,32 @@ def test_a_broken_file_is_passed_over_and_named_at_the_end(trained, capsys):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
+@pytest.mark.parametrize("view", [[], ["--view=letterbox"], ["--view=tiles", "--overlap=0"]])
+def test_odd_pictures(view, trained, capsys):
+    shutil.rmtree("pictures")
+    Path("pictures").mkdir()
+    for size in ((1, 1), (1, 900), (900, 1), (33, 32)):
+        Image.new("RGB", size, (9, 200, 99)).save(f"pictures/{size[0]} x {size[1]}.png")
+    Image.new("L", (20, 20), 7).save("pictures/grey.png")
+    Image.new("RGBA", (20, 20), (1, 2, 3, 99)).save("pictures/transparent.webp")
+    Image.new("RGB", (20, 20)).save("pictures/really a png.jpg", format="PNG")
+    Path("pictures/text.jpg").write_text("not a picture at all")
+    assert predict(trained, *view) == 1
+    assert "pictures/text.jpg: cannot read the image" in capsys.readouterr().err.splitlines()[-1]
+    sizes = {name: mask.shape[::-1] for name, mask in read_masks().items()}
+    odd = {f"{width} x {height}": (width, height) for width, height in ((1, 1), (1, 900), (900, 1), (33, 32))}
+    assert sizes == odd | dict.fromkeys(["grey", "transparent", "really a png"], (20, 20))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody can write")
+def test_a_place_where_nobody_can_write_is_named(trained, capsys):
+    assert main(["predict", str(trained), "pictures", "--out", "/proc/self/masks"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        error.startswith("tw-seg: error: /proc/self/masks: cannot write there (") and "choose another folder" in error
+    )
+
+
 def test_another_checkpoint_or_other_options_are_refused(trained, capsys):
     assert predict(trained) == 0
     before = read_files("out")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tw_seg.arguments import check_class_count, check_mask_ids
-from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, normalize_name
+from tw_seg.data.layouts.file_names import normalize_name, strip_suffix
 from tw_seg.data.layouts.opening import SWAP_SIDES, TURNS, convert_to_rgb, find_orientation, open_image, read_file
 from tw_seg.data.layouts.usable import list_unique, raise_error
 from tw_seg.errors import DataError, MaskIdError, MaskSizeError
@@ -340,8 +340,7 @@ def read_column(path: Path, column: str) -> dict[str, str]:
     if column not in header:
         raise DataError(f"{path}: no column {column!r}; found {', '.join(header)}; correct the name or the table")
     image, value = header.index("image"), header.index(column)
-    files = [(Path(normalize_name(row[image])), row[value]) for _, row in rows]
-    return {file.stem if file.suffix.lower() in IMAGE_SUFFIXES else str(file): text for file, text in files}
+    return {strip_suffix(normalize_name(row[image])): row[value] for _, row in rows}
 
 
 def check_unique(names: Sequence[str], path: Path) -> None:
