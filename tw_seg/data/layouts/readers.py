@@ -336,7 +336,7 @@ def read_column(path: Path, column: str) -> dict[str, str]:
     Raises:
         DataError: If the file is missing, or has no column ``image`` or not that one.
     """
-    header, rows = _read_rows(path)
+    header, rows = read_rows(path)
     if column not in header:
         raise DataError(f"{path}: no column {column!r}; found {', '.join(header)}; correct the name or the table")
     image, value = header.index("image"), header.index(column)
