@@ -341,6 +341,7 @@ def test_ways_to_save_memory_change_neither_masks_nor_gradients(images: Tensor, 
             UnsupportedOpError,
             "cumsum",
         ),
+        ({"share_offset": "no"}, InputError, "share_offset must be true or false, got 'no'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], named: str) -> None:

@@ -279,6 +279,8 @@ def test_bad_class_columns_and_binary_masks(root):
         FolderDataset(root, classes=None, class_column="kind")
     with pytest.raises(DataError, match="background_value must be text, as in the table, got 0; put it in quotes"):
         FolderDataset(root, **{**NAMED, "background_value": 0})
+    with pytest.raises(DataError, match="background_value='dog' is a class as well"):
+        FolderDataset(root, **{**NAMED, "background_value": "dog"})
     name_classes(root, "cat", "free", "cat", "free")
     data = FolderDataset(root, **NAMED, binary_masks=True)
     with pytest.raises(DataError, match=r"b.png: with binary_masks 1 is the one class .* they name none; correct"):

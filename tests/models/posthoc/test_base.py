@@ -29,7 +29,7 @@ def test_scores_background_and_gate(model_class):
 
 
 def test_classes_behind_the_gate_cost_nothing():
-    model = warm(GradCAM, gate=1.0)
+    model = warm(GradCAM, gate=1 - 1e-6)
     calls = []
     model.attribute = lambda *arguments: calls.append(arguments)
     assert not model(torch.randn(2, 3, 64, 64)).mask_logits[:, 1:].any()
@@ -87,5 +87,6 @@ def test_train_leaves_the_classifier_frozen_and_in_evaluation_mode():
 
 
 def test_the_gate_is_a_probability():
-    with pytest.raises(InputError, match="gate must be a probability"):
-        CAM(**ENCODER, gate=1.5)
+    for gate in (1.5, 1, -0.1, True):
+        with pytest.raises(InputError, match=r"gate must be a probability in \[0, 1\)"):
+            CAM(**ENCODER, gate=gate)

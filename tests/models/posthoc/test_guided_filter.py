@@ -62,5 +62,5 @@ def test_guides_are_grey_and_fill_the_range():
 def test_numbers_are_checked():
     with pytest.raises(InputError, match="guide_radius must be a whole number >= 0, got 1.5"):
         check_guide(1.5, 1e-3)
-    with pytest.raises(InputError, match="guide_epsilon must be a number > 0, got 0"):
+    with pytest.raises(InputError, match="guide_epsilon must be a finite number > 0, got 0"):
         check_guide(2, 0)

@@ -58,6 +58,13 @@ def test_with_the_epsilon_rule_it_is_input_x_gradient_that_is_cut():
     assert (scores.argmax(1) == maps.argmax(1))[clear].float().mean() > 0.999
 
 
+@pytest.mark.parametrize("rule", ["share", "mass", "otsu", "quantile", "mixture", "calibrated"])
+def test_a_map_that_is_the_same_everywhere_says_nothing_about_where(rule):
+    model = warm(LRPMask, threshold_rule=rule)
+    maps = torch.ones(1, model.num_classes, 4, 4)
+    assert not model.cut(maps, range(model.num_classes)).argmax(1).any()
+
+
 def test_every_class_has_its_own_threshold():
     model, images = warm(LRPMask, decoder_kwargs=PLUS), torch.randn(2, 3, 48, 48)
     scores = model(images).mask_logits
@@ -77,7 +84,7 @@ def test_the_gate_shuts_images_and_classes_out():
     assert passes.any() and not passes.all()
     peaks = output.mask_logits[:, 1:].amax((2, 3))
     assert not peaks[~passes].any() and (peaks[passes] > EVEN).all()
-    shut = warm(LRPMask, gate=1.0)(images).mask_logits
+    shut = warm(LRPMask, gate=1 - 1e-6)(images).mask_logits
     assert not shut.argmax(1).any()
 
 
@@ -141,9 +148,10 @@ def test_arguments_are_checked():
         ({"min_region": -1}, "min_region must be a whole number >= 0"),
         ({"min_region": None}, "min_region must be a finite number"),
         ({"guide_radius": None}, "guide_radius must be a finite number"),
-        ({"guide_epsilon": "0.1"}, "guide_epsilon must be a number > 0, got '0.1'"),
+        ({"guide_epsilon": "0.1"}, "guide_epsilon must be a finite number > 0, got '0.1'"),
         ({"gate": "0.5"}, "gate must be a probability.*'0.5'"),
-        ({"guide_epsilon": -1.0}, "guide_epsilon must be a number > 0"),
+        ({"guide_epsilon": float("inf")}, "guide_epsilon must be a finite number > 0, got inf"),
+        ({"guide_epsilon": -1.0}, "guide_epsilon must be a finite number > 0"),
         ({"smooth": "much"}, "smooth must be a finite number"),
         ({"combine": "sum"}, "combine must be one of"),
     ):

@@ -217,6 +217,10 @@ def read_label_table(
         raise DataError(
             f"{path}: background_value must be text, as in the table, got {background_value!r}; put it in quotes"
         )
+    if class_column is not None and background_value in (classes or ())[1:]:
+        raise DataError(
+            f"{path}: background_value={background_value!r} is a class as well; say what means an image without object"
+        )
     if classes is None:
         others = [column for column in header if column not in _NAMED]
         classes = check_classes([BACKGROUND_NAME, *others], str(path)) if need_labels else (BACKGROUND_NAME, *others)

@@ -40,7 +40,7 @@ class PostHoc(SegModel):
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to the encoder's constructor.
-        gate: Image-level probability from which on a class may appear in the mask; 0 switches the gate off.
+        gate: Image-level probability, below 1, from which on a class may appear in the mask; 0 switches the gate off.
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), mask_logits (S, K', H, W), which are scores in [0, 1] without a
@@ -65,8 +65,10 @@ class PostHoc(SegModel):
         super().__init__(
             encoder_name, encoder_weights, in_channels=in_channels, classes=classes, encoder_kwargs=encoder_kwargs
         )
-        if not is_number(gate) or not 0 <= gate <= 1:
-            raise InputError(f"gate must be a probability in [0, 1], got {gate!r}.")
+        if not is_number(gate) or not 0 <= gate < 1:
+            raise InputError(
+                f"gate must be a probability in [0, 1), got {gate!r}: 0 lets every class pass, and 1 would let none"
+            )
         self.gate = gate
         self.classifier = self.create_classifier(encoder_weights).requires_grad_(False)
         self.register_buffer("threshold", torch.tensor(0.3))  # a common choice for CAM until calibrated

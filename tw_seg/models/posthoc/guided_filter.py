@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,12 +16,12 @@ def check_guide(radius: int, epsilon: float) -> None:
     """Check the numbers of the filter.
 
     Raises:
-        InputError: The radius is no whole number >= 0, or epsilon is not positive.
+        InputError: The radius is no whole number >= 0, or epsilon not positive or not finite.
     """
     check_counts(0, guide_radius=radius)
     check_numbers(guide_radius=radius)  # refuses None, which is no count here
-    if not is_number(epsilon) or not epsilon > 0:
-        raise InputError(f"guide_epsilon must be a number > 0, got {epsilon!r}")
+    if not is_number(epsilon) or not 0 < epsilon < math.inf:
+        raise InputError(f"guide_epsilon must be a finite number > 0, got {epsilon!r}")
 
 
 def filter_guided(maps: Tensor, guides: Tensor, *, radius: int, epsilon: float) -> Tensor:

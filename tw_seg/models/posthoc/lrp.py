@@ -141,8 +141,8 @@ class LRPMask(PostHoc):
 
     def _cut_map(self, values: Tensor) -> Tensor:
         """Scores of one map (H, W)."""
-        if not values.any():  # behind the gate, or without positive relevance
-            return values
+        if values.min() == values.max():  # behind the gate, without positive relevance, or the same everywhere
+            return torch.zeros_like(values)
         if self.threshold_rule == CALIBRATED:
             threshold = float(self.threshold)
         else:

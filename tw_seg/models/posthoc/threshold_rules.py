@@ -1,7 +1,7 @@
 """Where to cut a map when no mask says so: rules that look at the values of one map alone.
 
 Each rule is a function from the values of a map, in [0, 1] and of any shape, to a threshold; the region is what lies
-above it. A map without a positive value has an empty region by every rule.
+above it. A map whose values are all the same says nothing about where: its region is empty by every rule.
 """
 
 from __future__ import annotations
@@ -77,14 +77,11 @@ def find_mass(values: np.ndarray, share: float) -> float:
 def find_mixture(values: np.ndarray) -> float:
     """The border of two normal distributions fitted to the values: scikit-learn's ``GaussianMixture``.
 
-    It is the largest value, not above the mean of the brighter one, that more probably belongs to the darker one. Of
-    equal values, to which no two can be fitted, none is above it.
+    It is the largest value, not above the mean of the brighter one, that more probably belongs to the darker one.
     """
     from sklearn.mixture import GaussianMixture
 
     flat = np.sort(values, axis=None).astype(np.float64)[:, None]
-    if flat[0] == flat[-1]:
-        return float(flat[0, 0])
     mixture = GaussianMixture(2, max_iter=1000, random_state=0).fit(flat)
     bright = int(mixture.means_.argmax())
     below = flat[flat[:, 0] <= mixture.means_[bright, 0]]
@@ -135,4 +132,6 @@ def find_threshold(values: np.ndarray, name: str, value: float | None = None) ->
         0.5
     """
     rule = THRESHOLD_RULES[name]
+    if values.min() == values.max():
+        return float(values.max())
     return rule.find(values) if rule.default is None else rule.find(values, rule.default if value is None else value)
