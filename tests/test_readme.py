@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tw_seg.cli import demo, predict, sweep
+from tw_seg.cli import demo, explain, predict, reliability, sweep
 from tw_seg.cli import main as tw_seg_main
 from tw_seg.cli.data import SUBCOMMANDS
 from tw_seg.sweeps.definition import read_sweep
@@ -86,6 +86,9 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = shlex.join(words)
     if program == "tw-seg" and arguments[:1] == ["completion"]:
         assert arguments[1:2] == ["bash"], "tests/cli/test_completion.py runs that one"
+    elif program == "tw-seg" and arguments[:1] in (["explain"], ["reliability"]):
+        parser = {"explain": explain, "reliability": reliability}[arguments[0]].create_parser()
+        assert parser.parse_args(arguments[1:]), "tests/cli/ runs them"
     elif program == "tw-seg" and arguments[:1] == ["sweep"]:
         given = sweep.create_parser().parse_args(arguments[1:])
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
@@ -161,6 +164,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option of ``tw-seg`` and of the experiments that pages speak of."""
     known = {"--help", "--help-all", "--version"}
     helps = ["fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help", "demo --help"]
+    helps += ["explain --help", "reliability fit --help", "reliability score --help"]
     for command in (*helps, *(f"data {name} --help" for name in SUBCOMMANDS)):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])
     for name in (
@@ -171,6 +175,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
         "score_masks",
         "score_demo",
         "explain.compare",
+        "reliability.compare",
     ):
         main = importlib.import_module(f"experiments.{name}").main
         known |= options(exit_status(main, ["--help"], capsys)[1])

@@ -324,6 +324,20 @@ def check_numbers(**values: float) -> None:
             raise InputError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
+def check_shares(**values: float) -> None:
+    """Check that each argument is a number above 0 and at most 1.
+
+    Raises:
+        InputError: Names the first that is none.
+
+    Example:
+        >>> check_shares(min_dice=0.9)
+    """
+    for name, value in values.items():
+        if not is_number(value) or not 0 < value <= 1:
+            raise InputError(f"{name} must be in (0, 1], got {value!r}")
+
+
 def check_counts(minimum: int, **values: int | None) -> None:
     """Check that each argument is a whole number and not below ``minimum``; ``None`` passes.
 

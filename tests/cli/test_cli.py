@@ -73,7 +73,14 @@ def test_an_error_in_a_worker_is_one_line():
 
 
 # What an answer may import: nothing that takes long, whatever the machine.
-ANSWERS = [["--help"], ["--version"], ["fit", "--help"], ["fitt"]]
+ANSWERS = [
+    ["--help"],
+    ["--version"],
+    ["fit", "--help"],
+    ["fitt"],
+    ["explain", "--help"],
+    ["reliability", "fit", "--help"],
+]
 
 
 def test_answers_import_no_torch():

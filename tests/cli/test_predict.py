@@ -21,6 +21,7 @@ from tests.cli.test_lightning import CONFIG, files, write_pictures
 from tests.training.tiny import ENCODER
 from tw_seg.cli import main
 from tw_seg.cli.predict import create_parser
+from tw_seg.explain.reliability.score import ReliabilityScore, Term, rate_batch
 from tw_seg.predict import outputs
 from tw_seg.training.restore import find_checkpoint, load_run
 
@@ -283,3 +284,37 @@ def test_help_speaks_of_both_forms(capsys):
         text = capsys.readouterr().out
         assert stop.value.code == 0 and "--gate_tolerance" in text and "OPTIONS OF A RUN" in text
     assert create_parser().format_help().strip() in text and "--ckpt_path" in text
+
+
+def write_score(path: Path) -> ReliabilityScore:
+    terms = {"entropy": Term(0.5, 0.2, -1.5), "flip_agreement": Term(0.5, 0.3, 2.0)}
+    score = ReliabilityScore(0.7, terms, 0.1, ("a-val",))
+    score.save(path)
+    return score
+
+
+def test_trust_of_each_mask_is_a_column(trained, folder):
+    score = write_score(folder / "reliability.json")
+    assert predict(trained, "--trust", "reliability.json") == 0
+    rows = list(csv.DictReader(Path("out", "images.csv").read_text().splitlines()))
+    task, data = load_run(find_checkpoint(trained))
+    for row in rows:
+        files_of = {"<d> & é": "<d> & é.png", "a": "a.png", "b": "b.jpg", "sub/c": "sub/c.png"}
+        picture = np.array(Image.open(Path("pictures", files_of[row["image"]])).convert("RGB"))
+        images = data._eval_transform(picture, None)[0][None]
+        assert float(row["trust"]) == pytest.approx(rate_batch(score, task.model, images).item(), abs=1e-5)
+    assert len({row["trust"] for row in rows}) == 4
+    before = read_files("out")
+    assert predict(trained, "--trust", "reliability.json") == 0 and read_files("out") == before
+
+
+@pytest.mark.parametrize("other", [["--view", "tiles"], ["--flip"], ["--scales", "1", "2"], ["--gate_tolerance", "0"]])
+def test_trust_is_refused_for_masks_that_were_made_otherwise(trained, folder, capsys, other):
+    write_score(folder / "reliability.json")
+    assert predict(trained, "--trust", "reliability.json", *other) == 2
+    assert "--trust rates masks of one plain run" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_score_that_is_missing(trained, folder, capsys):
+    assert predict(trained, "--trust", "none.json") == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err and not Path("out").exists()

@@ -39,6 +39,8 @@ COMMANDS = {
     "doctor": Command(
         "tw_seg.cli.doctor:run_doctor", "follow the relevance of a classifier call by call and say what is wrong"
     ),
+    "explain": Command("tw_seg.cli.explain:run_explain", "which part of a picture a model needs for its masks"),
+    "reliability": Command("tw_seg.cli.reliability:run_reliability", "rate masks by how far they can be trusted"),
     "completion": Command(
         "tw_seg.cli.completion:print_completion", "print a script with which a shell completes commands and options"
     ),

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import Trainer
+from torch import Tensor, nn
 
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.cli import COMMANDS
@@ -22,11 +24,13 @@ from tw_seg.cli.lightning import list_failures, quiet_lightning, run_and_report
 from tw_seg.data.layouts.pictures import Pictures, find_pictures
 from tw_seg.data.loading.windows import VIEWS
 from tw_seg.errors import InputError
+from tw_seg.explain.reliability.score import ReliabilityScore, rate_batch
 from tw_seg.predict.folder import PredictionFolder
 from tw_seg.predict.outputs import OUTPUTS, check_outputs
 from tw_seg.training.callbacks import AveragedViews, GatedInference, PredictionWriter
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.restore import find_checkpoint, load_run
+from tw_seg.types import SegOutput
 
 _DESCRIPTION = f"""tw-seg predict: {COMMANDS["predict"].summary}. What is done is not done again: the same
 command completes a folder, also after a kill, and refuses one that was made with another checkpoint or other options.
@@ -100,6 +104,14 @@ def create_parser() -> ArgumentParser:
         metavar="X",
         help="decode only likely classes; the mIoU of the run's validation images may change by this, as 0.001",
     )
+    add(
+        "--trust",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="what tw-seg reliability fit wrote: adds how far each mask can be trusted; not with tiles, flip, scales "
+        "or gate_tolerance, as it was fitted on masks of one plain run",
+    )
     add("--batch_size", type=int | None, default=None, metavar="N", help="images in a batch; by default as in the run")
     add("--num_workers", type=int, default=0, metavar="N", help="processes that read pictures")
     add("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ...")
@@ -116,8 +128,11 @@ def predict_pictures(given: Namespace) -> int:
     out = Path(given.out)
     files = find_pictures(given.pictures, without=out)
     checkpoint = find_checkpoint(Path(given.checkpoint))
+    score = None if given.trust is None else _read_score(given)
     with quiet_lightning():
         task, data = load_run(checkpoint)
+        if score is not None:
+            task.rate = partial(_rate, score, task.model)
         outputs = check_outputs(given.outputs)
         view = data.make_view(given.view, tile=given.tile, overlap=given.overlap)
         callbacks = [GatedInference(given.gate_tolerance), AveragedViews(flip=given.flip, scales=given.scales)]
@@ -149,12 +164,27 @@ def predict_pictures(given: Namespace) -> int:
     return list_failures(writer.failures)
 
 
+def _read_score(given: Namespace) -> ReliabilityScore:
+    """The score of masks that was asked for, if these are such as it was fitted on."""
+    if given.view != "resize" or given.flip or given.scales != [1.0] or given.gate_tolerance is not None:
+        raise InputError(
+            "--trust rates masks of one plain run of the model over the whole picture, as those that it was fitted on: "
+            "leave out --view tiles, --flip, --scales and --gate_tolerance, or --trust"
+        )
+    return ReliabilityScore.load(Path(given.trust))
+
+
+def _rate(score: ReliabilityScore, model: nn.Module, images: Tensor, output: SegOutput) -> Tensor:
+    return rate_batch(score, model, images, output)
+
+
 def _describe_settings(given: Namespace, checkpoint: Path, data: SegmentationDataModule) -> dict[str, Any]:
     """All that the files of a prediction depend on."""
     names = ("view", "flip", "scales", "gate_tolerance", *(("tile", "overlap") if given.view == "tiles" else ()))
     return {
         "checkpoint": _compute_hash(checkpoint),
         "size": data.hparams["size"],
+        **({} if given.trust is None else {"trust": _compute_hash(Path(given.trust))}),
         **{name: given[name] for name in names},
     }
 

@@ -57,9 +57,18 @@ def make_fill(images: Tensor, fill: str, *, seed: int = 0) -> Tensor:
     Raises:
         InputError: The name is unknown.
     """
+    check_fill(fill)
+    return FILLS[fill](images, seed)
+
+
+def check_fill(fill: str) -> None:
+    """Check the name of a fill.
+
+    Raises:
+        InputError: It is unknown.
+    """
     if fill not in FILLS:
         raise InputError(f"fill must be one of {', '.join(FILLS)}, got {fill!r}")
-    return FILLS[fill](images, seed)
 
 
 def show_regions(images: Tensor, fills: Tensor, regions: Tensor) -> Tensor:

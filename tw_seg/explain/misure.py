@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tw_seg.arguments import check_counts, check_numbers
-from tw_seg.errors import InputError
+from tw_seg.arguments import check_counts, check_shares
 from tw_seg.explain.hiding import make_fill
 from tw_seg.explain.minimal import MinimalRegions, Optimisation, find_minimal_regions
 from tw_seg.explain.model import ExplainedModel
@@ -83,10 +82,8 @@ def explain_masks(
         (tensor([[[ True, False, False]]]), tensor([0]))
     """
     model = ExplainedModel(function, batch_size=batch_size)
-    check_numbers(min_dice=min_dice)
+    check_shares(min_dice=min_dice)
     check_counts(0, max_radius=max_radius, seed=seed)
-    if not 0 < min_dice <= 1:
-        raise InputError(f"min_dice must be in (0, 1], got {min_dice!r}: 0.9 asks for nearly the same mask")
     with torch.inference_mode(False), model.evaluating():
         shown = prepare(model, images, classes, fill=fill, seed=seed)
         sufficient = find_sufficient_regions(model, shown, min_dice=min_dice, max_radius=max_radius)

@@ -74,24 +74,14 @@ class ExplainedModel:
         """
         self.calls += 1
         self.images += len(images)
-        output = self.function(images)
-        if isinstance(output, SegOutput):
-            output = output.mask_logits
-        elif isinstance(output, Mapping):
-            output = output.get("out", output.get("logits"))
-        if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != len(images):
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise InputError(
-                f"the model must return mask logits of shape (N, K, h, w), N = {len(images)}, it returned {found}: "
-                "pass a function that picks them out of what the model returns"
-            )
-        finite = output.detach().isfinite().flatten(1).all(1)
+        mask_logits = read_output(self.function(images), images).mask_logits
+        finite = mask_logits.detach().isfinite().flatten(1).all(1)
         if not bool(finite.all()):
             raise InputError(
                 f"the mask logits of {int((~finite).sum())} of {len(images)} images are not finite, first of image "
                 f"{int((~finite).nonzero()[0])} of the batch: check its pixels, the weights and the number format"
             )
-        return resize_logits(output, images.shape[-2:])
+        return mask_logits
 
     def run(self, images: Tensor) -> Tensor:
         """Mask logits (N, K, H, W) of many images, without gradients.
@@ -102,6 +92,34 @@ class ExplainedModel:
         check_images(images, allow_empty=False)
         with torch.no_grad():
             return torch.cat([self(chunk) for chunk in images.split(self.batch_size)])
+
+
+def read_output(output: Any, images: Tensor) -> SegOutput:
+    """What a model returned, in one form.
+
+    Args:
+        output: Mask logits (N, K, h, w), a ``SegOutput``, or a mapping that has them under ``"out"`` or ``"logits"``.
+        images: What it returned them for, (N, C, H, W).
+
+    Returns:
+        Image-level logits, (N, 0) if there are none, and mask logits of the size of the images, (N, K, H, W), finite or
+        not.
+
+    Raises:
+        InputError: It returned something else.
+    """
+    logits = output.logits if isinstance(output, SegOutput) else images.new_zeros(len(images), 0)
+    if isinstance(output, SegOutput):
+        output = output.mask_logits
+    elif isinstance(output, Mapping):
+        output = output.get("out", output.get("logits"))
+    if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != len(images):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"the model must return mask logits of shape (N, K, h, w), N = {len(images)}, it returned {found}: "
+            "pass a function that picks them out of what the model returns"
+        )
+    return SegOutput(logits, resize_logits(output, images.shape[-2:]))
 
 
 def probabilities(mask_logits: Tensor) -> Tensor:

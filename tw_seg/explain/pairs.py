@@ -50,7 +50,10 @@ def find_pairs(mask_logits: Tensor, classes: Sequence[int] | Tensor | None = Non
     wanted = torch.as_tensor(class_indices(classes, count), dtype=torch.int64, device=mask_logits.device)
     samples = torch.arange(len(mask_logits), device=wanted.device).repeat_interleave(len(wanted))
     chosen = wanted.repeat(len(mask_logits))
-    predictions = predict_class(mask_logits[samples], chosen)
+    if count == 1:
+        predictions = predict_class(mask_logits[samples], chosen)
+    else:  # the same, without a copy of all logits for each class
+        predictions = mask_logits.argmax(1)[samples] == chosen[:, None, None]
     shown = predictions.flatten(1).any(1)
     return Pairs(samples[shown], chosen[shown], predictions[shown])
 

@@ -249,6 +249,17 @@ class SegModel(nn.Module, ABC):
         """
         raise self._no_pairs()
 
+    def read_relevance(self, output: SegOutput) -> Tensor | None:
+        """The relevance that mask logits were made of, scaled: for a model whose mask logits are relevance.
+
+        Args:
+            output: What forward returned for all classes and samples.
+
+        Returns:
+            Shape (N, K, H, W), signed; ``None`` for any other model.
+        """
+        return None
+
     def _are_all(self, classes: tuple[int, ...] | Tensor) -> bool:
         """Whether these are all classes in order; a tensor is not looked at."""
         return not isinstance(classes, Tensor) and classes == tuple(range(self.num_classes))

@@ -123,6 +123,8 @@ class HeatmapSegmenter(SegModel):
             raise InputError(f"background must be 'class' or 'constant', got {background!r}")
         if not is_number(scale) or not scale > 0:
             raise InputError(f"scale must be positive, got {scale!r}")
+        if not isinstance(share_offset, bool):
+            raise InputError(f"share_offset must be true or false, got {share_offset!r}")
         if compress is not None and not (is_number(compress) and compress > 0):
             raise InputError(f"compress must be positive, or None for no compression, got {compress!r}")
         self.background = background
@@ -151,6 +153,11 @@ class HeatmapSegmenter(SegModel):
         chosen = images if samples is None else images.index_select(0, samples)
         maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, chosen)]
         return self._add_offset(decoded.logits, maps, self._find_offset(classes))
+
+    def read_relevance(self, output: SegOutput) -> Tensor:
+        classes = tuple(range(self.num_classes))
+        prior = self.compute_prior(output.logits, class_tensor(classes, output.logits.device))
+        return output.mask_logits - self._find_offset(classes) - prior[..., None, None]
 
     def record(self, images: Tensor) -> tuple[Tape, Tensor]:
         self.check_images(images)

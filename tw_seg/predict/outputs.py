@@ -73,12 +73,15 @@ class PictureFiles:
         if "probabilities" in self._paths:
             self._open_map("probabilities")[:, rows] = strip.logits.softmax(0).half().cpu().numpy()
 
-    def write(self, probabilities: Sequence[float], thumbnail: np.ndarray | None) -> dict[str, Any]:
+    def write(
+        self, probabilities: Sequence[float], thumbnail: np.ndarray | None, *, trust: float | None = None
+    ) -> dict[str, Any]:
         """Write the files, each whole.
 
         Args:
             probabilities: Image-level probability of each class.
             thumbnail: Every n-th pixel of the picture, for the overlay.
+            trust: How far the mask can be trusted, if it was rated.
 
         Returns:
             The picture's row of the table: see :func:`describe_picture`.
@@ -94,7 +97,9 @@ class PictureFiles:
                 draft.keep()
         self.discard()
         pixels = self._pixels.tolist() if self._has_strips else None
-        return describe_picture(self._name, self._size, self._classes, probabilities=probabilities, pixels=pixels)
+        return describe_picture(
+            self._name, self._size, self._classes, probabilities=probabilities, pixels=pixels, trust=trust
+        )
 
     def discard(self) -> None:
         """Remove what was begun and not written."""
@@ -122,6 +127,7 @@ def describe_picture(
     *,
     probabilities: Sequence[float],
     pixels: Sequence[int] | None,
+    trust: float | None = None,
 ) -> dict[str, Any]:
     """A picture's row of the table: what stands in which column.
 
@@ -131,12 +137,15 @@ def describe_picture(
         classes: The class names.
         probabilities: Image-level probability of each class.
         pixels: Pixels of each class in the mask; ``None`` of a model without masks.
+        trust: How far the mask can be trusted; ``None`` if it was not rated.
 
     Returns:
-        ``image``, ``height``, ``width``, ``probability/<class>`` and ``pixels/<class>``. Further scores of a picture
-        get their columns here.
+        ``image``, ``height``, ``width``, perhaps ``trust``, ``probability/<class>`` and ``pixels/<class>``. Further
+        scores of a picture get their columns here.
     """
     row: dict[str, Any] = {"image": name, "height": size[0], "width": size[1]}
+    if trust is not None:
+        row["trust"] = round(trust, 6)
     row |= {f"probability/{k}": round(float(p), 6) for k, p in zip(classes, probabilities, strict=True)}
     if pixels is not None:
         row |= {f"{PIXELS}{k}": count for k, count in zip(classes, pixels, strict=True)}

@@ -152,6 +152,16 @@ class SegmentationDataModule(pl.LightningDataModule):
         return Normalization(tuple(self.hparams["mean"]), tuple(self.hparams["std"]))
 
     @property
+    def pixels(self) -> PixelFormat:
+        """What images are read as."""
+        return self._pixels
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """From what was read to the images that the model sees, not augmented."""
+        return self._eval_transform
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names, the background first."""
         classes = self.hparams["classes"]
@@ -275,6 +285,10 @@ class SegmentationDataModule(pl.LightningDataModule):
     def make_view(self, name: str, **kwargs: Any) -> View:
         """A view of `tw_seg.data.loading.windows.make_view` for images of the size that the model sees."""
         return make_view(name, self._eval_transform.size, **kwargs)
+
+    def load_pictures(self, pictures: SegmentationData) -> DataLoader[Any]:
+        """Batches of pictures of your own, whole and resized, for other uses than to predict them."""
+        return self._make_eval_loader(self._set_pixels(pictures))
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""

@@ -50,6 +50,7 @@ class Prediction(NamedTuple):
         probabilities: Image-level probabilities, float, shape (N, K).
         thumbnails: The pictures in small beside their last windows, if they were asked for.
         failures: Pictures that could not be read.
+        trust: How far each mask can be trusted, in [0, 1], shape (N,), if that was asked for.
     """
 
     names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Prediction(NamedTuple):
     probabilities: Tensor
     thumbnails: tuple[np.ndarray | None, ...] = ()
     failures: tuple[Failure, ...] = ()
+    trust: Tensor | None = None
 
     @property
     def masks(self) -> tuple[Tensor, ...]:
@@ -114,6 +116,7 @@ class SegmentationTask(pl.LightningModule):
     Attributes:
         normalization: How the weights that it starts from expect images; ``None``: not known.
         segment: How ``predict`` segments images, if not as :meth:`forward` does; a callback may set it.
+        rate: How ``predict`` rates masks, from images and the output for them to (N,); ``None``: not at all.
 
     Raises:
         InputError: An argument does not fit, or holds more than names and numbers; ``warm_start`` is missing or from
@@ -181,6 +184,7 @@ class SegmentationTask(pl.LightningModule):
         )
         self._sampling = None if sampled_classes is None else read_sampled_classes(sampled_classes, self.model)
         self.segment: Callable[[Tensor], SegOutput] | None = None
+        self.rate: Callable[[Tensor, SegOutput], Tensor] | None = None
         self.normalization = find_normalization(self.model.encoder_weights)
         if warm_start is not None:
             self.model.load_classifier_state(read_weights(warm_start))
@@ -271,13 +275,16 @@ class SegmentationTask(pl.LightningModule):
         height, width = batch.images.shape[2:]
         sizes = batch.sizes or ((height, width),) * len(batch.images)
         windows = batch.windows or tuple(Window(0, 0, *size, fit=(height, width), last=True) for size in sizes)
+        trust = None
         if len(batch.images):
-            logits, mask_logits, _ = (self.segment or self)(batch.images)
+            output = (self.segment or self)(batch.images)
+            logits, mask_logits, _ = output
+            trust = None if self.rate is None else self.rate(batch.images, output)
         else:  # all pictures failed
             logits, mask_logits = batch.labels, batch.images
         probabilities = logits.float().sigmoid()
         return Prediction(
-            batch.names, sizes, windows, mask_logits, probabilities, batch.thumbnails, failures=batch.failures
+            batch.names, sizes, windows, mask_logits, probabilities, batch.thumbnails, batch.failures, trust
         )
 
     def on_validation_epoch_end(self) -> None:

@@ -81,7 +81,8 @@ class PredictionWriter(Callback):
                 self._open[name].add(window, maps, outputs.probabilities[row])
                 if window.last:
                     small = outputs.thumbnails[row] if outputs.thumbnails else None
-                    self._get_folder().add(self._open.pop(name).write(small), self._files.get(name))
+                    trust = None if outputs.trust is None else float(outputs.trust[row])
+                    self._get_folder().add(self._open.pop(name).write(small, trust), self._files.get(name))
                     self._count([name])
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,9 +129,9 @@ class _OpenPicture:
             for strip in self._blender.add(window, mask_logits):
                 self.files.add(strip)
 
-    def write(self, thumbnail: np.ndarray | None) -> dict[str, Any]:
+    def write(self, thumbnail: np.ndarray | None, trust: float | None) -> dict[str, Any]:
         assert self._probabilities is not None
-        return self.files.write(self._probabilities.tolist(), thumbnail)
+        return self.files.write(self._probabilities.tolist(), thumbnail, trust=trust)
 
 
 def _as_task(module: pl.LightningModule) -> SegmentationTask:
