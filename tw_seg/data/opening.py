@@ -10,6 +10,7 @@ from typing import Any
 from tw_seg.arguments import fill_in_options
 from tw_seg.data import DATASETS
 from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.layouts.pixels import RGB, PixelFormat, set_pixels
 from tw_seg.data.layouts.splits import SPLIT_BY
 from tw_seg.data.layouts.usable import OnError, raise_error
 from tw_seg.errors import DataError, InputError
@@ -44,7 +45,12 @@ def find_layout(root: Path) -> str:
 
 
 def open_splits(
-    root: Path, layout: str, dataset_kwargs: Mapping[str, Any] | None = None, *, on_error: OnError = raise_error
+    root: Path,
+    layout: str,
+    dataset_kwargs: Mapping[str, Any] | None = None,
+    *,
+    pixels: PixelFormat = RGB,
+    on_error: OnError = raise_error,
 ) -> dict[str, SegmentationData]:
     """Open every split of a data set.
 
@@ -52,6 +58,7 @@ def open_splits(
         root: Where it is.
         layout: A name in `tw_seg.data.DATASETS`.
         dataset_kwargs: Its further arguments.
+        pixels: How its images are read.
         on_error: Is called with each error of a single image, which is left out, and of a split that cannot be opened.
 
     Returns:
@@ -70,7 +77,7 @@ def open_splits(
     found = {}
     for name in names:
         try:
-            data = open_split(root, layout, name, dataset_kwargs, on_error=on_error)
+            data = open_split(root, layout, name, dataset_kwargs, pixels=pixels, on_error=on_error)
         except DataError as error:
             on_error(error)
         else:
@@ -84,6 +91,7 @@ def open_split(
     split: str | None,
     dataset_kwargs: Mapping[str, Any] | None = None,
     *,
+    pixels: PixelFormat = RGB,
     on_error: OnError = raise_error,
 ) -> SegmentationData:
     """Open one split of a data set, or with ``None`` all of it.
@@ -93,6 +101,7 @@ def open_split(
         layout: A name in `tw_seg.data.DATASETS`.
         split: The split.
         dataset_kwargs: Further arguments of the layout.
+        pixels: How its images are read.
         on_error: As in `open_splits`.
 
     Raises:
@@ -100,7 +109,8 @@ def open_split(
         DataError: If it cannot be opened.
     """
     kwargs = _bind(root, layout, split, dataset_kwargs, on_error)
-    return DATASETS[layout](**kwargs)
+    data: SegmentationData = set_pixels(DATASETS[layout](**kwargs), pixels, layout)
+    return data
 
 
 def _bind(

@@ -15,7 +15,7 @@ from tw_seg.data import DATASETS
 from tw_seg.data.budget import LabelBudget, check_budget, select_budget
 from tw_seg.data.consistency import Contradictions, MaskFiles, check_masks
 from tw_seg.data.dataset import SegmentationData
-from tw_seg.data.layouts.pixels import PixelFormat
+from tw_seg.data.layouts.pixels import PixelFormat, set_pixels
 from tw_seg.data.loading.cache import GIB, DecodedCache
 from tw_seg.data.loading.collate import collate, collate_windows
 from tw_seg.data.loading.items import EvalItems, TrainItems
@@ -280,7 +280,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             view: What the model sees of them, see `make_view`.
             thumbnails: Whether batches bring them in small, too.
         """
-        self._data["predict"], self._view, self._thumbnails = self._set_pixels(pictures), view, thumbnails
+        self._data["predict"] = set_pixels(pictures, self._pixels, "pictures")
+        self._view, self._thumbnails = view, thumbnails
 
     def make_view(self, name: str, **kwargs: Any) -> View:
         """A view of `tw_seg.data.loading.windows.make_view` for images of the size that the model sees."""
@@ -318,19 +319,8 @@ class SegmentationDataModule(pl.LightningDataModule):
                 signature.bind(**kwargs)
             except TypeError as error:
                 raise InputError(f"dataset_kwargs for {name!r}: {error}; got {sorted(kwargs)}") from error
-            self._data[role] = self._set_pixels(DATASETS[name](**kwargs))
+            self._data[role] = set_pixels(DATASETS[name](**kwargs), self._pixels, name)
         return self._data[role]
-
-    def _set_pixels(self, data: SegmentationData) -> SegmentationData:
-        """Say to a data set of files how they are read."""
-        if hasattr(data, "pixels"):
-            data.pixels = self._pixels
-        elif self._pixels != PixelFormat():
-            raise InputError(
-                f"channels, value_range: {self.hparams['dataset']!r} makes its images itself, in RGB of 8 bits; leave "
-                f"them out, got {self._pixels.channels} and {self._pixels.value_range}"
-            )
-        return data
 
     def _find_classes(self) -> dict[str, list[str]]:
         """The classes of pictures without labels, as an argument of their data set."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.data.check.messy import mask_of, picture, write, write_good, write_messy
@@ -231,3 +232,22 @@ def test_fit_refuses_what_check_calls_an_error(tmp_path):
     data = SegmentationDataModule("folder", {"root": str(tmp_path)}, contradictions="warn", **arguments)
     with pytest.warns(UserWarning, match="dog in 1; first .*im1.png"):
         data.setup("fit")
+
+
+def test_images_of_other_channels_and_depth(tmp_path, capsys):
+    """Without the arguments all are refused; with them the numbers are those of the scaled values."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (8, 12, 10, 4), dtype=np.uint16)
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(pixels):
+        path = tmp_path / "images" / f"{index}.tif"
+        tifffile.imwrite(path, image, photometric="rgb", extrasamples=["unspecified"])
+    rows = [f"{index},{'train' if index < 6 else 'val'},{index % 2}" for index in range(8)]
+    (tmp_path / "image_labels.csv").write_text("\n".join(["image,split,cat", *rows]))
+    assert run(capsys, "check", str(tmp_path), "--channels", "4")[0] == 1
+    arguments = ["check", str(tmp_path), "--channels", "4", "--value_range", "[0, 4095]", "--json"]
+    status, out, _ = run(capsys, *arguments, str(tmp_path / "check.json"))
+    assert status == 0 and "4 in 8 images" in out
+    found = json.loads((tmp_path / "check.json").read_text())
+    np.testing.assert_allclose(found["mean"], (pixels[:6] / 4095).mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(found["std"], (pixels[:6] / 4095).std((0, 1, 2)), atol=1e-3)
+    assert run(capsys, "check", str(tmp_path), "--value_range", "[3, 1]")[0] == 2

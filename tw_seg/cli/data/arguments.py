@@ -15,6 +15,7 @@ from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.grouping.group_column import group_by_column
 from tw_seg.data.grouping.join import join_groups
 from tw_seg.data.grouping.near_duplicates import group_near_duplicates
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.data.opening import find_layout
 
 NEAR_DUPLICATES = "near-duplicates"
@@ -28,6 +29,13 @@ def add_source_arguments(parser: ArgumentParser) -> None:
     add("path", help="the folder of the data set")
     add("--layout", metavar="NAME", help="folder, voc, ...; without it, what the folder looks like")
     add("--dataset_kwargs", type=mapping, metavar="YAML", help="further arguments of the layout, as in a config")
+    add("--channels", type=int, default=3, metavar="N", help="channels of the images, as data.channels in a config")
+    add(
+        "--value_range",
+        type=tuple[float, float] | None,
+        metavar="[LOW, HIGH]",
+        help="of images of 16 bits or floats: the values that become 0 and 1, as data.value_range in a config",
+    )
 
 
 def add_data_arguments(parser: ArgumentParser) -> None:
@@ -57,6 +65,15 @@ def find_source(given: Namespace) -> tuple[Path, str, dict[str, Any]]:
     """
     root = Path(given.path)
     return root, given.layout or find_layout(root), given.dataset_kwargs or {}
+
+
+def find_pixels(given: Namespace) -> PixelFormat:
+    """How the images of the data set are read.
+
+    Raises:
+        InputError: The arguments do not fit.
+    """
+    return PixelFormat(given.channels, given.value_range)
 
 
 def group_images(given: Namespace, data: SegmentationData, rows: Sequence[int]) -> tuple[np.ndarray | None, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from tw_seg.cli.data import SUBCOMMANDS
-from tw_seg.cli.data.arguments import add_data_arguments, add_near_duplicates, find_source, group_images
+from tw_seg.cli.data.arguments import add_data_arguments, add_near_duplicates, find_pixels, find_source, group_images
 from tw_seg.data.budget import check_budget, select_budget
 from tw_seg.data.opening import open_split
 from tw_seg.errors import BudgetError, InputError
@@ -40,7 +40,7 @@ def run_budget(args: Sequence[str]) -> int:
     if path.exists() and not given.force:
         raise InputError(f"--out {path} is there already; give another name, or --force to replace it")
     root, layout, kwargs = find_source(given)
-    data = open_split(root, layout, given.split, kwargs)
+    data = open_split(root, layout, given.split, kwargs, pixels=find_pixels(given))
     rows = np.flatnonzero(getattr(data, "has_mask", np.ones(len(data), dtype=bool))).tolist()
     if not rows:
         raise BudgetError(f"{root}: no image of {given.split} has a mask, and a label budget needs at least one")

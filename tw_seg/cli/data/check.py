@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from tw_seg.cli.data import SUBCOMMANDS
-from tw_seg.cli.data.arguments import add_data_arguments, find_source, show_progress
+from tw_seg.cli.data.arguments import add_data_arguments, find_pixels, find_source, show_progress
 from tw_seg.data.check.contact_sheet import draw_contact_sheet
 from tw_seg.data.check.report import check_data
 from tw_seg.errors import InputError
@@ -40,6 +40,7 @@ def run_check(args: Sequence[str]) -> int:
         root,
         layout,
         kwargs,
+        pixels=find_pixels(given),
         group_column=given.group_column,
         table=None if given.table is None else Path(given.table),
         track=show_progress,

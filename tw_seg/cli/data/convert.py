@@ -12,12 +12,13 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
 from tw_seg.cli.data import SUBCOMMANDS
-from tw_seg.cli.data.arguments import add_source_arguments, find_source, show_progress
+from tw_seg.cli.data.arguments import add_source_arguments, find_pixels, find_source, show_progress
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.export import EXPORTS
 from tw_seg.data.export.masks import MaskedImage
 from tw_seg.data.layouts.image_files import ImageFiles
 from tw_seg.data.layouts.pictures import find_pictures
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.data.layouts.readers import read_lines, read_mask
 from tw_seg.data.opening import open_split, open_splits
 from tw_seg.errors import DataError, InputError
@@ -75,7 +76,7 @@ def create_parser() -> ArgumentParser:
 def _find_masks(given: Namespace) -> tuple[tuple[str, ...], Iterator[MaskedImage], int]:
     """The classes and the images with a mask of a data set, and how many there are."""
     root, layout, kwargs = find_source(given)
-    parts = _open(root, layout, kwargs, given.split)
+    parts = _open(root, layout, kwargs, given.split, pixels=find_pixels(given))
     masked = [(data, row) for data in parts for row in np.flatnonzero(data.has_mask).tolist()]
     if not masked:
         raise DataError(f"{root}: no image has a mask; {parts[0].mask_search}")
@@ -85,9 +86,13 @@ def _find_masks(given: Namespace) -> tuple[tuple[str, ...], Iterator[MaskedImage
     return classes, (_load(data, row) for data, row in masked), len(masked)
 
 
-def _open(root: Path, layout: str, kwargs: Mapping[str, Any], split: str | None) -> list[ImageFiles]:
+def _open(
+    root: Path, layout: str, kwargs: Mapping[str, Any], split: str | None, *, pixels: PixelFormat
+) -> list[ImageFiles]:
     found: list[SegmentationData] = (
-        list(open_splits(root, layout, kwargs).values()) if split is None else [open_split(root, layout, split, kwargs)]
+        list(open_splits(root, layout, kwargs, pixels=pixels).values())
+        if split is None
+        else [open_split(root, layout, split, kwargs, pixels=pixels)]
     )
     files = [data for data in found if isinstance(data, ImageFiles)]
     if len(files) < len(found):

@@ -12,9 +12,10 @@ from jsonargparse import ArgumentParser
 
 from tw_seg.arguments import is_number
 from tw_seg.cli.data import SUBCOMMANDS
-from tw_seg.cli.data.arguments import add_data_arguments, add_near_duplicates, find_source, group_images
+from tw_seg.cli.data.arguments import add_data_arguments, add_near_duplicates, find_pixels, find_source, group_images
 from tw_seg.data.check.table import format_table
 from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.data.opening import open_split, open_splits
 from tw_seg.data.splitting.choose import choose_splits
 from tw_seg.data.splitting.write import check_free, find_list_folder, list_taken, write_splits
@@ -46,7 +47,7 @@ def run_split(args: Sequence[str]) -> int:
     _check_kept(root, layout, keep, tuple(shares))
     if not given.force:
         check_free(root, layout, (*shares, *keep), keep=keep)
-    data, rows = _open(root, layout, kwargs, keep)
+    data, rows = _open(root, layout, kwargs, keep, pixels=find_pixels(given))
     names, labels = [data.names[row] for row in rows], data.labels[rows]
     groups, how = group_images(given, data, rows.tolist())
     number = len(rows) if groups is None else int(groups.max()) + 1
@@ -99,11 +100,11 @@ def _check_kept(root: Path, layout: str, keep: Sequence[str], splits: Sequence[s
 
 
 def _open(
-    root: Path, layout: str, kwargs: Mapping[str, Any], keep: Sequence[str]
+    root: Path, layout: str, kwargs: Mapping[str, Any], keep: Sequence[str], *, pixels: PixelFormat
 ) -> tuple[SegmentationData, np.ndarray]:
     """All images, and those that are to be divided: of a data set with lists, those of the lists."""
     errors: list[DataError] = []
-    data = open_split(root, layout, None, kwargs, on_error=errors.append)
+    data = open_split(root, layout, None, kwargs, pixels=pixels, on_error=errors.append)
     taken = list_taken(root, layout)
     listed = layout != "folder" and taken
     if errors and not listed:

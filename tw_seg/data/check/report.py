@@ -32,6 +32,7 @@ from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.grouping.group_column import group_by_column
 from tw_seg.data.grouping.join import join_groups
 from tw_seg.data.grouping.near_duplicates import group_near_duplicates
+from tw_seg.data.layouts.pixels import RGB, PixelFormat
 from tw_seg.data.opening import open_splits
 from tw_seg.errors import DataError
 
@@ -113,6 +114,7 @@ def check_data(
     layout: str,
     dataset_kwargs: Mapping[str, Any] | None = None,
     *,
+    pixels: PixelFormat = RGB,
     group_column: str | None = None,
     table: Path | None = None,
     track: Track = track_nothing,
@@ -123,6 +125,7 @@ def check_data(
         root: Where it is.
         layout: A name in `tw_seg.data.DATASETS`.
         dataset_kwargs: Its further arguments.
+        pixels: How its images are read.
         group_column: Column of a table by which images belong together; groups in several splits are then errors.
         table: The table; by default ``image_labels.csv`` in ``root``.
         track: Sees each image pass.
@@ -134,7 +137,11 @@ def check_data(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         splits = open_splits(
-            root, layout, dataset_kwargs, on_error=lambda error: findings.append(Finding("list", str(error)))
+            root,
+            layout,
+            dataset_kwargs,
+            pixels=pixels,
+            on_error=lambda error: findings.append(Finding("list", str(error))),
         )
         splits = {name: data for name, data in splits.items() if len(data)}
         facts, unread = scan_images(splits, track)
@@ -167,7 +174,9 @@ def check_data(
         **_measure(images[train] if train else []),
         groups=groups,
         findings=findings,
-        suggestions=_suggest(splits, images, group_of, findings, arguments=_format_arguments(source, group_column)),
+        suggestions=_suggest(
+            splits, images, group_of, findings, arguments=_format_arguments(source, pixels, group_column)
+        ),
     )
     return CheckResult(report, splits)
 
@@ -192,12 +201,16 @@ def _measure(facts: Sequence[ImageFacts]) -> dict[str, list[float]]:
     return {"mean": mean, "std": std}
 
 
-def _format_arguments(source: Mapping[str, Any], group_column: str | None) -> str:
+def _format_arguments(source: Mapping[str, Any], pixels: PixelFormat, group_column: str | None) -> str:
     """The arguments that mean this data set to the other commands."""
     arguments = [source["root"], "--layout", source["layout"]]
     if source["dataset_kwargs"]:
         text = yaml.safe_dump(source["dataset_kwargs"], default_flow_style=True, sort_keys=False, width=10_000)
         arguments += ["--dataset_kwargs", text.strip()]
+    if pixels.channels != RGB.channels:
+        arguments += ["--channels", str(pixels.channels)]
+    if pixels.value_range is not None:
+        arguments += ["--value_range", str(list(pixels.value_range))]
     if group_column is not None:
         arguments += ["--group_column", group_column]
     return shlex.join(arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tw_seg.data.layouts.colors import ColorTable, read_color_mask
-from tw_seg.data.layouts.pixels import PixelFormat
+from tw_seg.data.layouts.pixels import RGB, PixelFormat
 from tw_seg.data.layouts.readers import read_mask
 from tw_seg.types import Sample
 
@@ -34,7 +34,7 @@ class ImageFiles:
     annotated: np.ndarray | None = None
     mask_search: str = "no mask was looked for"
     colors: ColorTable | None = None
-    pixels: PixelFormat = PixelFormat()
+    pixels: PixelFormat = RGB
     _images: list[Path]
     _masks: list[Path | None]
     _reported = False

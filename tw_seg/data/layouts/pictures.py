@@ -14,7 +14,7 @@ from PIL import Image
 
 from tw_seg.data.layouts.file_names import IMAGE_SUFFIXES, show_names
 from tw_seg.data.layouts.opening import turn_array
-from tw_seg.data.layouts.pixels import PixelFormat
+from tw_seg.data.layouts.pixels import RGB
 from tw_seg.data.layouts.readers import make_unknown_labels, read_lines
 from tw_seg.errors import DataError
 from tw_seg.files import file_name
@@ -43,7 +43,7 @@ class Pictures:
         pixels: How they are read; may be set.
     """
 
-    pixels = PixelFormat()
+    pixels = RGB
 
     def __init__(self, files: dict[str, Path], classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -67,7 +67,7 @@ class Pictures:
             DataError: If the file is unreadable.
         """
         path = self.files[index]
-        mapped = self.pixels == PixelFormat() and path.suffix.lower() in _TIFF_SUFFIXES
+        mapped = self.pixels == RGB and path.suffix.lower() in _TIFF_SUFFIXES
         picture = map_large_tiff(path) if mapped else None
         image = self.pixels.read(path, report=lambda text: None) if picture is None else picture
         return Sample(image, None, self.labels[index], self.names[index])

@@ -62,7 +62,7 @@ class PixelFormat:
             DataError: If the file is missing, unreadable, truncated, deeper than 8 bits without a ``value_range``, or
                 has other channels or several pages.
         """
-        if self == PixelFormat():
+        if self == RGB:
             return read_image(path, report=report)
         if path.suffix.lower() in _TIFF_SUFFIXES:
             stored = _read_tiff(path)
@@ -78,7 +78,7 @@ class PixelFormat:
         Raises:
             DataError: If the file is missing or unreadable.
         """
-        if self == PixelFormat() or path.suffix.lower() not in _TIFF_SUFFIXES:
+        if self == RGB or path.suffix.lower() not in _TIFF_SUFFIXES:
             return read_size(path)
 
         def read(page: Any) -> tuple[tuple[int, int], bool]:
@@ -123,6 +123,34 @@ class PixelFormat:
         if not np.isfinite(scaled).all():
             raise DataError(f"{path}: the image has values that are no numbers (NaN); correct it or leave it out")
         return scaled
+
+
+RGB = PixelFormat()
+"""What images are read as unless something else is said."""
+
+
+def set_pixels(data: Any, pixels: PixelFormat, layout: str) -> Any:
+    """Say to a data set how its image files are read.
+
+    Args:
+        data: The data set, changed in place if its images are files.
+        pixels: How they are read.
+        layout: Its name, for the message.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: Its images are no files, and it makes them in RGB of 8 bits only.
+    """
+    if hasattr(data, "pixels"):
+        data.pixels = pixels
+    elif pixels != RGB:
+        raise InputError(
+            f"channels, value_range: {layout!r} makes its images itself, in RGB of 8 bits; leave them out, got "
+            f"{pixels.channels} and {pixels.value_range}"
+        )
+    return data
 
 
 def _is_opaque(alpha: np.ndarray) -> bool:
