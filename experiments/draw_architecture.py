@@ -48,6 +48,7 @@ CAPTIONS = {
         "losses": "of pixels",
         "metrics": "of masks",
         "data": "files, batches",
+        "active": "which masks?",
         "sweeps": "trials, table",
         FILES: "shared by all of the above",
     },
@@ -200,8 +201,8 @@ def draw(drawn: Mapping[str, Imports], path: Path) -> None:
     """Draw folders side by side; a part whose folder is drawn as well has that drawing's colour."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), dpi=110)
-    axes = figure.subplots(1, len(drawn), gridspec_kw={"wspace": 0.04, "width_ratios": [1.15, 1]})
+    figure = Figure(figsize=(13, 7), dpi=110)
+    axes = figure.subplots(1, len(drawn), gridspec_kw={"wspace": 0.04, "width_ratios": [1.4, 1]})
     figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.01)
     for axis, (folder, parts) in zip(axes, drawn.items(), strict=True):
         opened = {Path(other).name for other in drawn if str(Path(other).parent) == folder}
@@ -228,7 +229,7 @@ def _draw_folder(axis: Any, folder: str, parts: Imports, opened: set[str]) -> No
         x, y, width = places[part]
         add_box(x, y, width, HEIGHT, facecolor=OPEN if part in opened else "white", edgecolor=PALE)
         caption = CAPTIONS[folder].get(FILES if ", " in part else part, "")
-        size = min(11.0, 660 * width / len(part))  # the ground floor is one long name
+        size = min(11.0, 640 * width / len(part))  # the ground floor is one long name
         axis.text(x, y + 0.07, part, ha="center", va="center", fontsize=size, weight="bold", color=INK)
         axis.text(x, y - 0.11, caption, ha="center", va="center", fontsize=7.5, color=PALE)
     for way in ways.values():

@@ -32,7 +32,13 @@ from tw_seg.cli import main as tw_seg_main
 DOCS = ROOT / "docs"
 EXPERIMENTS = [
     ROOT / "experiments" / name
-    for name in ("README.md", "image_labels_only/README.md", "explain/README.md", "reliability/README.md")
+    for name in (
+        "README.md",
+        "image_labels_only/README.md",
+        "explain/README.md",
+        "next/README.md",
+        "reliability/README.md",
+    )
 ]
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", *EXPERIMENTS]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)%?", re.IGNORECASE)

@@ -22,7 +22,7 @@ LEVELS = [
     {"types", "errors", "version"},
     {"arguments", "files", "processes", "regions", "resize"},
     {"pictures"},
-    {"lrp", "losses", "metrics", "data", "sweeps"},
+    {"lrp", "losses", "metrics", "data", "sweeps", "active"},
     {"models", "explain", "predict", "report"},
     {"training"},
     {"cli"},

@@ -16,6 +16,7 @@ import pytest
 
 from tw_seg.cli import demo, explain, predict, reliability, sweep
 from tw_seg.cli import main as tw_seg_main
+from tw_seg.cli import next as next_images
 from tw_seg.cli.data import SUBCOMMANDS
 from tw_seg.sweeps.definition import read_sweep
 
@@ -94,6 +95,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
     elif program == "tw-seg" and arguments[:1] == ["demo"]:
         assert demo.create_parser().parse_args(arguments[1:]), "tests/cli/test_demo.py runs such commands"
+    elif program == "tw-seg" and arguments[:1] == ["next"]:
+        assert next_images.create_parser().parse_args(arguments[1:]).out, "tests/cli/test_next.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["data"]:
         module = importlib.import_module(f"tw_seg.cli.data.{arguments[1]}")
         assert module.create_parser().parse_args(arguments[2:]).path, "tests/cli/data runs these"
@@ -164,7 +167,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option of ``tw-seg`` and of the experiments that pages speak of."""
     known = {"--help", "--help-all", "--version"}
     helps = ["fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help", "demo --help"]
-    helps += ["explain --help", "reliability fit --help", "reliability score --help"]
+    helps += ["explain --help", "reliability fit --help", "reliability score --help", "next --help"]
     for command in (*helps, *(f"data {name} --help" for name in SUBCOMMANDS)):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])
     for name in (
@@ -176,6 +179,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
         "score_demo",
         "explain.compare",
         "reliability.compare",
+        "next.measure",
     ):
         main = importlib.import_module(f"experiments.{name}").main
         known |= options(exit_status(main, ["--help"], capsys)[1])

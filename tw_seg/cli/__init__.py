@@ -33,6 +33,7 @@ COMMANDS = {
     "validate": Command("tw_seg.cli.lightning:run_and_report", "log the metrics of the validation images"),
     "test": Command("tw_seg.cli.lightning:run_test", "score the test images, and write a report"),
     "predict": Command("tw_seg.cli.predict:run_predict", "write the masks of pictures, and a table"),
+    "next": Command("tw_seg.cli.next:run_next", "choose the images to mask next"),
     "data": Command("tw_seg.cli.data:run_data", "check a data set, divide it, choose a label budget"),
     "demo": Command("tw_seg.cli.demo:run_demo", "find objects in photographs, with nothing trained"),
     "sweep": Command("tw_seg.cli.sweep:run_sweep", "run all that a W&B sweep file describes, without a server"),

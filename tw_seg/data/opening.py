@@ -18,6 +18,9 @@ from tw_seg.errors import DataError, InputError
 ALL = "all"
 """What the images are called of a data set that is not divided."""
 
+ORDER = ("train", "val", "test")
+"""The splits that are named first."""
+
 _MARKS = {
     "cvat_masks": "ImageSets/Segmentation/default.txt",
     "voc": "JPEGImages",
@@ -62,7 +65,7 @@ def open_splits(
         on_error: Is called with each error of a single image, which is left out, and of a split that cannot be opened.
 
     Returns:
-        The data sets by the names of the splits; by `ALL` if it is not divided.
+        The data sets by the names of the splits, those of `ORDER` first; by `ALL` if it is not divided.
 
     Raises:
         InputError: For another layout, or arguments that it does not have.
@@ -75,7 +78,7 @@ def open_splits(
         on_error(error)
         return {}
     found = {}
-    for name in names:
+    for name in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         try:
             data = open_split(root, layout, name, dataset_kwargs, pixels=pixels, on_error=on_error)
         except DataError as error:

@@ -289,7 +289,16 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def load_pictures(self, pictures: SegmentationData) -> DataLoader[Any]:
         """Batches of pictures of your own, whole and resized, for other uses than to predict them."""
-        return self._make_eval_loader(self._set_pixels(pictures))
+        return self._make_eval_loader(set_pixels(pictures, self._pixels, "pictures"))
+
+    def divide_by_budget(self) -> tuple[SegmentationData, np.ndarray, np.ndarray]:
+        """The training images, and the rows of those inside the label budget and of those outside.
+
+        Raises:
+            BudgetError: If the budget does not fit the data.
+        """
+        data, inside = self._open_dataset("train"), self._find_labelled()
+        return data, inside, np.setdiff1d(np.arange(len(data)), inside)
 
     def labelled_dataloader(self) -> DataLoader[Any]:
         """The images of the label budget, not augmented: what a training-free method may calibrate on."""

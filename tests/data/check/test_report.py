@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import yaml
 from PIL import Image
 
 from tests.data.check.messy import CLASSES, mask_of, picture, write, write_good, write_messy
 from tw_seg.data.check.findings import KINDS
 from tw_seg.data.check.report import check_data
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.errors import InputError
 
 
@@ -130,6 +133,27 @@ def test_mean_and_standard_deviation_are_those_of_all_training_pixels(tmp_path):
     np.testing.assert_allclose(report.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-12)
     np.testing.assert_allclose(report.std, pixels.std(axis=(0, 1, 2)), atol=1e-9)
     assert f"{report.mean[0]:.4f}" in report.format_config()
+
+
+@pytest.mark.parametrize(("dtype", "value_range"), [(np.uint8, None), (np.uint16, (0.0, 65535.0))])
+def test_images_of_four_channels(tmp_path, dtype, value_range):
+    write_good(tmp_path)
+    stack = []
+    for path in sorted((tmp_path / "images").iterdir()):
+        rgb = np.array(Image.open(path))
+        stack.append(np.dstack([rgb, 255 - rgb[..., :1]]).astype(dtype) * (1 if dtype == np.uint8 else 257))
+        path.unlink()
+        tifffile.imwrite(path.with_suffix(".tif"), stack[-1], photometric="rgb", extrasamples=["unspecified"])
+        stack[-1] = (path.stem, stack[-1])
+    report = check_data(tmp_path, "folder", pixels=PixelFormat(4, value_range)).report
+    assert report.count("error") == 0 and report.channels == {4: 12}
+    scale = np.iinfo(dtype).max
+    pixels = np.stack([image for name, image in stack if int(name[2:]) < 8]) / scale
+    np.testing.assert_allclose(report.mean, pixels.mean(axis=(0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(report.std, pixels.std(axis=(0, 1, 2)), atol=1e-6)
+    config = yaml.safe_load(report.format_config())["data"]
+    assert config["channels"] == 4 and config.get("value_range") == (value_range and list(value_range))
+    assert report.suggestions[0].count("--channels 4") == 1
 
 
 def test_grey_among_colour_is_told(tmp_path):

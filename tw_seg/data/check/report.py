@@ -44,7 +44,7 @@ class CheckReport:
     """What a check counted and found.
 
     Attributes:
-        source: Where the data set is, its layout and its further arguments.
+        source: Where the data set is, its layout and its further arguments, and how its images are read.
         classes: The class names.
         splits: What each split holds, by its name.
         channels: How many images have how many channels; 1 is grey.
@@ -77,8 +77,11 @@ class CheckReport:
 
     def format_config(self) -> str:
         """The lines of a config that the data set needs, as YAML."""
-        data = {"dataset": self.source["layout"]}
+        data: dict[str, Any] = {"dataset": self.source["layout"]}
         data["dataset_kwargs"] = {"root": self.source["root"], **self.source["dataset_kwargs"]}
+        data["channels"] = self.source["channels"]
+        if self.source["value_range"] is not None:
+            data["value_range"] = list(self.source["value_range"])
         if self.mean:
             data |= {"mean": [round(value, 4) for value in self.mean], "std": [round(value, 4) for value in self.std]}
         return yaml.safe_dump({"data": data}, sort_keys=False, default_flow_style=None, allow_unicode=True)
@@ -164,7 +167,7 @@ def check_data(
         group_of = join_groups(group_of, column)
 
     findings = sort_findings(findings)
-    source = {"root": str(root), "layout": layout, "dataset_kwargs": dict(dataset_kwargs or {})}
+    source = {"root": str(root), "layout": layout, "dataset_kwargs": dict(dataset_kwargs or {}), **asdict(pixels)}
     train = TRAIN if TRAIN in images else next(iter(images), None)
     report = CheckReport(
         source=source,
