@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.layouts.small import WRITERS
 from tw_seg.data import DATASETS
 from tw_seg.data.dataset import SegmentationData
 
@@ -17,6 +18,9 @@ def data(request, tmp_path: Path) -> SegmentationData:
     """A small one of each layout: an image with a cat."""
     if request.param in ("digits", "triangles"):
         return DATASETS[request.param]("train", length=3, size=32)
+    if request.param in WRITERS:
+        WRITERS[request.param](tmp_path)
+        return DATASETS[request.param](tmp_path, "train" if request.param == "coco" else None)
     images, masks = {"folder": ("images", "masks"), "voc": ("JPEGImages", "SegmentationClass")}[request.param]
     for folder, picture in ((images, np.zeros((6, 9, 3), np.uint8)), (masks, np.eye(6, 9, dtype=np.uint8))):
         (tmp_path / folder).mkdir()
@@ -37,5 +41,8 @@ def test_a_data_set_agrees_with_its_items(data: SegmentationData) -> None:
         sample = data[index]
         assert sample.name == name and np.array_equal(sample.labels, data.labels[index])
         assert sample.image.dtype == np.uint8 and sample.image.shape == (*sample.mask.shape, 3)
-        present = set(np.unique(sample.mask)) - {255}
+        values = set(np.unique(sample.mask)) - {255}
+        sets = 0 if sample.regions is None else len(sample.regions)
+        assert values <= set(range(classes + sets))
+        present = {value for value in values if value < classes}
         assert present <= set(np.flatnonzero(sample.labels)) <= set(range(classes))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.layouts import test_coco, test_cvat, test_cvat_masks, test_label_studio, test_labelme
 from tests.data.layouts.drawn import CLASSES, save_image
+from tests.data.layouts.small import WRITERS, write_cvat
 from tw_seg.cli import main
 from tw_seg.data import DATASETS
 from tw_seg.data.export import EXPORTS
@@ -18,36 +17,6 @@ from tw_seg.data.opening import find_layout
 from tw_seg.errors import DataError
 
 READ = {"coco": "annotations/instances_train.json", "cvat": "annotations.xml", "label_studio": "annotations.json"}
-
-
-def write_coco(root: Path) -> None:
-    ring = {"category_id": 4, "segmentation": [test_coco.square(4, 4, 5)]}
-    test_coco.draw(root, ring, {"category_id": 9, "bbox": [12, 12, 4, 4]})
-
-
-def write_cvat(root: Path) -> None:
-    test_cvat.draw(root, ("polygon", {"points": "3,2;15,2;15,10"}))
-
-
-def write_cvat_masks(root: Path) -> None:
-    test_cvat_masks.write(root, [np.eye(9, 12, dtype=np.uint8)])
-
-
-def write_label_studio(root: Path) -> None:
-    test_label_studio.draw(root, test_label_studio.region("polygonlabels", points=test_label_studio.SQUARE))
-
-
-def write_labelme(root: Path) -> None:
-    test_labelme.write(root, "a.png", test_labelme.shape("polygon", test_labelme.CORNERS))
-
-
-WRITERS = {
-    "coco": write_coco,
-    "cvat": write_cvat,
-    "cvat_masks": write_cvat_masks,
-    "label_studio": write_label_studio,
-    "labelme": write_labelme,
-}
 
 
 @pytest.mark.parametrize("layout", WRITERS)

@@ -207,6 +207,9 @@ def test_other_exports(tmp_path):
     write(tmp_path, {"data": {"text": 3}, "annotations": []})
     with pytest.raises(DataError, match=r"data: expected the address of an image in 'image'"):
         LabelStudioDataset(tmp_path)
+    write(tmp_path, task("https://[x/b.png"))
+    with pytest.raises(DataError, match=r"b.png: .*annotations.json lists this image"):
+        LabelStudioDataset(tmp_path)
     write(tmp_path, task("b.png"))
     with pytest.raises(DataError, match=r"b.png: .*annotations.json lists this image, but .* \(there is a.png\)"):
         LabelStudioDataset(tmp_path)

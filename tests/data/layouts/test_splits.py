@@ -83,7 +83,7 @@ def test_lists(tmp_path):
     ("text", "message"),
     [
         ("", r"val.txt: the list is empty"),
-        ("x", r"val.txt: 1 of 1 names belong to no image \(x\); an image here is 'a/x'"),
+        ("x", r"val.txt: 1 of 1 names belong to no image \(x\); the images here are a/x, b/x: correct"),
         ("a/x\na/x.png", r"val.txt: the image 'a/x' is listed twice"),
     ],
 )
@@ -93,3 +93,10 @@ def test_lists_that_do_not_fit(tmp_path, text, message):
         choose_rows(["a/x", "b/x"], "val", {"files": "{split}.txt"}, root=tmp_path)
     with pytest.raises(DataError, match=r"train.txt: cannot read the file"):
         choose_rows(["a/x", "b/x"], "train", {"files": "{split}.txt"}, root=tmp_path)
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "val.txt").write_text("a")
+    for split_by in ({"files": "val.txt"}, {"shares": {"val": 1.0}}):
+        with pytest.raises(DataError):
+            choose_rows([], "val", split_by, root=tmp_path)

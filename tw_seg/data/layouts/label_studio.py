@@ -119,12 +119,21 @@ def _find_url(data: Record) -> str:
 
 def _list_files(url: str) -> tuple[str, ...]:
     """Names that the file of an address may have below the folder of images, the longest first."""
-    parts = urlsplit(url.replace("\\", "/").replace("#", "%23")) if "//" in url or "?" in url else None
-    local = parse_qs(parts.query).get("d", [""])[0] if parts is not None else ""
-    path = unquote(local or (parts.path if parts is not None else url)).replace("\\", "/")
+    path = _find_path(url.replace("\\", "/")).replace("\\", "/")
     folders = [part for part in path.split("/") if part not in ("", ".", "..")] or [path]
     names = ["/".join(folders[i:]) for i in range(len(folders))]
     return (*names, *([_UPLOAD.sub("", folders[-1])] if _UPLOAD.match(folders[-1]) else []))
+
+
+def _find_path(url: str) -> str:
+    """The path in an address: what stands behind ``?d=`` of a local file, or before the ``?``."""
+    if not url.startswith("/data/") and "://" not in url:
+        return url
+    try:
+        parts = urlsplit(url.replace("#", "%23"))  # of a file's name, as nothing links into an image
+    except ValueError:  # no address
+        return url
+    return unquote(parse_qs(parts.query).get("d", [""])[0] or parts.path)
 
 
 def _read_brush(value: Record, size: Size) -> Outline:

@@ -135,8 +135,8 @@ def _read_rows(names: Sequence[str], path: Path) -> np.ndarray:
     lacking = [line for line, row in zip(lines, found, strict=True) if row is None]
     if lacking:
         raise DataError(
-            f"{path}: {len(lacking)} of {len(lines)} names belong to no image ({show_names(lacking)}); an image here "
-            f"is {names[0]!r}: correct the list"
+            f"{path}: {len(lacking)} of {len(lines)} names belong to no image ({show_names(lacking)}); the images here "
+            f"are {show_names(names) or 'none'}: correct the list"
         )
     check_unique([names[row] for row in found if row is not None], path)
     return np.array(found, dtype=np.int64)
