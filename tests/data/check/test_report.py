@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.data.check.messy import CLASSES, mask_of, picture, write, write_good, write_messy
 from tw_seg.data.check.findings import KINDS
@@ -69,6 +69,7 @@ def test_a_mask_whose_name_nearly_fits(messy):
 def test_near_duplicates_are_groups_across_splits(messy):
     assert messy.groups == [(("train", "good"), ("val", "twin"))]
     assert names(messy, "duplicates") == [{"good", "twin"}]
+    assert messy.suggestions[0] == "correct the errors, and check again"
     assert any("tw-seg data split" in text and text.endswith("--force") for text in messy.suggestions)
 
 
@@ -90,6 +91,18 @@ def test_a_column_groups_images(tmp_path):
     assert names(report, "group") == [{"im0", "im1", "im9"}] and report.count("error") == 1
     report = check_data(tmp_path, "folder", group_column="nobody").report
     assert "no column 'nobody'; found image, split, patient, cat, dog" in find(report, "list")[0]
+
+
+def test_images_that_are_turned_at_the_same_size(tmp_path):
+    write_good(tmp_path)
+    for name, orientation in (("im1", 3), ("im2", 1), ("im9", 6)):
+        tag = Image.Exif()
+        tag[ExifTags.Base.Orientation] = orientation
+        path = tmp_path / "images" / f"{name}.png"
+        Image.open(path).save(path, exif=tag)
+    report = check_data(tmp_path, "folder").report
+    assert names(report, "turned") == [{"im1"}, {"im9"}] and report.count("error") == 0
+    assert "1 images of train are turned by their EXIF tag 'orientation'" in find(report, "turned")[0]
 
 
 def test_masks_of_0_and_255_are_an_error_of_all(tmp_path):

@@ -12,6 +12,7 @@ from tw_seg.data.check.findings import Finding
 from tw_seg.data.check.scan import ImageFacts
 from tw_seg.data.consistency import MaskFiles, compare_masks, find_contradictions, find_expected
 from tw_seg.data.dataset import SegmentationData
+from tw_seg.data.layouts.file_names import show_names
 from tw_seg.errors import ContradictionError
 from tw_seg.types import BACKGROUND
 
@@ -44,6 +45,18 @@ def find_disagreements(split: str, facts: Sequence[ImageFacts], data: Segmentati
         return [Finding("refused", str(error), tuple(images))]
     hidden = [Finding("missing", str(w.message), ()) for w in caught if "no mask has a pixel of any" in str(w.message)]
     return [*hidden, *_describe(split, masked, data, files=files, denied=denied, missing=missing)]
+
+
+def find_turned(split: str, facts: Sequence[ImageFacts]) -> list[Finding]:
+    """One finding about the images of a split that viewers turn, and of which sizes do not tell if masks are too."""
+    images = tuple((split, fact.name) for fact in facts if fact.turned)
+    if not images:
+        return []
+    text = (
+        f"{len(images)} images of {split} are turned by their EXIF tag 'orientation', as viewers turn them; see that "
+        f"their masks are drawn on what is shown, not on the stored pixels: {show_names([name for _, name in images])}"
+    )
+    return [Finding("turned", text, images)]
 
 
 def _find_file(data: SegmentationData, row: int) -> Path:

@@ -28,6 +28,7 @@ KINDS = {
     "group": Kind("error", "groups that are in several splits"),
     "duplicates": Kind("warning", "near-duplicates in several splits"),
     "missing": Kind("warning", "masks without a pixel of a class that the labels name"),
+    "turned": Kind("warning", "images that are turned by a tag, with a mask"),
     "files": Kind("warning", "files"),
     "balance": Kind("warning", "classes and splits"),
     "channels": Kind("warning", "channels"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tw_seg.data.check.contradictions import find_disagreements
+from tw_seg.data.check.contradictions import find_disagreements, find_turned
 from tw_seg.data.check.findings import KINDS, Finding, ImageName, Severity, sort_findings
 from tw_seg.data.check.problems import (
     TRAIN,
@@ -153,7 +153,7 @@ def check_data(
     images = {split: found for split, found in find_images(facts, splits).items() if found}
     counts = {split: count_split(found, splits[split]) for split, found in images.items()}
     for split, found in images.items():
-        findings += find_disagreements(split, found, splits[split])
+        findings += [*find_disagreements(split, found, splits[split]), *find_turned(split, found)]
     findings += [*find_imbalance(counts), *find_mixed_channels(facts)]
 
     names = [(fact.split, fact.name) for fact in facts]
@@ -227,7 +227,9 @@ def _suggest(
     *,
     arguments: str,
 ) -> list[str]:
-    suggestions = [suggest_split(splits, findings, arguments)] if images else []
+    broken = any(finding.severity == "error" for finding in findings)
+    suggestions: list[str | None] = ["correct the errors, and check again"] if broken else []
+    suggestions += [suggest_split(splits, findings, arguments)] if images else []
     if TRAIN in images:
         facts = [fact for found in images.values() for fact in found]
         chosen = [i for i, fact in enumerate(facts) if fact.split == TRAIN and fact.pixels is not None]

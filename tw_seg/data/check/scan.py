@@ -14,6 +14,7 @@ import numpy as np
 from tw_seg.data.check.findings import Finding
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.grouping.near_duplicates import hash_image
+from tw_seg.data.layouts.image_files import ImageFiles
 from tw_seg.errors import DataError, MaskIdError, MaskSizeError
 from tw_seg.types import Sample
 
@@ -37,6 +38,8 @@ class ImageFacts:
         std: The same.
         pixels: How many pixels of its mask have each value, int64, shape (256,), those of sets of classes included
             (see `tw_seg.types.Sample`); ``None`` without a mask.
+        turned: Whether the image has a mask and an EXIF tag turns it at the same size, so that sizes do not tell
+            whether the mask is turned too.
         hashes: Perceptual hashes, see `tw_seg.data.grouping.near_duplicates`.
     """
 
@@ -48,6 +51,7 @@ class ImageFacts:
     mean: np.ndarray
     std: np.ndarray
     pixels: np.ndarray | None
+    turned: bool
     hashes: np.ndarray
 
 
@@ -107,7 +111,7 @@ def _examine(place: tuple[str, SegmentationData, int]) -> tuple[ImageFacts | Non
     split, data, index = place
     name = (split, data.names[index])
     try:
-        return _describe(split, index, load_sample(data, index, mask=True)), None
+        return _describe(split, index, load_sample(data, index, mask=True), data), None
     except DataError as error:
         problem = error
     try:
@@ -115,7 +119,7 @@ def _examine(place: tuple[str, SegmentationData, int]) -> tuple[ImageFacts | Non
     except DataError as error:
         return None, Finding("image", str(error), (name,))
     kind = "size" if isinstance(problem, MaskSizeError) else "id" if isinstance(problem, MaskIdError) else "mask"
-    return _describe(split, index, sample._replace(mask=None)), Finding(kind, str(problem), (name,))
+    return _describe(split, index, sample._replace(mask=None), data), Finding(kind, str(problem), (name,))
 
 
 def load_sample(data: SegmentationData, index: int, *, mask: bool) -> Sample:
@@ -125,7 +129,7 @@ def load_sample(data: SegmentationData, index: int, *, mask: bool) -> Sample:
     return sample
 
 
-def _describe(split: str, index: int, sample: Sample) -> ImageFacts:
+def _describe(split: str, index: int, sample: Sample, data: SegmentationData) -> ImageFacts:
     image = sample.image
     scale = float(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else 1.0
     channels = range(image.shape[2])
@@ -141,5 +145,6 @@ def _describe(split: str, index: int, sample: Sample) -> ImageFacts:
         mean=mean,
         std=std,
         pixels=None if sample.mask is None else np.bincount(sample.mask.ravel(), minlength=256),
+        turned=sample.mask is not None and isinstance(data, ImageFiles) and data.is_turned(index),
         hashes=hash_image(image),
     )

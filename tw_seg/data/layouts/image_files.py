@@ -68,6 +68,10 @@ class ImageFiles:
         """The file of an image."""
         return self._images[index]
 
+    def is_turned(self, index: int) -> bool:
+        """Whether an EXIF tag turns an image at the same size."""
+        return self.pixels.read_size(self._images[index])[1]
+
     def load_mask(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The mask and the regions of an image that has one, see `Sample`; of the image the size is read only.
 
