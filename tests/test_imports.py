@@ -20,11 +20,11 @@ PACKAGE = ROOT / "tw_seg"
 # A part may import from lower levels and from itself; parts of one level never see each other.
 LEVELS = [
     {"types", "errors", "version"},
-    {"arguments", "files", "processes", "regions", "resize"},
+    {"arguments", "files", "hyper_parameters", "processes", "regions", "resize"},
     {"pictures"},
     {"lrp", "losses", "metrics", "data", "sweeps", "active"},
     {"models", "explain", "predict", "report"},
-    {"training"},
+    {"training", "export"},
     {"cli"},
     {"__main__"},
 ]
@@ -48,6 +48,10 @@ ONLY_IN = {
     "captum": ("models/posthoc", "explain/"),
     "imagehash": ("data/grouping/near_duplicates.py",),
     "skimage": ("models/posthoc/", "cli/demo.py"),
+    "onnx": ("export/onnx_file.py",),
+    "onnxscript": ("export/onnx_file.py",),
+    "onnxruntime": ("export/onnx_file.py",),
+    "huggingface_hub": ("models/hub.py",),
     "albumentations": ("data/loading/transforms.py",),
     "tifffile": ("data/layouts/pictures.py", "data/layouts/pixels.py"),
     "jinja2": ("report/page.py",),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tw_seg.errors import TwSegError
     from tw_seg.lrp import Decoded, HeatmapDecoder, Schedule
     from tw_seg.models.backbones import create_classifier
-    from tw_seg.models.factory import create_model
+    from tw_seg.models.factory import create_model, load_model
     from tw_seg.models.segmenter import HeatmapSegmenter
     from tw_seg.types import IGNORE_INDEX, Batch, Sample, SegOutput
 
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "create_classifier",
     "create_model",
+    "load_model",
 ]
 
 _MODULES = {
@@ -45,6 +46,7 @@ _MODULES = {
     "TwSegError": "tw_seg.errors",
     "create_classifier": "tw_seg.models.backbones",
     "create_model": "tw_seg.models.factory",
+    "load_model": "tw_seg.models.factory",
 }
 
 

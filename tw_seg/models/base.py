@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tw_seg.arguments import check_images, check_numbers, check_samples, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.models.backbones import check_encoder, create_classifier
+from tw_seg.models.hub import HubModel
 from tw_seg.models.published import warn_of_scaling
 from tw_seg.models.weights import load_strict
 from tw_seg.types import BACKGROUND, Batch, SegOutput
@@ -24,7 +25,7 @@ CLASSIFIER_STATE = "the classifier's state dict"
 """What messages call the argument of :meth:`SegModel.load_classifier_state`."""
 
 
-class SegModel(nn.Module, ABC):
+class SegModel(HubModel, ABC):
     """Maps images to image-level logits and mask logits; every model of the package is a subclass.
 
     A subclass makes its network in its constructor and writes :meth:`segment`, which gets checked arguments. What the
@@ -47,6 +48,7 @@ class SegModel(nn.Module, ABC):
         makes_masks: Whether it segments at all; an image-level classifier does not.
         needs_calibration: Whether :meth:`calibrate` must be called before it is evaluated.
         can_gate: Whether it decodes single (image, class) pairs: :meth:`record` and :meth:`decode_pairs`.
+        can_export: Whether ``torch.export`` follows its forward.
         classifier_path: Path of the module that is the image-level classifier; ``None`` for a model without one of
             its own.
         decoder_paths: Paths of the modules whose weights belong to the decoder alone.
@@ -57,6 +59,7 @@ class SegModel(nn.Module, ABC):
     makes_masks: ClassVar[bool] = True
     needs_calibration: bool = False
     can_gate: ClassVar[bool] = False
+    can_export: ClassVar[bool] = True
     classifier_path: ClassVar[str | None] = None
     decoder_paths: ClassVar[tuple[str, ...]] = ()
     scale_names: ClassVar[tuple[str, ...]] = ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from tw_seg.errors import InputError
 from tw_seg.models.base import SegModel
 from tw_seg.models.baselines import DeepLabV3Plus, MultiTaskUNet, UNet
 from tw_seg.models.classifier import ImageClassifier
+from tw_seg.models.hub import CONFIG, find_file, read_config
 from tw_seg.models.posthoc.cam import CAM
 from tw_seg.models.posthoc.gradcam import GradCAM
 from tw_seg.models.posthoc.input_x_gradient import InputXGradient
@@ -46,3 +48,36 @@ def create_model(name: str, **kwargs: Any) -> SegModel:
         hint = "".join(f" {place}." for place in places if place)
         raise InputError(f"Model {name!r}: {error}. It takes {', '.join(takes)}.{hint}") from error
     return MODELS[name](**kwargs)
+
+
+def load_model(place: str | Path, *, trust_names: bool = False, **download: Any) -> SegModel:
+    """Load a model that ``save_pretrained`` wrote, whatever its kind, in evaluation mode.
+
+    No pretrained weights are fetched, and nothing is unpickled.
+
+    Args:
+        place: A local folder, or ``"user/name"`` on the Hub.
+        trust_names: Whether code that its arguments name may be imported (``"package.module:factory"``).
+        **download: ``revision``, ``token``, ``cache_dir``, ``force_download`` or ``local_files_only`` of
+            huggingface_hub.
+
+    Raises:
+        InputError: It is not there, of no known kind, or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> model = create_model("unet", encoder_name="timm/resnet10t", classes=3)
+        >>> model.info["class_names"] = ["background", "cat", "dog"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = model.save_pretrained(folder)
+        ...     load_model(folder).info["class_names"]
+        ['background', 'cat', 'dog']
+    """
+    found = read_config(find_file(str(place), CONFIG, **download), source=str(place))["class"]
+    classes = {model.__name__: model for model in MODELS.values()}
+    if found not in classes:
+        raise InputError(
+            f"{place} holds a {found}, which is none of {', '.join(classes)}: update tw_seg, or use its class"
+        )
+    model: SegModel = classes[found].from_pretrained(place, trust_names=trust_names, **download)
+    return model

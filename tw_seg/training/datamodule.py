@@ -29,7 +29,7 @@ from tw_seg.data.loading.transforms import (
 )
 from tw_seg.data.loading.windows import Stretched, View, WindowItems, make_view
 from tw_seg.errors import BudgetError, InputError
-from tw_seg.training.hyper_parameters import make_plain
+from tw_seg.hyper_parameters import make_plain
 from tw_seg.training.monitor import check_monitors
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.several_devices import check_processes
@@ -271,6 +271,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             thumbnails=self._thumbnails,
         )
         return DataLoader(items, batch_size=size, **{**self._loader_kwargs(), "collate_fn": collate_windows})
+
+    def list_images(self, role: str, count: int) -> list[np.ndarray]:
+        """The first images of ``"train"``, ``"val"`` or ``"test"`` as they are in their files, each (H, W, C)."""
+        data = self._open_dataset(role)
+        return [data[row].image for row in range(min(count, len(data)))]
 
     def show_pictures(self, pictures: SegmentationData, view: View, *, thumbnails: bool = False) -> None:
         """Predict pictures of your own instead of the data set's.

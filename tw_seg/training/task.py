@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tw_seg.arguments import check_batch, check_numbers
 from tw_seg.errors import InputError
+from tw_seg.hyper_parameters import make_plain
 from tw_seg.losses import SegmentationLoss
 from tw_seg.losses.annotated import Unmasked
 from tw_seg.losses.masked import mean_of
@@ -23,7 +24,6 @@ from tw_seg.models.bundled import find_normalization
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_normalization, read_weights
 from tw_seg.processes import add_over_processes, count_processes
-from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
 from tw_seg.training.sampled_classes import (
     SampledClasses,

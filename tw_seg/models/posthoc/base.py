@@ -49,6 +49,7 @@ class PostHoc(SegModel):
 
     trainable = False
     needs_calibration = True
+    can_export = False
     classifier_path = "classifier"
     threshold: Tensor
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.training.tiny import TinyData, make_batch, make_task, make_trainer
 from tw_seg.errors import InputError
+from tw_seg.hyper_parameters import make_plain
 from tw_seg.lrp import Schedule
 from tw_seg.training.callbacks import ExportClassifier
-from tw_seg.training.hyper_parameters import make_plain
 from tw_seg.training.task import SegmentationTask
 
 
