@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco
 from sklearn import metrics as sk
 
 from tw_seg.errors import DataError
@@ -135,3 +136,15 @@ def test_without_masks_there_are_image_level_scores_only():
     results = evaluate(images).compute(resamples=20)
     assert np.isnan(results.overall["miou"].value) and 0 < results.overall["map"].value <= 1
     assert results.overall["map"].low <= results.overall["map"].value
+
+
+def test_iou_of_a_class_is_that_of_pycocotools():
+    """Of one image and of two beside each other; pycocotools knows no ignored pixels, so there are none."""
+    images = [{**image, "mask": image["mask"].where(image["mask"] < 255, 0)} for image in make_images(4)[1:3]]
+    for chosen in (images[:1], images):
+        masks = torch.cat([image["mask"] for image in chosen], 1).numpy()
+        found = torch.cat([image["mask_logits"].argmax(0) for image in chosen], 1).numpy()
+        ious = [score.value for score in evaluate(chosen).compute(resamples=0).per_class["iou"]]
+        for k in range(3):
+            coded = [coco.encode(np.asfortranarray(ids == k, dtype=np.uint8)) for ids in (found, masks)]
+            assert ious[k] == pytest.approx(coco.iou(coded[:1], coded[1:], [0])[0, 0])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,19 @@ def test_files_patterns_and_lists(root, monkeypatch):
     assert list(find_pictures([root / "odd[1].png"])) == ["odd[1]"]
 
 
-@pytest.mark.parametrize(("name", "message"), [("gone", "no such file or folder"), ("*.bmp", "there is no picture")])
-def test_nothing_found_is_an_error(name, message, root):
-    with pytest.raises(DataError, match=message):
-        find_pictures([root / name])
+@pytest.mark.parametrize("name", ["gone", "*.bmp"])
+def test_nothing_found_is_an_error(name, root):
+    for given in ([root / name], [root, root / name]):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}: there is no.*; check the path"):
+            find_pictures(given)
+
+
+@pytest.mark.parametrize("name", ["empty", "list.txt"])
+def test_a_folder_or_a_list_without_pictures_is_an_error_beside_others(name, root):
+    (root.parent / "empty").mkdir()
+    (root.parent / "list.txt").write_text("# none\n")
+    with pytest.raises(DataError, match=f"{name}: there is no picture"):
+        find_pictures([root, root.parent / name])
 
 
 def test_two_pictures_of_one_name_are_refused(root):

@@ -86,17 +86,14 @@ def find_pictures(given: Sequence[str | Path], *, without: Path | None = None) -
         Paths by name, in order: the path from the folder on, without its suffix where that is clear.
 
     Raises:
-        DataError: Nothing is found, or two pictures would have one name in a folder of predictions.
+        DataError: One of these is, or has, no picture, or two pictures would have one name in a folder of predictions.
     """
     found: dict[Path, str] = {}
     for files, start in _list_given([Path(one).expanduser() for one in given]):
         for file in files:
             if without is None or without.absolute() not in file.absolute().parents:
                 found.setdefault(file, Path(os.path.relpath(file, start)).as_posix())
-    if not found:
-        raise DataError(
-            f"{show_names(list(given))}: there is no picture (files ending in {', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+    _check_found(list(found), show_names(list(given)))
     stems = Counter(file_name(os.path.splitext(name)[0], "").casefold() for name in found.values())
     named: dict[str, Path] = {}
     taken: dict[str, Path] = {}
@@ -119,21 +116,29 @@ def _list_given(given: Sequence[Path]) -> Iterator[tuple[list[Path], Path]]:
     for path in given:
         if path.is_dir():
             folder = path / "images" if (path / "images").is_dir() else path
-            yield list(_walk(folder)), folder
+            yield _check_found(list(_walk(folder)), path), folder
         elif path.suffix.lower() == LIST_SUFFIX:
             lines = [line.strip() for line in read_lines(path)]
             files = [path.parent / line for line in lines if line and not line.startswith("#")]
-            yield files, _find_folder(files)
+            yield _check_found(files, path), _find_folder(files)
         elif os.path.lexists(path):
             single.append(path)
         elif glob.has_magic(str(path)):
             matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))  # follows no link to a folder
             files = [match for match in matches if _is_picture(match.name) and not match.is_dir()]
             files = [file for file in files if not _is_hidden(file.parent, path)]
-            yield files, _find_folder(files)
+            yield _check_found(files, path), _find_folder(files)
         else:
             raise DataError(f"{path}: there is no such file or folder; check the path")
     yield single, _find_folder(single)
+
+
+def _check_found(files: list[Path], place: object) -> list[Path]:
+    """The files, unless there is none."""
+    if not files:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{place}: there is no picture (files ending in {suffixes}); check the path")
+    return files
 
 
 def _find_folder(files: Sequence[Path]) -> Path:
