@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,27 +56,30 @@ class TestRefined(RefinedContract):
 
 
 def refine_by_hand(net: RefiningNet, maps: Sequence[Tensor], images: Tensor) -> Tensor:
-    """Class by class, with one first convolution of the image's channels and all maps, at the size of the first map."""
-    size = maps[0].shape[2:]
-    image = F.adaptive_avg_pool2d(images, size)
-    weight = torch.cat([net.image.weight, net.maps.weight], 1)
+    """Class by class and with one convolution at each read-out, of its maps and all that is known before."""
     corrections = []
     for k in range(maps[0].shape[1]):
-        resized = [F.interpolate(one[:, [k]], size, mode="bilinear") for one in maps]
-        x = F.conv2d(torch.cat([image, *resized], 1), weight, net.image.bias, padding=1).relu()
+        x = net.maps[0](maps[0][:, k])
+        for depth in range(1, len(maps)):
+            wide = F.interpolate(x.relu(), maps[depth].shape[3:], mode="bilinear")
+            layer, known = net.maps[depth], net.known[depth - 1]
+            x = F.conv2d(
+                torch.cat([maps[depth][:, k], wide], 1), torch.cat([layer.weight, known.weight], 1), layer.bias, 1, 1
+            )
+        x = (x + net.image(F.adaptive_avg_pool2d(images, maps[-1].shape[3:]))).relu()
         corrections.append(net.last(net.inner(x).relu()))
     return torch.cat(corrections, 1)
 
 
 def create_net(depths: int = 2) -> RefiningNet:
-    net = RefiningNet(depths, 3, 5).double()
+    net = RefiningNet(depths, 3, 5, maps=3).double()
     nn.init.normal_(net.last.weight)
     nn.init.normal_(net.last.bias)
     return net
 
 
 def draw_maps(samples: int = 3, classes: int = 4) -> list[Tensor]:
-    return [torch.randn(samples, classes, *size, dtype=torch.float64) for size in ((9, 12), (4, 5))]
+    return [torch.randn(samples, classes, 3, *size, dtype=torch.float64) for size in ((4, 5), (9, 12))]
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -88,22 +90,15 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [(18, 24), (17, 25), (9, 12), (8, 12)])
-def test_it_is_a_plain_net_on_all_inputs_at_once(size: tuple[int, int]) -> None:
+def test_it_is_a_plain_net_class_by_class(size: tuple[int, int]) -> None:
     net, maps, images = create_net(), draw_maps(), torch.randn(3, 3, *size, dtype=torch.float64)
     expected = refine_by_hand(net, maps, images)
     close(net(maps, images), expected)
-    close(net(maps[::-1], images), refine_by_hand(_exchange(net), maps, images))
-    rows = torch.tensor([2, 0, 2])
-    pairs = [one[rows, torch.tensor([1, 3, 0])][:, None] for one in maps]
-    close(net(pairs, images, rows)[:, 0], expected[rows, torch.tensor([1, 3, 0])])
-
-
-def _exchange(net: RefiningNet) -> RefiningNet:
-    """The same for two maps in the other order."""
-    other = copy.deepcopy(net)
-    with torch.no_grad():
-        other.maps.weight.copy_(net.maps.weight.flip(1))
-    return other
+    rows, classes = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 0])
+    pairs = [one[rows, classes][:, None] for one in maps]
+    close(net(pairs, images, rows)[:, 0], expected[rows, classes])
+    one = create_net(1)
+    close(one(maps[:1], images), refine_by_hand(one, maps[:1], images))
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -119,7 +114,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_a_new_net_corrects_nothing_and_only_its_last_layer_moves() -> None:
-    net = RefiningNet(2, 3, 5).double()
+    net = RefiningNet(2, 3, 5, maps=3).double()
     correction = net(draw_maps(), torch.randn(3, 3, 18, 24, dtype=torch.float64))
     assert correction.shape == (3, 4, 9, 12) and not correction.any()
     correction.square().sum().add(correction.sum()).backward()
@@ -145,7 +140,8 @@ def create(**kwargs: Any) -> HeatmapSegmenter:
 def create_pair(**kwargs: Any) -> tuple[HeatmapSegmenter, HeatmapSegmenter]:
     """One with a refining net that corrects something, and the same without."""
     model, plain = create(refine=6, **kwargs), create(**kwargs)
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("refine.")})
+    added = ("refine.", "decoder.projections.")
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith(added)})
     fill_last_layer(model)
     return model, plain
 
@@ -172,14 +168,15 @@ def test_the_correction_is_added(images: Tensor, kwargs: dict[str, Any], classes
     model, plain = create_pair(**kwargs)
     samples = torch.tensor([2, 0])
     output, expected = model(images, classes, samples), plain(images, classes, samples)
-    readouts = plain.decoder(images, samples=samples).readouts
-    scaled = [one * (one[0, 0].numel() * (1 if model.compress is None else model.compress)) for one in readouts]
-    maps = sorted((one.asinh() for one in scaled), key=lambda one: -one.shape[2])
-    net = copy.deepcopy(model.refine[0])
-    order = sorted(range(len(readouts)), key=lambda depth: -readouts[depth].shape[2])
-    with torch.no_grad():
-        net.maps.weight.copy_(net.maps.weight[:, order])
-    correction = F.interpolate(refine_by_hand(net, maps, images[samples]), (33, 47), mode="bilinear")
+    decoded = model.decoder.project(model.decoder.record(images), samples=samples)
+    gain = 1.0 if model.compress is None else model.compress
+    seen = []
+    for heatmap, others in sorted(
+        zip(decoded.readouts, decoded.projections, strict=True), key=lambda both: both[0].shape[2]
+    ):
+        maps = torch.cat([heatmap[:, :, None], others], 2)
+        seen.append((maps * gain * heatmap[0, 0].numel()).asinh())
+    correction = F.interpolate(refine_by_hand(model.refine[0], seen, images[samples]), (33, 47), mode="bilinear")
     if model.background == "constant":
         correction = F.pad(correction, (0, 0, 0, 0, 1, 0))
     if classes is not None:
@@ -219,6 +216,6 @@ def test_its_parameters_are_the_decoders() -> None:
     model, factor = create(refine=4), 0.5
     groups = group_parameters(model, lr=1.0, weight_decay=0.1, decoder_lr_factor=factor, scale_lr_factor=3.0)
     found = {id(p): group for group in groups for p in group["params"]}
-    for parameter in model.refine.parameters():
+    for parameter in (*model.refine.parameters(), *model.decoder.projections):
         group = found[id(parameter)]
         assert group["lr"] == factor and group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_pairs, check_samples, check_signals, class_indices, class_tensor
+from tw_seg.arguments import check_counts, check_pairs, check_samples, check_signals, class_indices, class_tensor
 from tw_seg.errors import InputError
 from tw_seg.lrp.composite import Assign, create_composite
 from tw_seg.lrp.core.backward import Backward
@@ -17,15 +17,16 @@ from tw_seg.lrp.core.graph import Graph
 from tw_seg.lrp.core.tape import Tape, attribute
 from tw_seg.lrp.decode.options import check_mappings, check_names, check_size, list_places
 from tw_seg.lrp.decode.pieces import decode_as_scheduled
-from tw_seg.lrp.decode.plan import Mode, Plan, Plans, check_logits, count_image_axes
+from tw_seg.lrp.decode.plan import Mode, Plan, Plans, check_logits, count_image_axes, order_towards_images
 from tw_seg.lrp.decode.propagate import propagate
-from tw_seg.lrp.decode.readout import Decoded
+from tw_seg.lrp.decode.readout import Decoded, Projected, find_channel_axis
 from tw_seg.lrp.decode.schedule import GraphMemory, Schedule, create_schedule
 from tw_seg.lrp.decode.weights import check_copies, copy_weights, name_weights
 from tw_seg.lrp.seeds import HEAD_RULES, create_seed
 from tw_seg.lrp.trace.accept import check_classifier, warn_of_backward_hooks, warn_of_probabilities
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.lrp.trace.examples import default_image_shape
+from tw_seg.lrp.trace.trial import Trial
 
 
 class HeatmapDecoder(nn.Module):
@@ -51,6 +52,12 @@ class HeatmapDecoder(nn.Module):
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
         custom_rules: Rules for module classes, functions or methods, see ``docs/custom_rule.md``; they come first.
+        projections: Number M of weighted sums over the channels of relevance that :meth:`project` reads beside each
+            heatmap, which is their plain sum. Their weights, ``decoder.projections``, are random at first, trained, and
+            the same for all classes: an input for a network that looks at the parts which a heatmap adds up.
+
+    Attributes:
+        towards_images: Indices of the read-outs in the order in which relevance reaches them.
 
     Shapes:
         images (N, C, H, W) -> logits (N, K), heatmaps (S, K', h, w) in units of the logit: a heatmap sums to
@@ -83,8 +90,10 @@ class HeatmapDecoder(nn.Module):
         schedule: Schedule | Mapping[str, Any] | None = None,
         image_size: Sequence[int] | None = None,
         custom_rules: CustomRules | None = None,
+        projections: int = 0,
     ) -> None:
         super().__init__()
+        check_counts(0, projections=projections)
         check_names(composite=composite, seed=seed)
         check_mappings(composite_kwargs=composite_kwargs, custom_rules=custom_rules)
         if not isinstance(tie_weights, bool):  # a string would count as true
@@ -118,6 +127,11 @@ class HeatmapDecoder(nn.Module):
         warn_of_backward_hooks(classifier)
         self._image_axes = count_image_axes(plans[0].graph)
         self.decoder_weights = nn.ParameterDict() if tie_weights else copy_weights(classifier, plans)
+        self.towards_images = order_towards_images(plans[0])
+        self.projections = nn.ParameterList()
+        if projections:
+            widths = self._measure_channels(plans[0], shape)
+            self.projections.extend(nn.Parameter(torch.randn(projections, width) / width**0.5) for width in widths)
 
     @property
     def read_out(self) -> tuple[str | float, ...]:
@@ -182,9 +196,7 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For classes or samples of the wrong type or shape.
         """
-        check_samples(samples)
-        chosen = class_tensor(class_indices(classes, tape.logits.shape[1]), tape.logits.device)
-        return self._decode(self.prepare(tape, samples), chosen)
+        return self._decode(*self._choose(tape, classes, samples))
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Decoded:
         """Decode chosen (sample, class) pairs of a recorded run: as many classes for each image as it needs.
@@ -207,8 +219,63 @@ class HeatmapDecoder(nn.Module):
             >>> decoder.decode_pairs(tape, torch.tensor([0, 0, 1]), torch.tensor([1, 4, 4])).heatmaps.shape
             torch.Size([3, 1, 64, 64])
         """
+        return self._decode(*self._choose_pairs(tape, samples, classes))
+
+    def project(
+        self, tape: Tape, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
+    ) -> Projected:
+        """Decode as :meth:`decode` does, and read the projections too.
+
+        Args:
+            tape: What :meth:`record` returned.
+            classes: As there.
+            samples: As there.
+
+        Raises:
+            InputError: For classes or samples of the wrong type or shape, or a decoder without projections.
+
+        Example:
+            >>> import torch, torchvision
+            >>> net = torchvision.models.resnet18(num_classes=5)
+            >>> decoder = HeatmapDecoder(net, read_out=["layer2", "layer4"], projections=8).eval()
+            >>> found = decoder.project(decoder.record(torch.rand(2, 3, 64, 64)), classes=[0, 3])
+            >>> [tuple(maps.shape) for maps in found.projections]
+            [(2, 2, 8, 8, 8), (2, 2, 8, 2, 2)]
+        """
+        return self._project(*self._choose(tape, classes, samples))
+
+    def project_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Projected:
+        """Decode pairs as :meth:`decode_pairs` does, and read the projections (P, 1, M, h, w) too.
+
+        Args:
+            tape: What :meth:`record` returned.
+            samples: As there.
+            classes: As there.
+
+        Raises:
+            InputError: For samples or classes that are no int64 vectors of the same length, or a decoder without
+                projections.
+        """
+        return self._project(*self._choose_pairs(tape, samples, classes))
+
+    def _choose(
+        self, tape: Tape, classes: Sequence[int] | Tensor | None, samples: Tensor | None
+    ) -> tuple[Backward, Tensor]:
+        check_samples(samples)
+        chosen = class_tensor(class_indices(classes, tape.logits.shape[1]), tape.logits.device)
+        return self.prepare(tape, samples), chosen
+
+    def _choose_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> tuple[Backward, Tensor]:
         check_pairs(samples, classes, tape.logits.shape[1])
-        return self._decode(self.prepare(tape).for_samples(samples), classes.unsqueeze(0))
+        return self.prepare(tape).for_samples(samples), classes.unsqueeze(0)
+
+    def _project(self, backward: Backward, classes: Tensor) -> Projected:
+        if not self.projections:
+            raise InputError("this decoder has no projections to read: make it with projections=8 or so")
+        backward = replace(backward, projections=dict(zip(backward.readouts, self.projections, strict=True)))
+        maps = decode_as_scheduled(self.seed, backward, classes, self.schedule, self._memory)
+        depths = len(backward.readouts)
+        return Projected(backward.tape.logits, maps[:depths], maps[depths:])
 
     def _decode(self, backward: Backward, classes: Tensor) -> Decoded:
         """Decode ``classes``, (K',) for every sample of the pass or (K', S)."""
@@ -254,6 +321,14 @@ class HeatmapDecoder(nn.Module):
     def graph(self, images: Tensor) -> Graph:
         """The calls of the classifier in its present mode on such images."""
         return self._plan(images).graph
+
+    def _measure_channels(self, plan: Plan, shape: tuple[int, ...]) -> list[int]:
+        """Number of channels at each read-out for images of a shape (C, H, W); nothing of the classifier changes."""
+        trial = Trial(self.classifier, training=False)
+        images = next(trial.make_images(shape, specialised=True))
+        tape, _ = trial.run(lambda: Tape(self.classifier, plan.graph, images, plan.wanted, plan.last_uses))
+        backward = self.prepare(tape)
+        return [tape.values[name].shape[find_channel_axis(backward, name)] for name in plan.readouts]
 
     def _plan(self, images: Tensor) -> Plan:
         """The plan for such images in the classifier's present mode, made now if it is not there yet."""

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from tw_seg.arguments import check_pairs, class_tensor, is_number
 from tw_seg.errors import InputError
-from tw_seg.lrp import HeatmapDecoder, Schedule
+from tw_seg.lrp import Decoded, HeatmapDecoder, Projected, Schedule
 from tw_seg.lrp.core.tape import Tape
 from tw_seg.lrp.trace.build import CustomRules
 from tw_seg.models.base import CLASSIFIER_STATE, SegModel
 from tw_seg.models.by_name import import_object
-from tw_seg.models.refine import RefiningNet
+from tw_seg.models.refine import PROJECTIONS, RefiningNet
 from tw_seg.models.weights import find_head, remove_prefix
 from tw_seg.resize import resize_maps
 from tw_seg.types import BACKGROUND, SegOutput
@@ -61,8 +61,8 @@ class HeatmapSegmenter(SegModel):
     ``f`` is the identity, or with ``compress=g`` the function ``asinh(g * x)``: relevance has heavy tails (a few
     cells hold most of it), and cross-entropy on raw heatmaps spends itself on them. It is odd, so signs stay.
 
-    With ``refine`` a small net that all classes share adds a correction, which starts at 0, see
-    :class:`tw_seg.models.refine.RefiningNet`.
+    With ``refine`` a small net that all classes share adds a correction, which starts at 0. It sees the heatmaps and
+    weighted sums over the channels of relevance, see :class:`tw_seg.models.refine.RefiningNet`.
 
     Args:
         encoder_name: Classifier by name, see :func:`tw_seg.models.backbones.create_classifier`.
@@ -91,7 +91,7 @@ class HeatmapSegmenter(SegModel):
 
     can_gate = True
     classifier_path = "decoder.classifier"
-    decoder_paths = ("decoder.decoder_weights", "refine")
+    decoder_paths = ("decoder.decoder_weights", "decoder.projections", "refine")
     scale_names = ("log_scale", "offset")
 
     def __init__(
@@ -131,7 +131,8 @@ class HeatmapSegmenter(SegModel):
         self.compress = compress
         outputs = classes - (background == "constant")
         classifier = self.create_classifier(encoder_weights, classes=outputs)
-        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs))
+        projections = {} if refine is None else {"projections": PROJECTIONS}
+        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs), **projections)
         if self.decoder.classes not in (None, outputs):
             raise InputError(
                 f"the classifier {encoder_name!r} returns {self.decoder.classes} logits, classes={classes} with "
@@ -149,9 +150,10 @@ class HeatmapSegmenter(SegModel):
         return self.decoder.classifier
 
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
-        decoded = self.decoder(images, self._find_columns(classes), samples)
+        tape, decode = self.decoder.record(images), self.decoder.project if self.refine else self.decoder.decode
+        decoded = decode(tape, self._find_columns(classes), samples)
         chosen = images if samples is None else images.index_select(0, samples)
-        maps = [self._insert_background(one, classes) for one in self._make_maps(decoded.readouts, chosen)]
+        maps = [self._insert_background(one, classes) for one in self._make_maps(decoded, chosen)]
         return self._add_offset(decoded.logits, maps, self._find_offset(classes))
 
     def read_relevance(self, output: SegOutput) -> Tensor:
@@ -198,16 +200,26 @@ class HeatmapSegmenter(SegModel):
         super().load_classifier_state(state)
         self.decoder.reset_decoder_weights()
 
-    def _make_maps(self, readouts: Sequence[Tensor], images: Tensor, samples: Tensor | None = None) -> list[Tensor]:
+    def _make_maps(self, decoded: Decoded | Projected, images: Tensor, samples: Tensor | None = None) -> list[Tensor]:
         """What adds up to mask logits: the heatmaps of each read-out, normalised and scaled, and the correction.
 
         ``samples`` are the rows of the images that the heatmaps belong to, where they are not all in order.
         """
         scale = self.log_scale.exp()
-        scaled = [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(readouts)]
-        seen = [one.asinh() for one in scaled] if self.compress is None and self.refine else scaled
-        corrections = [net(seen, images, samples) for net in self.refine]
-        return [resize_maps(one, images.shape[2:]) for one in (*scaled, *corrections)]
+        scaled = [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(decoded.readouts)]
+        if isinstance(decoded, Projected):
+            scaled += [net(self._make_seen(decoded), images, samples) for net in self.refine]
+        return [resize_maps(one, images.shape[2:]) for one in scaled]
+
+    def _make_seen(self, decoded: Projected) -> list[Tensor]:
+        """What the refining net sees: maps (S, K', M, h, w) of each read-out, from the logits to the images."""
+        gain = 1.0 if self.compress is None else self.compress
+        seen = []
+        for depth in self.decoder.towards_images:
+            heatmap, others = decoded.readouts[depth], decoded.projections[depth]
+            maps = torch.cat([heatmap[:, :, None], others.to(heatmap.dtype)], 2)
+            seen.append(torch.asinh(maps * (gain * maps.shape[3] * maps.shape[4])))
+        return seen
 
     def _add_offset(self, logits: Tensor, maps: Sequence[Tensor], offset: Tensor) -> SegOutput:
         """The output for the classifier's logits, the maps of each read-out and, if there is one, the correction."""
@@ -225,7 +237,8 @@ class HeatmapSegmenter(SegModel):
 
     def _decode_maps(self, tape: Tape, samples: Tensor, outputs: Tensor) -> list[Tensor]:
         """Maps (P, 1, H, W) of each read-out for pairs of a sample and a column of the classifier; the correction."""
-        return self._make_maps(self.decoder.decode_pairs(tape, samples, outputs).readouts, tape.images, samples)
+        decode = self.decoder.project_pairs if self.refine else self.decoder.decode_pairs
+        return self._make_maps(decode(tape, samples, outputs), tape.images, samples)
 
     def _insert_logit(self, logits: Tensor) -> Tensor:
         """The classifier's logits as those of the K classes."""

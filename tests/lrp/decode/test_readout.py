@@ -81,6 +81,53 @@ def test_channels_last(place: str) -> None:
     close(found, expected)
 
 
+@pytest.mark.parametrize("place", ["stem", "wide", "conv", "flat", "input"])
+def test_projections_are_weighted_sums_over_the_channels(place: str) -> None:
+    torch.manual_seed(0)
+    net, images = randomise(ChannelsLast().double()).eval(), pictures(2, 3, 16, 24)
+    decoder = HeatmapDecoder(net, read_out=place, projections=4).double()
+    relevance = gradient_x_activation(net, net.get_submodule("" if place == "input" else place), images)
+    if place == "input":
+        maps = [torch.autograd.grad(k.sum(), images, retain_graph=True)[0] * images for k in net(images).T]
+        relevance = torch.stack(maps, 1).detach()
+    if place == "wide":
+        relevance = relevance.movedim(-1, 2)
+    if place == "flat":
+        relevance = relevance[..., None, None]
+    assert decoder.projections[0].shape == (4, relevance.shape[2])
+    expected = torch.einsum("nkchw,mc->nkmhw", relevance, decoder.projections[0].detach())
+    tape = decoder.record(images)
+    found = decoder.project(tape)
+    close(found.projections[0], expected)
+    close(found.readouts[0], relevance.sum(2))
+    close(decoder.decode(tape).heatmaps, relevance.sum(2))
+    pairs = decoder.project_pairs(tape, torch.tensor([1, 0]), torch.tensor([2, 0]))
+    close(pairs.projections[0], expected[[1, 0], [2, 0]][:, None])
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_projections_of_tokens(prefix: int) -> None:
+    torch.manual_seed(0)
+    net, images = randomise(Tokens(prefix).double()).eval(), pictures(2, 3, 12, 20)
+    decoder = HeatmapDecoder(net, read_out=["act", "patches"], projections=2).double()
+    relevance = gradient_x_activation(net, net.act, images)[:, :, prefix:].unflatten(2, (3, 5))
+    expected = torch.einsum("nkhwc,mc->nkmhw", relevance, decoder.projections[0].detach())
+    tape = decoder.record(images)
+    found = decoder.project(tape, [2, 0], torch.tensor([1])).projections
+    close(found[0], expected[1:, [2, 0]])
+    assert found[1].shape == (1, 2, 2, 3, 5)
+    assert decoder.project(tape, classes=[]).projections[1].shape == (2, 0, 2, 3, 5)
+    assert decoder.project(tape, samples=torch.zeros(0, dtype=torch.int64)).projections[0].shape == (0, 3, 2, 3, 5)
+    plain = HeatmapDecoder(net)
+    with pytest.raises(InputError, match="has no projections to read"):
+        plain.project(plain.record(images))
+
+
+def test_read_outs_are_ordered_towards_the_images() -> None:
+    places = ["act", "input", "conv", "stem"]
+    assert HeatmapDecoder(ChannelsLast(), read_out=places).towards_images == (2, 0, 3, 1)
+
+
 @pytest.mark.parametrize("place", ["inner", "act", "heads"])
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_tokens_are_the_grid_of_the_patches(place: str, prefix: int) -> None:

@@ -75,3 +75,19 @@ def test_two_losses_on_one_decode() -> None:
         first = torch.autograd.grad(heatmaps.square().sum(), weights, retain_graph=True)
         both.append([*first, *torch.autograd.grad(heatmaps.sin().sum(), weights)])
     torch.testing.assert_close(both[1], both[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [{"chunk_size": 1}, *RECOMPUTED, {"gradient_threshold": 0.0}], ids=str)
+def test_gradients_of_projections(schedule: dict[str, Any]) -> None:
+    """Of their weights, and of the classifier's through them, whatever is decoded again."""
+    results = []
+    for given in ({}, schedule):
+        torch.manual_seed(0)
+        net, inputs = nets.tiny(), images()
+        decoder = HeatmapDecoder(net, read_out=["conv2", "pool"], projections=3, schedule=given).double()
+        decoded = decoder.project(decoder.record(inputs), samples=torch.tensor([2, 0]))
+        loss = sum(one.square().sum() for one in (*decoded.projections, *decoded.readouts))
+        loss.backward()
+        results.append({name: p.grad for name, p in decoder.named_parameters() if p.grad is not None})
+    assert any("projections" in name and grad.abs().max() > 0 for name, grad in results[0].items())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)

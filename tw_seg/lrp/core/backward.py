@@ -34,6 +34,7 @@ class Backward:
             the one after its last.
         input_rule: Rule of the linear calls that read the images; ``None``: as every other call.
         heatmap: What is summed over channels: relevance, or the coefficient as it is.
+        projections: Weights (M, C) of other sums over the channels of each read-out, by its name; empty for none.
     """
 
     tape: Tape
@@ -47,6 +48,7 @@ class Backward:
     segments: tuple[tuple[int, int, int], ...] = ()
     input_rule: InputRule | None = None
     heatmap: Literal["relevance", "coefficient"] = "relevance"
+    projections: Mapping[str, Tensor] = field(default_factory=dict)
     _selected: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # `replace` starts it anew
 
     def for_samples(self, samples: Tensor) -> Backward:

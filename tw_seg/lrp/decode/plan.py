@@ -99,6 +99,12 @@ def resolve_readouts(graph: Graph, places: tuple[str | float, ...]) -> tuple[str
     return found
 
 
+def order_towards_images(plan: Plan) -> tuple[int, ...]:
+    """Indices of the read-outs from the one that is next to the logits to the one that is next to the images."""
+    place = {call.name: number for number, call in enumerate(plan.graph.calls)}
+    return tuple(sorted(range(len(plan.readouts)), key=lambda i: place.get(plan.readouts[i], -1), reverse=True))
+
+
 def count_image_axes(graph: Graph) -> int | None:
     """Number of axes of the images, where a layer with a kernel reads them; ``None``: it is not known."""
     kernels = [

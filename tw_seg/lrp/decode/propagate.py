@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.linear_map import accumulate, times
-from tw_seg.lrp.decode.readout import sum_channels
+from tw_seg.lrp.decode.readout import project_channels, sum_channels
 from tw_seg.lrp.ops.fusion import input_relevance, pass_fused_norm
 
 
@@ -22,12 +22,13 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
         outputs: Filled with the coefficient at every call's output.
 
     Returns:
-        The heatmaps (S, K', h, w) of each read-out.
+        The heatmaps (S, K', h, w) of each read-out, after them its projections (S, K', M, h, w) if there are any.
     """
-    graph, readouts = backward.tape.graph, backward.readouts
+    graph = backward.tape.graph
     coefficients: dict[str, Any] = {graph.output: seed}
     del seed  # a coefficient goes as soon as it was handed on
     heatmaps: dict[str, Tensor] = {}
+    projections: dict[str, Tensor] = {}
     owned: set[str] = set()  # coefficients that nothing else refers to: they may be written into
     for call in reversed(list(backward.calls.values())):
         c = coefficients.pop(call.name, None)
@@ -35,13 +36,15 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
             continue
         if outputs is not None:
             outputs[call.name] = c
-        if call.name in readouts:
-            heatmaps[call.name] = _read_heatmap(backward, call.name, pass_fused_norm(backward, call, c))
+        if call.name in backward.readouts:
+            relevance = _find_relevance(backward, call.name, pass_fused_norm(backward, call, c))
+            _read(backward, call.name, relevance, heatmaps, projections)
+            del relevance
         if not any(name in backward.wanted for name in call.inputs):
             continue
         at_input = input_relevance(backward, call, c)
         if at_input is not None:
-            accumulate(heatmaps, graph.input, sum_channels(backward, graph.input, at_input))
+            _read(backward, graph.input, at_input, heatmaps, projections)
             continue
         op = call.op
         # Writing into c: without it the peak memory of a gate's pairs is up to 1.59 times as high (median of six cases
@@ -58,8 +61,8 @@ def propagate(backward: Backward, seed: Tensor, outputs: dict[str, Any] | None =
     if c is not None:
         if outputs is not None:
             outputs[graph.input] = c
-        accumulate(heatmaps, graph.input, _read_heatmap(backward, graph.input, c))
-    return tuple(heatmaps[name] for name in readouts)
+        _read(backward, graph.input, _find_relevance(backward, graph.input, c), heatmaps, projections)
+    return tuple(found[name] for found in (heatmaps, projections) for name in backward.readouts if name in found)
 
 
 def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *, fresh: bool) -> None:
@@ -79,15 +82,24 @@ def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *,
 
 
 def make_empty_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
-    """Heatmaps of no samples or of no classes, in their shapes."""
-    found = []
+    """What :func:`propagate` returns for no samples or for no classes, in its shapes."""
+    heatmaps: dict[str, Tensor] = {}
+    projections: dict[str, Tensor] = {}
     for name in backward.readouts:
-        one = sum_channels(backward, name, torch.zeros_like(backward.value(name)))
-        found.append(one.new_zeros((one.shape[0], classes, *one.shape[2:])))
-    return tuple(found)
+        _read(backward, name, torch.zeros_like(backward.value(name)), heatmaps, projections)
+    found = (*heatmaps.values(), *projections.values())
+    return tuple(one.new_zeros((one.shape[0], classes, *one.shape[2:])) for one in found)
 
 
-def _read_heatmap(backward: Backward, name: str, c: Tensor) -> Tensor:
-    if backward.heatmap == "coefficient":
-        return sum_channels(backward, name, c)
-    return sum_channels(backward, name, times(c, backward.value(name), backward.axis(name)))
+def _find_relevance(backward: Backward, name: str, c: Tensor) -> Tensor:
+    """What is summed over channels, by the composite: relevance, or the coefficient as it is."""
+    return c if backward.heatmap == "coefficient" else times(c, backward.value(name), backward.axis(name))
+
+
+def _read(
+    backward: Backward, name: str, relevance: Tensor, heatmaps: dict[str, Tensor], projections: dict[str, Tensor]
+) -> None:
+    """Add relevance at a read-out to its heatmap and its projections."""
+    accumulate(heatmaps, name, sum_channels(backward, name, relevance))
+    if name in backward.projections:
+        accumulate(projections, name, project_channels(backward, name, relevance, backward.projections[name]))

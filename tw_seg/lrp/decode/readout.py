@@ -1,10 +1,11 @@
-"""What a decode returns: relevance at an activation, summed to one map for each sample and class."""
+"""What a decode returns: relevance at an activation, summed over channels to maps for each sample and class."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tw_seg.errors import InputError
@@ -26,6 +27,20 @@ class Decoded(NamedTuple):
     readouts: tuple[Tensor, ...]
 
 
+class Projected(NamedTuple):
+    """What a decode returns that reads projections too.
+
+    Attributes:
+        logits: Image-level class scores of all images, shape (N, K).
+        readouts: The heatmaps (S, K', h, w) of every read-out, in the order asked for.
+        projections: M weighted sums over the channels of every read-out, shape (S, K', M, h, w).
+    """
+
+    logits: Tensor
+    readouts: tuple[Tensor, ...]
+    projections: tuple[Tensor, ...]
+
+
 def sum_channels(backward: Backward, name: str, relevance: Tensor) -> Tensor:
     """Sum relevance over channels to a heatmap, in float32 for half precision.
 
@@ -41,17 +56,50 @@ def sum_channels(backward: Backward, name: str, relevance: Tensor) -> Tensor:
     Raises:
         InputError: If the activation is no map.
     """
-    value = backward.tape.values[name]
-    rows = backward.value(name).shape[0]
+    _check_is_map(backward, name)
     half = relevance.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if half else None
+    maps = relevance.sum(find_channel_axis(backward, name), dtype=torch.float32 if half else None)
+    maps = _shape_maps(backward, name, maps)
+    rows = backward.value(name).shape[0]
+    return maps.unflatten(0, (-1, rows)).transpose(0, 1) if rows else maps.reshape(0, 1, *maps.shape[1:])
+
+
+def project_channels(backward: Backward, name: str, relevance: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of relevance over channels.
+
+    Args:
+        backward: The pass.
+        name: The call at whose output the relevance is.
+        relevance: Shape of a coefficient there, (K*S, ...).
+        weight: Shape (M, C).
+
+    Returns:
+        Shape (S, K, M, *spatial), as :func:`sum_channels` has it.
+
+    Raises:
+        InputError: If the activation is no map.
+    """
+    _check_is_map(backward, name)
+    axis, rows, count = find_channel_axis(backward, name), backward.value(name).shape[0], len(weight)
+    maps = F.linear(relevance.movedim(axis, -1), weight.to(relevance.dtype)).movedim(-1, 1).flatten(0, 1)
+    maps = _shape_maps(backward, name, maps)
+    if not rows:
+        return maps.reshape(0, 1, count, *maps.shape[1:])
+    return maps.unflatten(0, (-1, rows, count)).transpose(0, 1)
+
+
+def _check_is_map(backward: Backward, name: str) -> None:
+    value = backward.tape.values[name]
     if backward.axis(name) != 0 or backward.per_image(name) != 1 or value.ndim < 2:
         raise InputError(
             f"read_out: the activation of {name!r} has the shape {tuple(value.shape)}, which is no map of the image "
             "(windows, or heads of attention): read before or after it"
         )
-    dim = find_channel_axis(backward, name)
-    maps = relevance.sum(dim, dtype=dtype)
+
+
+def _shape_maps(backward: Backward, name: str, maps: Tensor) -> Tensor:
+    """Bring maps (R, ...) of an activation that have no channels any more into the shape (R, *spatial)."""
+    value = backward.tape.values[name]
     images = backward.tape.images.ndim
     if value.ndim == 2:
         maps = maps.reshape(-1, *[1] * (images - 2))
@@ -60,7 +108,7 @@ def sum_channels(backward: Backward, name: str, relevance: Tensor) -> Tensor:
         maps = maps[:, maps.shape[1] - height * width :].unflatten(1, (height, width))
     elif value.ndim != images:
         raise InputError(f"read_out: {name!r} has the shape {tuple(value.shape)}, which is no map: read elsewhere")
-    return maps.unflatten(0, (-1, rows)).transpose(0, 1) if rows else maps.reshape(0, 1, *maps.shape[1:])
+    return maps
 
 
 def find_channel_axis(backward: Backward, name: str) -> int:

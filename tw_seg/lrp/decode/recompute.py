@@ -39,10 +39,10 @@ def recompute_decodes(decodes: Sequence[Decode], backward: Backward) -> list[tup
     """
     if not decodes:
         return []
-    depths = len(backward.readouts)
+    count = len(backward.readouts) + len(backward.projections)
 
     def group(maps: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-        return [tuple(maps[i : i + depths]) for i in range(0, len(maps), depths)]
+        return [tuple(maps[i : i + count]) for i in range(0, len(maps), count)]
 
     maps = decode_twice(
         lambda backward: tuple(one for decode in decodes for one in decode(backward)),
@@ -68,6 +68,7 @@ def decode_twice(first: Decode, plan_second: PlanSecond, backward: Backward) -> 
         [*tape.classifier.parameters()],
         dict(backward.weights),
         dict(backward.fused),
+        dict(backward.projections),
         tape.values,
         tape.saved,
         tape.weights,
@@ -115,8 +116,8 @@ class _Phases:
             return map_leaves(value, lambda x: leaves.get(x, x) if isinstance(x, Tensor) else x)
 
         tape = self.backward.tape.swapped(swap, leaves)
-        weights, fused = swap(dict(self.backward.weights)), swap(dict(self.backward.fused))
-        return replace(self.backward, tape=tape, weights=weights, fused=fused)
+        parts = ("weights", "fused", "projections")
+        return replace(self.backward, tape=tape, **{name: swap(dict(getattr(self.backward, name))) for name in parts})
 
 
 class _DecodeTwice(torch.autograd.Function):

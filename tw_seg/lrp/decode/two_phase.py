@@ -56,5 +56,6 @@ def decode_in_two_phases(
 
 def select_pairs(grads: Sequence[Tensor], threshold: float) -> Tensor:
     """The pairs whose gradient exceeds the threshold at some read-out, or is no number; bool (S, K')."""
-    peaks = torch.stack([torch.maximum(grad.amax((2, 3)), -grad.amin((2, 3))) for grad in grads])
+    flat = [grad.flatten(2) for grad in grads]
+    peaks = torch.stack([torch.maximum(grad.amax(2), -grad.amin(2)) for grad in flat])
     return ((peaks > threshold * peaks.amax((1, 2), keepdim=True)) | peaks.isnan()).any(0)
