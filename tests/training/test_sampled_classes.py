@@ -163,13 +163,18 @@ def test_with_all_negatives_a_step_is_the_exact_one(kwargs, annotated):
 @pytest.mark.parametrize("kwargs", KINDS)
 def test_what_is_decoded_and_that_nothing_flows_elsewhere(kwargs, monkeypatch):
     asked = []
-    whole = HeatmapDecoder.decode_pairs
 
-    def note(decoder: Any, tape: Any, samples: Tensor, classes: Tensor) -> Any:
-        asked.append(list(zip(samples.tolist(), classes.tolist(), strict=True)))
-        return whole(decoder, tape, samples, classes)
+    def note(name: str) -> Any:
+        whole = getattr(HeatmapDecoder, name)
 
-    monkeypatch.setattr(HeatmapDecoder, "decode_pairs", note)
+        def decode(decoder: Any, tape: Any, samples: Tensor, classes: Tensor) -> Any:
+            asked.append(list(zip(samples.tolist(), classes.tolist(), strict=True)))
+            return whole(decoder, tape, samples, classes)
+
+        return decode
+
+    for name in ("decode_pairs", "project_pairs"):  # with a refining net the second
+        monkeypatch.setattr(HeatmapDecoder, name, note(name))
     task, batch = create_task(kwargs, sampled_classes={"negatives": 1}), make_batch(annotated=True)
     torch.manual_seed(3)
     output = task._segment_rows(batch, batch.labelled)

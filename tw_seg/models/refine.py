@@ -71,7 +71,7 @@ class RefiningNet(nn.Module):
         image = image if samples is None else image.index_select(0, samples)
         # In place: no convolution keeps its output.
         x = self.maps[0](maps[0].flatten(0, 1))
-        for one, layer, known in zip(maps[1:], self.maps[1:], self.known, strict=True):  # type: ignore[arg-type]
+        for one, layer, known in zip(maps[1:], self.maps[1:], self.known, strict=True):
             x = layer(one.flatten(0, 1)).add_(known(resize_maps(x.relu_(), one.shape[3:])))
         x = x.unflatten(0, pairs).add_(image[:, None]).flatten(0, 1).relu_()
         x = self.inner(x).relu_()

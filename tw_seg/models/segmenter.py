@@ -131,8 +131,8 @@ class HeatmapSegmenter(SegModel):
         self.compress = compress
         outputs = classes - (background == "constant")
         classifier = self.create_classifier(encoder_weights, classes=outputs)
-        projections = {} if refine is None else {"projections": PROJECTIONS}
-        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs), **projections)
+        projections = 0 if refine is None else PROJECTIONS
+        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs), projections=projections)
         if self.decoder.classes not in (None, outputs):
             raise InputError(
                 f"the classifier {encoder_name!r} returns {self.decoder.classes} logits, classes={classes} with "
