@@ -527,7 +527,7 @@ def test_no_file_stays_open(tmp_path):
 def test_memory_is_pinned_for_a_gpu_only():
     for device, pinned in (("cpu", False), ("cuda", True), ("mps", False)):
         data = module()
-        data.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(root_device=torch.device(device)))
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device)))
         assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == pinned
     assert not module().train_dataloader().pin_memory
 

@@ -82,10 +82,11 @@ def project_channels(backward: Backward, name: str, relevance: Tensor, weight: T
     _check_is_map(backward, name)
     axis, rows, count = find_channel_axis(backward, name), backward.value(name).shape[0], len(weight)
     sums = F.linear(relevance.movedim(axis, -1), weight.to(relevance.dtype)).movedim(-1, 1).flatten(0, 1)
-    maps: Tensor = _shape_maps(backward, name, sums)
+    maps = _shape_maps(backward, name, sums)
     if not rows:
         return maps.reshape(0, 1, count, *maps.shape[1:])
-    return maps.unflatten(0, (-1, rows, count)).transpose(0, 1)
+    apart: Tensor = maps.unflatten(0, (-1, rows, count))
+    return apart.transpose(0, 1)
 
 
 def _check_is_map(backward: Backward, name: str) -> None:
