@@ -527,7 +527,10 @@ def test_no_file_stays_open(tmp_path):
 def test_memory_is_pinned_for_a_gpu_only():
     for device, pinned in (("cpu", False), ("cuda", True), ("mps", False)):
         data = module()
-        data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device)))
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)
+            world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device))
+        )
         assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == pinned
     assert not module().train_dataloader().pin_memory
 
@@ -549,14 +552,6 @@ def test_msrc_objects(shared_data):
     assert batch.images.shape == (6, 3, 64, 96) and batch.masks.shape == (2, 64, 96)
     batch = next(iter(data.val_dataloader()))
     assert {mask.shape for mask in batch.native_masks} <= {(213, 320), (320, 213)} and len(batch.native_masks) == 4
-
-
-def test_several_processes_are_refused():
-    data = module()
-    data.setup("fit")
-    data.trainer = SimpleNamespace(world_size=2)
-    with pytest.raises(InputError, match="trainer.devices: expected one process, got 2"):
-        data.train_dataloader()
 
 
 def folder_module(root: Path, **kwargs) -> SegmentationDataModule:
