@@ -529,8 +529,6 @@ def test_memory_is_pinned_for_a_gpu_only():
         data = module()
         strategy = SimpleNamespace(root_device=torch.device(device))
         data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)
-            world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device))
-        )
         assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == pinned
     assert not module().train_dataloader().pin_memory
 
