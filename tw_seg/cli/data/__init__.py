@@ -11,7 +11,7 @@ from tw_seg.errors import InputError
 
 SUBCOMMANDS = {
     "check": Command("tw_seg.cli.data.check:run_check", "say what is in a data set and what is wrong with it"),
-    "split": Command("tw_seg.cli.data.split:run_split", "divide it into train, val and test, groups staying together"),
+    "split": Command("tw_seg.cli.data.split:run_split", "divide a data set into train, val and test"),
     "convert": Command("tw_seg.cli.data.convert:run_convert", "write masks as a file of COCO, CVAT or Label Studio"),
     "budget": Command("tw_seg.cli.data.budget:run_budget", "choose the training images whose masks may be used"),
 }

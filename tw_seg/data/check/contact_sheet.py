@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
@@ -59,7 +60,9 @@ def draw_contact_sheet(result: CheckResult, path: Path) -> None:
     shown = [(k, name) for k, name in enumerate(result.report.classes) if k != BACKGROUND]
     handles = [Patch(color=colors[k], label=name) for k, name in [*shown, (IGNORE_INDEX, "ignored")]]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize="small")
-    write_whole(path, partial(figure.savefig, format="png", dpi=100))
+    with warnings.catch_warnings():  # characters that the font lacks are boxes
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        write_whole(path, partial(figure.savefig, format="png", dpi=100))
 
 
 def choose_tiles(result: CheckResult) -> list[Tile]:

@@ -34,7 +34,7 @@ KINDS = {
     "channels": Kind("warning", "channels"),
     "repeated": Kind("note", "near-duplicates within a split"),
 }
-"""Every kind of finding, the worst first. `tw-seg fit` would refuse what is an error."""
+"""Every kind of finding, the worst first. `tw-seg fit` would refuse what is an error, but knows of no groups."""
 
 
 @dataclass(frozen=True)
