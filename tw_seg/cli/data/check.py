@@ -17,8 +17,8 @@ from tw_seg.files import write_text
 _DESCRIPTION = f"""tw-seg data check: {SUBCOMMANDS["check"].summary}. Every image and mask is read once; what
 cannot be read is listed, all of it. Masks are compared with labels and images with each other, in eight orientations.
 Channels, their mean and their standard deviation are printed as lines of a config. The exit status is 1 if there are
-errors, which tw-seg fit would refuse, or a group in two splits, and 0 otherwise; warnings are for you to judge, with --contact_sheet. Example:
-tw-seg data check my_images --json check.json --contact_sheet sheet.png"""
+errors, which tw-seg fit would refuse, or a group in two splits, and 0 otherwise; warnings are for you to judge, with
+--contact_sheet. Example: tw-seg data check my_images --json check.json --contact_sheet sheet.png"""
 
 
 def run_check(args: Sequence[str]) -> int:
