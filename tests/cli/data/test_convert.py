@@ -95,3 +95,16 @@ def test_what_cannot_be_converted(tmp_path, capsys):
     assert main([*start[:3], str(tmp_path / "file" / "out.json"), *start[4:]]) == 2
     assert "cannot be written (" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_masks_of_some_classes_are_no_masks_of_all(tmp_path, capsys):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    save_image(tmp_path / "images" / "a.png", (4, 4))
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "masks" / "a.png")
+    arguments = ["data", "convert", str(tmp_path), str(tmp_path / "coco.json"), "--to", "coco"]
+    (tmp_path / "image_labels.csv").write_text("image,annotated,cat,dog\na,cat,1,?\n")
+    assert main(arguments) == 2
+    assert "some masks show some of the classes only" in capsys.readouterr().err
+    (tmp_path / "image_labels.csv").write_text("image,annotated,cat,dog\na,,1,0\n")
+    assert main(arguments) == 0

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tw_seg.data.layouts.pixels import PixelFormat
@@ -164,3 +166,28 @@ def test_ranges_that_are_none(value_range):
         PixelFormat(3, value_range)
     with pytest.raises(InputError, match="channels must be a whole number >= 1, got 0"):
         PixelFormat(0)
+
+
+@given(data=st.data())
+def test_files_that_are_cut_or_changed(data, tmp_path_factory):
+    """They are read, or refused by name."""
+    path = tmp_path_factory.mktemp("changed") / data.draw(st.sampled_from(["a.tif", "a.png"]))
+    if path.suffix == ".tif":
+        compression = data.draw(st.sampled_from([None, "zlib"]))
+        tifffile.imwrite(
+            path, make(5, np.uint16), photometric="minisblack", planarconfig="contig", compression=compression
+        )
+    else:
+        assert cv2.imwrite(str(path), make(3, np.uint16))
+    content = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    pixels = PixelFormat(5 if path.suffix == ".tif" else 3, WIDE)
+    for use in (pixels.read, pixels.read_size):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                use(path)
+        except DataError as error:
+            assert str(path) in str(error)

@@ -24,7 +24,7 @@ from tw_seg.data.opening import open_split, open_splits
 from tw_seg.errors import DataError, InputError
 from tw_seg.predict.folder import TABLE
 from tw_seg.predict.outputs import find_output
-from tw_seg.types import IGNORE_INDEX
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 _PROBABILITY = "probability/"
 
@@ -80,10 +80,21 @@ def _find_masks(given: Namespace) -> tuple[tuple[str, ...], Iterator[MaskedImage
     masked = [(data, row) for data in parts for row in np.flatnonzero(data.has_mask).tolist()]
     if not masked:
         raise DataError(f"{root}: no image has a mask; {parts[0].mask_search}")
+    if any(not _shows_all_classes(data, row) for data, row in masked):
+        raise InputError(
+            f"{root}: some masks show some of the classes only (the column 'annotated'), which no tool's file can say: "
+            "the others would be background; choose masks of all classes, as a split, or leave these classes out"
+        )
     classes = parts[0].classes
     if any(data.classes != classes for data in parts):
         raise DataError(f"{root}: its splits have different classes; give one list with --dataset_kwargs.classes")
     return classes, (_load(data, row) for data, row in masked), len(masked)
+
+
+def _shows_all_classes(data: ImageFiles, row: int) -> bool:
+    """Whether all classes were annotated in a mask."""
+    annotated: np.ndarray | None = getattr(data, "annotated", None)
+    return annotated is None or bool(annotated[row][BACKGROUND + 1 :].all())
 
 
 def _open(

@@ -189,6 +189,8 @@ def _read_tiff(path: Path) -> np.ndarray:
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == 2 and page.samplesperpixel > 1:
             pixels = np.moveaxis(pixels, 0, 2)
+        if pixels.ndim not in (2, 3) or pixels.shape[:2] != (page.imagelength, page.imagewidth) or not pixels.size:
+            raise ValueError(f"pixels of shape {pixels.shape}")
         if pixels.dtype == bool:
             pixels = pixels.astype(np.uint8) * 255
         if page.photometric == 0 and pixels.dtype.kind == "u":  # "white is zero"
