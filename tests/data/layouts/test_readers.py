@@ -358,7 +358,7 @@ def test_other_modes(tmp_path):
     for mode in ("I", "F"):
         Image.fromarray(color).convert(mode).save(tmp_path / "deep.tif")
         with pytest.raises(
-            DataError, match=rf"deep.tif: expected an 8-bit image, found mode {mode}; convert it to 8-bit"
+            DataError, match=rf"deep.tif: expected an 8-bit image, found mode {mode}; give a value_range"
         ):
             read_image(tmp_path / "deep.tif")
     for mode in ("RGBA", "LA", "F"):

@@ -65,8 +65,8 @@ def read_image(path: Path, *, report: Callable[[str], None] = warnings.warn) -> 
     image = open_image(path, "image")
     if image.mode not in _EIGHT_BIT:
         raise DataError(
-            f"{path}: expected an 8-bit image, found mode {image.mode}; convert it to 8-bit grey or RGB, with one "
-            "scale for all images of the data set"
+            f"{path}: expected an 8-bit image, found mode {image.mode}; give a value_range (data.value_range), the "
+            "values that become 0 and 1 in all images of the data set, such as [0, 65535], or convert all to 8 bits so"
         )
     rgb, left_out = convert_to_rgb(image)
     if left_out:
