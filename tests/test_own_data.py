@@ -49,10 +49,11 @@ def test_the_commands_lead_from_pictures_to_masks(tmp_path, monkeypatch, capsys)
     done = []
     for program, *arguments in commands((ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")):
         assert program == "tw-seg"
-        assert main([*arguments, *(TINY if arguments[0] == "fit" else [])]) == 0, capsys.readouterr().err
+        extra = {"fit": TINY, "next": ["--count=2"]}.get(arguments[0], [])
+        assert main([*arguments, *extra]) == 0, capsys.readouterr().err
         done.append(arguments[0])
-    assert done == ["data", "fit", "test", "predict"]
-    assert Path("sheet.png").is_file()
+    assert done == ["data", "fit", "test", "predict", "next"]
+    assert Path("sheet.png").is_file() and any(Path("next_20").iterdir())
     assert "Masks that would help most" in Path("runs/mine/report/report.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in Path("masks_out/masks").iterdir()) == names
     for name in names:
