@@ -40,6 +40,7 @@ CAPTIONS = {
     "tw_seg": {
         "cli": "the command tw-seg",
         "training": "task, data module, callbacks",
+        "export": "ONNX, .pt2",
         "models": "segmenter, baselines",
         "explain": "why this mask?",
         "predict": "blend, write",

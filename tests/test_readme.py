@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tw_seg.cli import demo, explain, predict, reliability, sweep
+from tw_seg.cli import demo, explain, export, predict, reliability, sweep
 from tw_seg.cli import main as tw_seg_main
 from tw_seg.cli import next as next_images
 from tw_seg.cli.data import SUBCOMMANDS
@@ -27,7 +27,7 @@ SHELLS = ("sh", "bash")
 OTHER_LANGUAGES = ("text", "yaml")  # shown, not run
 RUN_BY_CI = ("pip", "ruff", "mypy", "pytest")
 FENCED = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n`]*)\n(.*?)^\1\2[ \t]*$", re.DOTALL | re.MULTILINE)
-FOLDERS = ("docs", "experiments", "notebooks", "tests", "tw_seg")
+FOLDERS = ("docs", "examples", "experiments", "notebooks", "tests", "tw_seg")
 
 
 class Block(NamedTuple):
@@ -93,6 +93,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     elif program == "tw-seg" and arguments[:1] == ["sweep"]:
         given = sweep.create_parser().parse_args(arguments[1:])
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
+    elif program == "tw-seg" and arguments[:1] == ["export"]:
+        assert export.create_parser().parse_args(arguments[1:]).out, "tests/cli/test_export.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["demo"]:
         assert demo.create_parser().parse_args(arguments[1:]), "tests/cli/test_demo.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["next"]:
@@ -166,7 +168,15 @@ def unknown_blocks(text: str) -> list[str]:
 def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Every option of ``tw-seg`` and of the experiments that pages speak of."""
     known = {"--help", "--help-all", "--version"}
-    helps = ["fit --help-all", "test --help-all", "predict --help-all", "sweep --help", "doctor --help", "demo --help"]
+    helps = [
+        "fit --help-all",
+        "test --help-all",
+        "predict --help-all",
+        "sweep --help",
+        "doctor --help",
+        "demo --help",
+        "export --help",
+    ]
     helps += ["explain --help", "reliability fit --help", "reliability score --help", "next --help"]
     for command in (*helps, *(f"data {name} --help" for name in SUBCOMMANDS)):
         known |= options(exit_status(tw_seg_main, command.split(), capsys)[1])

@@ -1,0 +1,1 @@
+"""Trained models as files for other programs: torch.export's and ONNX's."""
