@@ -1,7 +1,7 @@
 """An ensemble whose members look at different things: a penalty on the likeness of their heatmaps.
 
-Each image shows its class twice, on the left and on the right. Two classifiers trained alone look at the same places; with
-the penalty they do not.
+Each image shows its class twice, on the left and on the right. Two classifiers trained alone look at the same places;
+with the penalty they do not.
 
     python examples/diverse_ensemble.py
 """

@@ -43,12 +43,6 @@ class Segmenter(pl.LightningModule):
 if __name__ == "__main__":
     pl.seed_everything(0)
     data = TensorDataset(torch.rand(8, 3, 64, 64), torch.randint(0, 3, (8, 64, 64)))
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", **quiet)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(Segmenter(), DataLoader(data, batch_size=4))
     print(f"loss of the last step {trainer.callback_metrics['loss']:.2f}")
