@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from tw_seg.export.parity import measure_parity
 from tw_seg.export.program import METADATA, export_program, write_program
 from tw_seg.metrics import predict_masks
 from tw_seg.models.base import SegModel
+from tw_seg.models.bundled import BUNDLED_ENCODER
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter
 from tw_seg.types import IMAGENET, SYMMETRIC
@@ -113,6 +115,17 @@ def test_files_compute_what_the_model_computes(deployed, tmp_path):
     batch = np.stack(make_pictures((33, 41)) * 4)
     outputs = 3 if deployed.model.makes_masks else 1
     assert [len(one) for one in run_onnx(tmp_path / "model.onnx", batch)] == [4] * outputs
+
+
+def test_a_net_whose_forward_branches_on_sizes():
+    """The encoder of the bundled weights pads by the size of its images."""
+    options = {"decoder_kwargs": {"composite": "epsilon_plus", "read_out": ["blocks.1", "blocks.4"]}, "compress": 2.0}
+    model = create_model("heatmap", encoder_name=BUNDLED_ENCODER, encoder_weights="bundled", classes=3, **options)
+    deployed = Deployed(model, (64, 96), normalization=SYMMETRIC)
+    converted = convert_to_onnx(export_program(deployed), makes_masks=True, facts=FACTS)
+    content = converted.model_proto.SerializeToString()
+    parity = measure_parity(deployed, lambda images: run_onnx(content, images), [data.cat(), data.coffee()])
+    assert parity.logit_difference <= 1e-3 * max(parity.logit_scale, 1) and parity.equal_pixels > 0.995
 
 
 def test_openvino_and_a_consumer_of_numpy_alone_read_the_file(tmp_path):

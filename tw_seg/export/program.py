@@ -28,6 +28,7 @@ def export_program(deployed: Deployed) -> ExportedProgram:
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     try:
         with torch.no_grad():
+            deployed(example)  # a decoder traces a forward that branches on sizes when it first meets one
             return torch.export.export(deployed, (example,), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # torch.export raises what the model does, and errors of many kinds of its own
         raise InputError(
