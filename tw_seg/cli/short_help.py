@@ -78,6 +78,7 @@ PICTURES = (
     Option("--flip", "", "", "average over the pictures and their mirror images"),
     Option("--scales", "X ...", "1.0", "average over sizes, such as 0.75 1 1.25"),
     Option("--gate_tolerance", "X", "", "decode only likely classes; the mIoU may change by this, as 0.001"),
+    Option("--trust", "FILE", "", "rate each mask by what tw-seg reliability fit wrote"),
     Option("--batch_size", "N", "", "images in a batch; without it as in the run"),
     Option("--num_workers", "N", "0", "processes that read pictures"),
     Option("--accelerator", "NAME", "auto", "cpu, gpu, ..."),
