@@ -82,7 +82,7 @@ def test_the_mean_doubt_counts_an_image_by_the_probability_that_it_shows_the_cla
 @pytest.mark.parametrize("count", [0, 13])
 def test_bad_numbers(count):
     evidence, features = random_evidence(0)
-    with pytest.raises(InputError, match=f"from 1 to the 12 candidates, got {count}"):
+    with pytest.raises(InputError, match=f"from 1 to the 12 candidates, got {count}: ask for fewer"):
         choose_images(evidence, features, count)
     with pytest.raises(InputError, match="features of 12 candidates"):
         choose_images(evidence, features[:3], 2)

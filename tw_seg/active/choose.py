@@ -54,7 +54,10 @@ def choose_images(
         InputError: If there are fewer candidates, or the shapes do not fit.
     """
     if not 1 <= count <= len(evidence):
-        raise InputError(f"count must be a number of images from 1 to the {len(evidence)} candidates, got {count}")
+        raise InputError(
+            f"count must be a number of images from 1 to the {len(evidence)} candidates, got {count}: ask for fewer "
+            "(--count), or give more pictures"
+        )
     if len(features) != len(evidence):
         raise InputError(f"expected features of {len(evidence)} candidates, got {features.shape}")
     directions = normalize(features)

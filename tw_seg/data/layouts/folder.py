@@ -301,13 +301,21 @@ def _lay_over(below: np.ndarray, above: np.ndarray) -> np.ndarray:
 def _find_rows(table: LabelTable, split: str, csv_path: Path) -> np.ndarray:
     """The rows of a split; in another spelling if no row has that very one."""
     if table.splits is None:
-        raise DataError(f"{csv_path}: no column 'split' to find the split {split!r} in; add it, or use split=None")
+        raise DataError(
+            f"{csv_path}: no column 'split' to find the split {split!r} in; add it (tw-seg data split), or use "
+            "split=None"
+        )
     counts = Counter(table.splits)
     found = ", ".join(name or "(empty)" for name in sorted(counts))
     similar = sorted(name for name in counts if name != split and spell_split(name) == spell_split(split))
     if split not in counts and len(similar) != 1:
-        many = f"; write one of {', '.join(map(repr, similar))}" if similar else ""
-        raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}{many}")
+        remedy = (
+            f"write one of {', '.join(map(repr, similar))}"
+            if similar
+            else "divide the data with tw-seg data split (--test_share for 'test'), or name another split in "
+            "--data.split_kwargs"
+        )
+        raise DataError(f"{csv_path}: the split {split!r} is empty; the file has: {found}; {remedy}")
     if split in counts and similar:
         rows = sum(counts[name] for name in similar)
         warnings.warn(
