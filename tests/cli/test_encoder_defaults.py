@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from PIL import Image
 from safetensors.torch import save_file
 
-from tw_seg.cli.encoder_defaults import choose_encoder, choose_normalization
+from tw_seg.cli.encoder_defaults import BUNDLED_HEATMAP, choose_encoder, choose_normalization
 from tw_seg.cli.lightning import run_command
 from tw_seg.errors import InputError
 from tw_seg.models.weights import format_normalization, read_normalization
@@ -21,6 +21,7 @@ from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.types import IMAGENET, SYMMETRIC, Normalization
 
 LITE = "timm/tf_efficientnet_lite0"
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,22 @@ def test_images_in_files_start_from_the_bundled_weights(dataset, given, chosen, 
     choose_encoder(model, dataset)
     assert (model.encoder_name, model.encoder_weights) == chosen
     assert ("--model.encoder_weights null" in caplog.text) is (given[1] == "auto" and chosen[1] == "bundled")
+
+
+def test_a_heatmap_segmenter_on_the_bundled_encoder_is_read_where_it_trains():
+    config = yaml.safe_load((CONFIGS / "model" / "heatmap_efficientnet_lite0.yaml").read_text())
+    assert config["model"]["model_kwargs"] == BUNDLED_HEATMAP
+    for name, kwargs, expected in (
+        ("heatmap", None, BUNDLED_HEATMAP),
+        ("heatmap", {"compress": 1.0}, {"compress": 1.0}),
+        ("multitask_unet", None, None),
+    ):
+        model = Namespace(model=name, model_kwargs=kwargs, encoder_name="auto", encoder_weights="auto")
+        choose_encoder(model, "folder")
+        assert model.model_kwargs == expected
+    model = Namespace(model="heatmap", model_kwargs=None, encoder_name="auto", encoder_weights=None)
+    choose_encoder(model, "folder")
+    assert model.encoder_name == "resnet18" and model.model_kwargs is None
 
 
 def choose(mean=None, std=None, *, weights=None, warm_start=None, ckpt=None) -> Normalization:
