@@ -194,7 +194,7 @@ def test_what_next_without_a_split(tmp_path):
     assert list(report.splits) == ["all"]
     (suggested,) = report.suggestions
     assert suggested.startswith("the data set is not divided: tw-seg data split ") and "--force" not in suggested
-    assert "'{classes: [background, cat, dog]}'" in suggested
+    assert "'{classes: [background, cat, dog]}'" in suggested and suggested.endswith("--val_share 0.2 --test_share 0.2")
 
 
 def test_what_the_suggested_budget_promises(tmp_path):

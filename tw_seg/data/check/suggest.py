@@ -27,7 +27,8 @@ def suggest_split(splits: Mapping[str, SegmentationData], findings: Sequence[Fin
         reason = "groups are in several splits"
     else:
         return None
-    return f"{reason}: tw-seg data split {path} --val_share 0.2{force}"
+    test = "" if list(splits) != [ALL] and "test" not in splits else " --test_share 0.2"
+    return f"{reason}: tw-seg data split {path} --val_share 0.2{test}{force}"
 
 
 def suggest_budget(data: SegmentationData, rows: Sequence[int], groups: np.ndarray, path: str) -> str | None:
