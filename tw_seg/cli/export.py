@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import find_pictures
 from tw_seg.data.layouts.readers import read_image
 from tw_seg.errors import InputError
@@ -81,7 +82,7 @@ def create_parser() -> ArgumentParser:
     """The parser of the command's arguments."""
     result = ArgumentParser("tw-seg export", description=_DESCRIPTION)
     add = result.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a checkpoint of tw-seg fit, or its run directory: the best of it")
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     add(
         "pictures",
         nargs="*",

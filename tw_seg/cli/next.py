@@ -23,6 +23,7 @@ from tw_seg.active.choose import Choice
 from tw_seg.arguments import check_counts
 from tw_seg.cli import COMMANDS
 from tw_seg.cli.lightning import list_failures, quiet_lightning
+from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.export import EXPORTS
 from tw_seg.data.export.masks import MaskedImage
@@ -84,7 +85,7 @@ def create_parser() -> ArgumentParser:
     """The parser of the command's arguments."""
     result = ArgumentParser("tw-seg next", description=_DESCRIPTION)
     add = result.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a checkpoint of tw-seg fit, or its run directory: the best of it")
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     add("--count", type=int, default=20, metavar="N", help="how many images to choose")
     add("--out", required=True, metavar="FOLDER", help="folder for all that is written")
     add(

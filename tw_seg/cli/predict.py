@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.cli import COMMANDS
 from tw_seg.cli.lightning import list_failures, quiet_lightning, run_and_report
+from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import Pictures, find_pictures
 from tw_seg.data.loading.windows import VIEWS
 from tw_seg.errors import InputError
@@ -65,7 +66,7 @@ def create_parser() -> ArgumentParser:
     """The parser of the arguments."""
     result = ArgumentParser("tw-seg predict", description=_DESCRIPTION)
     add = result.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="a checkpoint of tw-seg fit, or its run directory: the best of it")
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     add(
         "pictures",
         nargs="+",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
+CHECKPOINT_HELP = "a checkpoint of tw-seg fit, or its run directory: the best of it"
+
 
 class Option(NamedTuple):
     """An option: its name, what stands for its value, its default as it is typed (``""`` for none), its meaning."""
@@ -68,7 +70,7 @@ REPORT = (
     Option("--report.show", "N", "6", "images in each row of pictures"),
 )
 PICTURES = (
-    Option("CHECKPOINT", "", "", "a checkpoint of tw-seg fit, or its run directory: the best of it"),
+    Option("CHECKPOINT", "", "", CHECKPOINT_HELP),
     Option("PICTURES", "", "", "pictures, folders, patterns such as 'photos/*.jpg', or .txt files that list pictures"),
     Option("--out", "FOLDER", "", "folder for all that is written"),
     Option("--outputs", "NAME ...", "masks overlays", "also heatmaps, probabilities"),

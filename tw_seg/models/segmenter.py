@@ -157,9 +157,7 @@ class HeatmapSegmenter(SegModel):
         return self._add_offset(decoded.logits, maps, self._find_offset(classes))
 
     def read_relevance(self, output: SegOutput) -> Tensor:
-        classes = tuple(range(self.num_classes))
-        prior = self.compute_prior(output.logits, class_tensor(classes, output.logits.device))
-        return output.mask_logits - self._find_offset(classes) - prior[..., None, None]
+        return self.find_heatmaps(output, torch.arange(len(output.logits), device=output.logits.device))
 
     def record(self, images: Tensor) -> tuple[Tape, Tensor]:
         self.check_images(images)
