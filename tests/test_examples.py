@@ -27,7 +27,7 @@ def test_a_plain_loop_teaches_where_objects_are(capsys: pytest.CaptureFixture[st
 
 
 def test_a_lightning_module_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 < run("lightning_module.py", capsys)[0] < 3
+    assert run("lightning_module.py", capsys)[0] > 0.6
 
 
 def test_a_penalty_makes_a_classifier_ignore_a_confounder(capsys: pytest.CaptureFixture[str]) -> None:
