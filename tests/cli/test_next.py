@@ -66,6 +66,13 @@ def test_a_list_masks_and_a_task(trained, tmp_path, capsys):
         np.testing.assert_array_equal(cvat[cvat.names.index(name)].mask, mask)
 
 
+def test_all_there_are_without_a_count(trained, tmp_path, capsys):
+    assert main(["next", str(trained / "run"), "--out", str(tmp_path), "--task", "none"]) == 0
+    assert capsys.readouterr().out.startswith("6 of 6 images: ")
+    assert main(["next", str(trained / "run"), "--count", "0", "--out", str(tmp_path / "none")]) == 2
+    assert "count must be" in capsys.readouterr().err
+
+
 def test_new_pictures_and_label_studio(trained, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     for index in range(20, 26):

@@ -55,20 +55,32 @@ def test_masks_hold_probable_classes_that_the_labels_allow(model):
     assert set(masks[3].unique().tolist()) == {0}  # nothing but background
 
 
-def test_a_step_adds_the_weighted_loss_of_the_first_unlabelled_images():
-    task = make_task(pseudo_masks={"images": 2, "start": 0, "weight": 0.25, "confidence": 0.4}, bce=2.0, aux=0.0)
+@pytest.mark.parametrize("energy", [0.0, 0.5])
+def test_a_step_adds_the_weighted_loss_of_the_first_unlabelled_images(energy):
+    options = {"bce": 2.0, "aux": 0.0, "guidance": {"energy": energy} if energy else None}
+    task = make_task(pseudo_masks={"images": 2, "start": 0, "weight": 0.25, "confidence": 0.4}, **options)
     batch = make_batch(1, total=5)
     task._teacher = Teacher(task.model, task._teaching)
     task.log = task.log_dict = lambda *args, **kwargs: None
     task.eval()
     loss = task.training_step(batch, 0)
-    plain = make_task(bce=2.0, aux=0.0)
+    plain = make_task(**options)
     plain.load_state_dict(task.state_dict())
     plain.log = plain.log_dict = task.log
     expected = plain.eval().training_step(batch, 0)
     masks = task._teacher.make_masks(batch.images[1:3], batch.labels[1:3])
     logits = task.model(batch.images[1:3]).mask_logits
-    expected = expected + 0.25 * (cross_entropy(logits, masks) + dice(logits, masks))
+    # Energy by its definition: the share of positive mask logits of a class of the pseudo-mask that is outside of it.
+    outside = [
+        1
+        - logits[row, k][masks[row] == k].clamp(min=0).sum()
+        / logits[row, k][masks[row] != IGNORE_INDEX].clamp(min=0).sum()
+        for row in range(2)
+        for k in set(masks[row].unique().tolist()) - {0, IGNORE_INDEX}
+    ]
+    assert outside
+    guiding = energy * torch.stack(outside).mean()
+    expected = expected + 0.25 * (cross_entropy(logits, masks) + dice(logits, masks) + guiding)
     torch.testing.assert_close(loss, expected)
     assert task.model.decoded[0] == [0, 1, 2] or [0, 1, 2] in task.model.decoded
 

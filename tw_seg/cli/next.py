@@ -20,7 +20,6 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from tw_seg.active.choose import Choice
-from tw_seg.arguments import check_counts
 from tw_seg.cli import COMMANDS
 from tw_seg.cli.lightning import list_failures, quiet_lightning
 from tw_seg.cli.short_help import CHECKPOINT_HELP
@@ -36,7 +35,7 @@ from tw_seg.metrics import predict_masks
 from tw_seg.pictures import save_mask
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.restore import find_checkpoint, load_run
-from tw_seg.training.survey import Survey, choose_next
+from tw_seg.training.survey import COUNT, Survey, choose_next
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import BACKGROUND
 
@@ -65,7 +64,6 @@ def run_next(args: Sequence[str]) -> int:
         SystemExit: After ``--help``, and for arguments that do not parse.
     """
     given = create_parser().parse_args(list(args[1:]))
-    check_counts(1, count=given.count)
     out, tool = Path(given.out), None if given.task == NO_TASK else given.task
     if (out / LIST).exists() and not given.overwrite:
         raise InputError(f"{out / LIST} is there already; give another --out, or --overwrite to replace it")
@@ -86,7 +84,13 @@ def create_parser() -> ArgumentParser:
     result = ArgumentParser("tw-seg next", description=_DESCRIPTION)
     add = result.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    add("--count", type=int, default=20, metavar="N", help="how many images to choose")
+    add(
+        "--count",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help=f"how many images to choose; by default {COUNT}, or all there are",
+    )
     add("--out", required=True, metavar="FOLDER", help="folder for all that is written")
     add(
         "--pictures",

@@ -91,10 +91,24 @@ class SegmentationLoss(nn.Module):
         }
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if self.guidance:
-            guiding = guide_heatmaps(heatmaps, batch, self.guidance, add_up=add_up)
-            loss = loss + torch.stack([self.guidance[name] * part for name, part in guiding.items()]).sum()
-            parts |= {f"guidance/{name}": part for name, part in guiding.items()}
+            guiding, guided = self.guide(heatmaps, batch, add_up)
+            loss, parts = loss + guiding, parts | guided
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def guide(self, heatmaps: Tensor, batch: Batch, add_up: AddUp = keep_sum) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part of the loss that guides heatmaps.
+
+        Args:
+            heatmaps: What is guided, of every class in each of the L images with a mask, shape (L, K, h, w).
+            batch: The batch, which says where each class may be.
+            add_up: As in :meth:`forward`.
+
+        Returns:
+            A scalar to minimise, and its unweighted parts by name.
+        """
+        parts = guide_heatmaps(heatmaps, batch, self.guidance, add_up=add_up)
+        loss = torch.stack([self.guidance[name] * part for name, part in parts.items()]).sum()
+        return loss, {f"guidance/{name}": part for name, part in parts.items()}
 
     def _part(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """A part; without a weight it is only looked at, and keeps nothing for a backward pass."""

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tw_seg.files import write_whole
+from tw_seg.fonts import show_characters
 from tw_seg.sweeps.definition import Sweep
 from tw_seg.sweeps.study import Trial
 from tw_seg.sweeps.table import Summary, choose_metric, summarise
@@ -36,9 +37,10 @@ def draw_results(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> list[Pa
     if sweep.method != "grid" or not ended:
         return []
     summary = summarise(sweep, ended, metric)
-    figures = {"score.png": _draw_score(summary), "time.png": _draw_time(summary)}
-    if classes := _draw_classes(sweep, ended, metric):
-        figures["classes.png"] = classes
+    with show_characters([*summary.rows, *(name for trial in ended for name in trial.metrics)]):
+        figures = {"score.png": _draw_score(summary), "time.png": _draw_time(summary)}
+        if classes := _draw_classes(sweep, ended, metric):
+            figures["classes.png"] = classes
     for name, figure in figures.items():
         write_whole(folder / name, partial(figure.savefig, format="png", dpi=120))
     return [folder / name for name in figures]

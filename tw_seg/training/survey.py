@@ -18,6 +18,9 @@ from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import BACKGROUND, Failure
 
+COUNT = 20
+"""How many images are chosen where nobody says."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -70,14 +73,18 @@ def survey_images(task: SegmentationTask, data: SegmentationDataModule, images: 
 
 
 def choose_next(
-    task: SegmentationTask, data: SegmentationDataModule, count: int, *, pictures: SegmentationData | None = None
+    task: SegmentationTask,
+    data: SegmentationDataModule,
+    count: int | None = None,
+    *,
+    pictures: SegmentationData | None = None,
 ) -> tuple[list[Choice], Survey]:
     """Choose the images to mask next: training images outside the label budget, or new pictures.
 
     Args:
         task: The trained task, in evaluation mode.
         data: Its data module.
-        count: How many images to choose.
+        count: How many images to choose; ``None``: :data:`COUNT`, or all if there are fewer.
         pictures: New pictures; ``None``: the training images whose mask was not used.
 
     Returns:
@@ -88,9 +95,11 @@ def choose_next(
         BudgetError: If the run's label budget does not fit its data.
         DataError: If no image can be read.
     """
-    check_counts(1, count=count)
+    if count is not None:
+        check_counts(1, count=count)
     train, inside, outside = data.divide_by_budget()
     survey = survey_images(task, data, Rows(train, outside.tolist()) if pictures is None else pictures)
+    count = min(COUNT, len(survey.evidence)) if count is None else count
     masks = np.nan_to_num(train.labels[inside][:, BACKGROUND + 1 :]).clip(min=0).sum(axis=0)
     features = survey_images(task, data, Rows(train, inside.tolist())).features if len(inside) else None
     choices = choose_images(survey.evidence, survey.features, count, masked_features=features, masks=masks)

@@ -97,7 +97,7 @@ class SegmentationTask(pl.LightningModule):
         unmasked: What classes do in the loss of a mask in which they were not annotated: ``"compete"`` (each pixel
             speaks against those that the labels exclude), ``"fixed"`` (as constants) or ``"leave_out"``, see
             :func:`tw_seg.losses.annotated.merge_open_classes`.
-        guidance: Weights of losses that draw the heatmap of each class into its box or mask, such as
+        guidance: Weights of losses that draw the heatmap of each class into its box, mask or pseudo-mask, such as
             ``{"energy": 0.1}``, by the names in :data:`tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay, of weights only (biases, norms and scales have none).
@@ -242,6 +242,9 @@ class SegmentationTask(pl.LightningModule):
         output = self._segment_rows(batch, torch.cat([batch.labelled, rows]))
         own, others = _split_output(output, len(batch.labelled))
         pseudo = self.loss.compare_masks(others, masks, add_over_processes)
+        if self.loss.guidance:
+            seen = batch._replace(labelled=rows, masks=masks, annotated=None, regions=None)
+            pseudo = pseudo + self.loss.guide(self.model.find_heatmaps(others, rows), seen, add_over_processes)[0]
         confident = (masks != IGNORE_INDEX).float()
         share = mean_of(confident, torch.ones_like(confident), add_up=add_over_processes)
         self.log("train/pseudo/loss", pseudo.detach(), batch_size=len(batch.images))

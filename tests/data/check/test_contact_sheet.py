@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.data.check.messy import picture, write_good, write_messy
+from tw_seg.data.check import contact_sheet
 from tw_seg.data.check.contact_sheet import _draw_overlay, choose_tiles, draw_contact_sheet
 from tw_seg.data.check.findings import KINDS
 from tw_seg.data.check.report import check_data
@@ -68,3 +69,16 @@ def test_the_overlay_has_the_colours_of_the_mask_and_leaves_the_background(dtype
     assert abs(drawn[200] - levels[:, None]).max() <= 1
     colour = make_palette()[2].astype(int)
     assert (abs(drawn[100] - colour).sum(axis=1) < abs(drawn[200] - colour).sum(axis=1)).mean() > 0.9
+
+
+def test_pixels_that_may_be_of_several_classes_are_one_colour_with_a_name(tmp_path, monkeypatch):
+    write_good(tmp_path / "data")
+    seen = []
+    monkeypatch.setattr(contact_sheet.Figure, "savefig", lambda figure, *args, **kwargs: seen.append(figure))
+    monkeypatch.setattr(contact_sheet, "write_whole", lambda path, write: write(path))
+    draw_contact_sheet(check_data(tmp_path / "data", "folder"), tmp_path / "sheet.png")
+    (tmp_path / "data" / "boxes.csv").write_text("image,class,x_min,y_min,x_max,y_max\nim0,cat,5,5,40,40\n")
+    (tmp_path / "data" / "masks" / "im0.png").unlink()
+    draw_contact_sheet(check_data(tmp_path / "data", "folder"), tmp_path / "sheet.png")
+    before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in seen)
+    assert after == [*before, "one of several classes"]

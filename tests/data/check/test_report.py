@@ -117,6 +117,16 @@ def test_masks_of_0_and_255_are_an_error_of_all(tmp_path):
     assert names(report, "refused")[1] == {"im8", "im9", "im10"} and report.count("error") == 2
 
 
+def test_one_mask_that_ignores_its_object_is_a_note(tmp_path):
+    write_good(tmp_path)
+    path = tmp_path / "masks" / "im0.png"
+    Image.fromarray(np.where(np.array(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+    report = check_data(tmp_path, "folder").report
+    (said,) = find(report, "ignored")
+    assert str(path) in said and "1 of 8 masks of train" in said and names(report, "ignored") == [{"im0"}]
+    assert report.count("error") == report.count("warning") == 0
+
+
 def test_counts_equal_those_by_hand(tmp_path):
     write_good(tmp_path)
     for name, kind in (("im0", 255), ("im1", 2)):

@@ -22,6 +22,7 @@ from tw_seg.data.check.scan import load_sample
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.errors import DataError
 from tw_seg.files import write_whole
+from tw_seg.fonts import show_characters
 from tw_seg.pictures import make_palette
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
@@ -31,6 +32,7 @@ _OPACITY = 0.45
 _PER_FINDING = 3  # pictures of one finding: a group may be large
 _FONT = 7.0  # points
 _COLORS = {"error": "#b3261e", "warning": "#9a6700", "note": "#1f2a35"}
+_OPEN = IGNORE_INDEX - 1  # the colour of pixels that may be of several classes
 
 
 class Tile(NamedTuple):
@@ -49,20 +51,28 @@ def draw_contact_sheet(result: CheckResult, path: Path) -> None:
         path: A PNG file.
     """
     tiles = choose_tiles(result)
+    with show_characters([*result.report.classes, *(text for tile in tiles for text in (*tile.image, tile.text))]):
+        figure = _draw_sheet(result, tiles)
+    with warnings.catch_warnings():  # characters that no font has are boxes
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        write_whole(path, partial(figure.savefig, format="png", dpi=100))
+
+
+def _draw_sheet(result: CheckResult, tiles: Sequence[Tile]) -> Figure:
     rows = max(1, -(-len(tiles) // _COLUMNS))
     figure = Figure(figsize=(2.4 * _COLUMNS, 2.9 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, _COLUMNS, squeeze=False)
+    held = np.zeros(256, dtype=bool)
     for axes, tile in zip_longest(grid.flat, tiles):
         axes.set_axis_off()
         if tile is not None:
-            _draw_tile(axes, tile, result.splits[tile.image[0]])
+            held[_draw_tile(axes, tile, result.splits[tile.image[0]])] = True
     colors = make_palette() / 255
     shown = [(k, name) for k, name in enumerate(result.report.classes) if k != BACKGROUND]
-    handles = [Patch(color=colors[k], label=name) for k, name in [*shown, (IGNORE_INDEX, "ignored")]]
+    others = [(IGNORE_INDEX, "ignored"), (_OPEN, "one of several classes")]
+    handles = [Patch(color=colors[k], label=name) for k, name in [*shown, *(others if held[_OPEN] else others[:1])]]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize="small")
-    with warnings.catch_warnings():  # characters that the font lacks are boxes
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        write_whole(path, partial(figure.savefig, format="png", dpi=100))
+    return figure
 
 
 def choose_tiles(result: CheckResult) -> list[Tile]:
@@ -120,17 +130,22 @@ def _has_mask(data: SegmentationData, row: int) -> bool:
     return has_mask is None or bool(has_mask[row])
 
 
-def _draw_tile(axes: Axes, tile: Tile, data: SegmentationData) -> None:
+def _draw_tile(axes: Axes, tile: Tile, data: SegmentationData) -> np.ndarray:
+    """Draw an image, its mask and what is said of it; returns the values that were drawn of the mask."""
     split, name = tile.image
     sample = _read(data, data.names.index(name))
     if sample is None:
         axes.imshow(np.full((3, 4, 3), 225, dtype=np.uint8))
         axes.text(1.5, 1, "cannot be read", ha="center", va="center", color=_COLORS["error"])
     else:
+        if sample.mask is not None:  # sets of classes are one colour
+            is_set = (sample.mask >= len(data.classes)) & (sample.mask != IGNORE_INDEX)
+            sample = sample._replace(mask=np.where(is_set, _OPEN, sample.mask).astype(np.uint8))
         axes.imshow(_draw_overlay(sample))
     axes.set_title(f"{split}/{name}", fontsize=_FONT, loc="left", pad=3)
     below = [] if sample is None else [(_wrap(_name_classes(sample, data.classes), 2), _COLORS["note"])]
     _write_below(axes, [*below, (_wrap(tile.text, 3), tile.color)])
+    return np.unique([] if sample is None or sample.mask is None else sample.mask).astype(np.int64)
 
 
 def _name_classes(sample: Sample, classes: Sequence[str]) -> str:

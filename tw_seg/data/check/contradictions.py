@@ -14,7 +14,7 @@ from tw_seg.data.consistency import MaskFiles, compare_masks, find_contradiction
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.layouts.file_names import show_names
 from tw_seg.errors import ContradictionError
-from tw_seg.types import BACKGROUND
+from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
 
 def find_disagreements(split: str, facts: Sequence[ImageFacts], data: SegmentationData) -> list[Finding]:
@@ -44,7 +44,25 @@ def find_disagreements(split: str, facts: Sequence[ImageFacts], data: Segmentati
         images = [(split, fact.name) for fact, row in zip(masked, concerned, strict=True) if row.any()]
         return [Finding("refused", str(error), tuple(images))]
     hidden = [Finding("missing", str(w.message), ()) for w in caught if "no mask has a pixel of any" in str(w.message)]
-    return [*hidden, *_describe(split, masked, data, files=files, denied=denied, missing=missing)]
+    wrong = _describe(split, masked, data, files=files, denied=denied, missing=missing)
+    shown = held[:, BACKGROUND + 1 : len(data.classes)].any(axis=1)
+    silent = held[:, IGNORE_INDEX] & ~shown & (labels[:, BACKGROUND + 1 :] > 0).any(axis=1) & ~missing.any(axis=1)
+    return [*hidden, *wrong, *_describe_silent(split, masked, files, silent)]
+
+
+def _describe_silent(
+    split: str, facts: Sequence[ImageFacts], files: Sequence[Path], silent: np.ndarray
+) -> Iterator[Finding]:
+    """One finding about masks whose 255 may hide every object of the image, or be an object saved as 255."""
+    if silent.any():
+        names = show_names([str(file) for file, is_silent in zip(files, silent, strict=True) if is_silent])
+        text = (
+            f"{names}: pixels of {IGNORE_INDEX} ('ignore') and none of an object that the labels name "
+            f"({silent.sum()} of {len(files)} masks of {split}); fine where they hide it, but an object saved as "
+            f"{IGNORE_INDEX} is not learned"
+        )
+        images = tuple((split, fact.name) for fact, is_silent in zip(facts, silent, strict=True) if is_silent)
+        yield Finding("ignored", text, images)
 
 
 def find_turned(split: str, facts: Sequence[ImageFacts]) -> list[Finding]:

@@ -32,6 +32,7 @@ KINDS = {
     "files": Kind("warning", "files"),
     "balance": Kind("warning", "classes and splits"),
     "channels": Kind("warning", "channels"),
+    "ignored": Kind("note", "masks that ignore all that the labels name"),
     "repeated": Kind("note", "near-duplicates within a split"),
 }
 """Every kind of finding, the worst first. `tw-seg fit` would refuse what is an error, but knows of no groups."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -84,7 +85,8 @@ def read_file(path: Path, what: str, read: Callable[[Image.Image], _T]) -> _T:
     except MemoryError as error:
         raise DataError(f"{path}: the {what} does not fit into the memory; cut it into tiles") from error
     except Exception as error:  # Pillow's decoders raise errors of every class on broken files
-        raise DataError(f"{path}: cannot read the {what} ({error}); it is no {what} file or truncated") from error
+        reason = re.sub(r" <_io\.\w+ name=.*>", "", str(error))  # Pillow's name of what it was given
+        raise DataError(f"{path}: cannot read the {what} ({reason}); it is no {what} file or truncated") from error
     raise DataError(
         f"{path}: expected one {what} in the file, found {pages} pages or frames; save each as a file of its own"
     )
