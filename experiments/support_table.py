@@ -1,12 +1,14 @@
 """Which classifiers of torchvision and timm decode, train and export: every architecture, smallest of its family.
 
     python -m experiments.support_table                 # all, about an hour on 2 cores: docs/support.md and .json
+    python -m experiments.support_table resnet18 --columns onnx
     python -m experiments.support_table resnet18 timm/vit_tiny_patch16_224 --out /tmp/support
 
 Each classifier has random weights and runs in processes of its own. *Decodes*: in evaluation mode the logits are the
 classifier's own, the heatmaps of two classes are finite and account for them. *Trains*: one step on a heatmap loss and
 an image-level loss in training mode, finite gradients that reach the first layer with weights. *Exports*:
-``torch.export`` with a dynamic batch gives what eager gives. *Evaluation* and *training*: the largest difference of the
+``torch.export`` with a dynamic batch gives what eager gives. *ONNX*: so does an ONNX file of it in onnxruntime, empty
+where it was not tried. *Evaluation* and *training*: the largest difference of the
 traced logits from the classifier's own in that mode, of the largest logit, on the images on which they are compared
 when a decoder is made; 0 is equality to the last bit. ``support.json`` has them at the full image size too.
 
@@ -36,6 +38,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tw_seg import HeatmapDecoder, TwSegError, create_classifier
+from tw_seg.export.onnx_file import convert_to_onnx, run_onnx
 from tw_seg.files import write_text
 from tw_seg.lrp.conservation.diagnose import completeness
 from tw_seg.lrp.core.tape import Tape
@@ -48,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLASSES = 4
 LIMIT = 900.0
 TIMM = "timm/"
-CHECKS = ("decodes", "trains", "exports")
+CHECKS = ("decodes", "trains", "exports", "onnx")
 COLUMNS = (*CHECKS, "compares")
 MODES = ("evaluation", "training")
 
@@ -152,6 +155,34 @@ def exports(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     return {}
 
 
+class _Outputs(nn.Module):
+    """A decoder as a file of ``tw-seg export`` has it: class ids, logits and heatmaps of all classes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.decoder = HeatmapDecoder(net)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, heatmaps, _ = self.decoder(images)
+        return heatmaps.argmax(1), logits, heatmaps
+
+
+def onnx(net: nn.Module, images: Tensor) -> dict[str, float | str]:
+    """An ONNX file with a dynamic batch gives in onnxruntime what eager gives, also for another batch size."""
+    module = _Outputs(net).eval()
+    with torch.no_grad():
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(module, (images,), dynamic_shapes=dynamic, strict=False)
+        content = convert_to_onnx(program, makes_masks=True, facts={}).model_proto.SerializeToString()
+        other = torch.cat([images, images[:1]])
+        _, *expected = module(other)
+    _, *found = run_onnx(content, other.numpy())
+    for name, one, wanted in zip(("logits", "heatmaps"), found, expected, strict=True):
+        missed = (torch.from_numpy(one) - wanted).abs().amax() / wanted.abs().amax()
+        assert missed <= 1e-3, f"the {name} in onnxruntime differ from eager by {missed:.1e} of the largest"
+    return {}
+
+
 def compares(net: nn.Module, images: Tensor) -> dict[str, Any]:
     """What the comparison finds when a decoder is made, in both modes, with the same random numbers."""
     found: dict[str, float | str] = {}
@@ -184,6 +215,7 @@ TESTS: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
     "decodes": decodes,
     "trains": trains,
     "exports": exports,
+    "onnx": onnx,
     "compares": compares,
 }
 
@@ -266,8 +298,10 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ("torchvision", [r for r in rows if not r["name"].startswith(TIMM)]),
         ("timm", [r for r in rows if r["name"].startswith(TIMM)]),
     ):
-        counts = ", ".join(f"{sum(r.get(c, False) for r in part)} {c[:-1]}" for c in CHECKS)
-        lines += [f"**{library}**: of {len(part)} families {counts}.", ""]
+        counts = ", ".join(f"{sum(r.get(c, False) for r in part)} {c[:-1]}" for c in CHECKS if c != "onnx")
+        tried = [r["onnx"] for r in part if "onnx" in r]
+        files = f"; of {len(tried)} that were tried {sum(tried)} run as ONNX files" if tried else ""
+        lines += [f"**{library}**: of {len(part)} families {counts}{files}.", ""]
     codes = Counter(row["about"][c]["code"] for row in rows for c in CHECKS if c in row["about"])
     usual = codes.most_common(1)[0][0] if codes else ""
     if len(codes) > 1:
@@ -276,7 +310,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             "",
         ]
     lines += [f"**The trace's logits and the classifier's own**: {compared(rows)}.", ""]
-    columns = ("classifier", "parameters", "image", *CHECKS, *MODES, "reason if not")
+    columns = ("classifier", "parameters", "image", *CHECKS[:-1], "ONNX", *MODES, "reason if not")
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         marks = " | ".join(_mark(row, column, usual) for column in CHECKS)

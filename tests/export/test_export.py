@@ -10,12 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from skimage import data
 from torch import nn
 from torch.nn import functional as F
 
 from tests.training.tiny import ENCODER
+from tw_seg.data.layouts.pixels import PixelFormat
 from tw_seg.data.loading.transforms import EvalTransform
 from tw_seg.errors import InputError
 from tw_seg.export import onnx_file
@@ -28,7 +30,7 @@ from tw_seg.models.base import SegModel
 from tw_seg.models.bundled import BUNDLED_ENCODER
 from tw_seg.models.factory import create_model
 from tw_seg.models.gated import GatedSegmenter
-from tw_seg.types import IMAGENET, SYMMETRIC
+from tw_seg.types import IMAGENET, SYMMETRIC, Normalization
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = {"class_names": ["background", "cat", "dog"], "size": [32, 48], "gate": 0.4}
@@ -117,6 +119,27 @@ def test_files_compute_what_the_model_computes(deployed, tmp_path):
     assert [len(one) for one in run_onnx(tmp_path / "model.onnx", batch)] == [4] * outputs
 
 
+def test_four_channels_of_16_bits(tmp_path):
+    """What a file of a TIFF's values returns is what the model returns for the image as training reads it."""
+    stored = np.random.default_rng(0).integers(0, 5000, (40, 50, 4), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "image.tif", stored, planarconfig="contig")
+    pixels = PixelFormat(4, (100, 4000))
+    normalization = Normalization((0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8))
+    transform = EvalTransform((32, 48), **normalization._asdict(), floating=True)
+    images = transform(pixels.read(tmp_path / "image.tif"), None)[0][None]
+    torch.manual_seed(0)
+    model = create_model("unet", **ENCODER, classes=3, in_channels=4, **MODELS["unet"])
+    deployed = Deployed(model, (32, 48), normalization=normalization, value_range=pixels.value_range)
+    picture = stored[None].astype(np.float32)
+    torch.testing.assert_close(deployed.prepare(torch.from_numpy(picture)), images, rtol=0, atol=1e-5)
+    converted = convert_to_onnx(export_program(deployed), makes_masks=True, facts=FACTS)
+    masks, _, maps = run_onnx(converted.model_proto.SerializeToString(), picture)
+    with torch.no_grad():
+        wanted = model.eval()(images).mask_logits
+    np.testing.assert_allclose(maps, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    assert (masks[0] == predict_masks(wanted, [(40, 50)])[0].numpy()).mean() > 0.995
+
+
 def test_a_net_whose_forward_branches_on_sizes():
     """The encoder of the bundled weights pads by the size of its images."""
     options = {"decoder_kwargs": {"composite": "epsilon_plus", "read_out": ["blocks.1", "blocks.4"]}, "compress": 2.0}
@@ -200,7 +223,7 @@ class Looks(nn.Module):
 def test_what_cannot_be_exported_says_why(monkeypatch):
     with pytest.raises(InputError, match=r"GradCAM decodes only what passes a gate .* `tw-seg predict`"):
         Deployed(create_model("gradcam", **ENCODER, classes=3), 32, normalization=SYMMETRIC)
-    with pytest.raises(InputError, match="RGB pictures, the model 1 channels"):
+    with pytest.raises(InputError, match="the model takes 1 channels, the normalisation is of 3"):
         Deployed(create_model("unet", **ENCODER, classes=3, in_channels=1), 32, normalization=SYMMETRIC)
     with pytest.raises(InputError, match=r"probability in \[0, 1\], got 2"):
         Deployed(make_model("unet"), 32, normalization=SYMMETRIC, gate=2)

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser, Namespace
 from tw_seg.cli import COMMANDS
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import find_pictures
-from tw_seg.data.layouts.readers import read_image
 from tw_seg.errors import InputError
 from tw_seg.export.deployed import Deployed
 from tw_seg.export.onnx_file import check_libraries, convert_to_onnx, run_onnx, write_onnx
@@ -33,9 +32,10 @@ FORMATS = {"onnx": "model.onnx", "pt2": "model.pt2", "hub": "hub"}
 PICTURES = 8
 """How many validation images are compared where no pictures are given."""
 
-_DESCRIPTION = f"""tw-seg export: {COMMANDS["export"].summary}. The ONNX and .pt2 files take 8-bit RGB pictures of any
-size, (N, H, W, 3), and return masks, probabilities and mask logits; resizing, normalisation, classes and gate are
-inside. What they return is compared with the model's, on pictures or else on validation images of the run. Example:
+_DESCRIPTION = f"""tw-seg export: {COMMANDS["export"].summary}. The ONNX and .pt2 files take pictures of any size,
+(N, H, W, C), 8-bit RGB unless the run was on others, and return masks, probabilities and mask logits; resizing,
+normalisation, classes and gate are inside. What they return is compared with the model's, on pictures or else on
+validation images of the run. Example:
 tw-seg export runs/heatmap my_pictures --out exported"""
 
 
@@ -65,7 +65,13 @@ def run_export(args: Sequence[str]) -> int:
     writers: list[Callable[[], object]] = []
     if {"onnx", "pt2"} & set(formats):
         pictures = _read_pictures(given.pictures, data)
-        deployed = Deployed(task.model, info["size"], normalization=data.normalization, gate=gate)
+        deployed = Deployed(
+            task.model,
+            info["size"],
+            normalization=data.normalization,
+            gate=gate,
+            value_range=data.pixels.value_range,
+        )
         # All is made and measured in memory before the first file is written.
         writers += _make_files(deployed, formats, pictures, info, out)
     if "hub" in formats:
@@ -121,6 +127,8 @@ def collect_info(
         "gate": gate,
         "metrics": dict(metrics),
     }
+    if data.pixels.value_range is not None:
+        info["value_range"] = list(data.pixels.value_range)
     if given.description is not None:
         info["data"] = given.description
     if given.license is not None:
@@ -157,13 +165,17 @@ def _print_parity(name: str, parity: Parity) -> None:
 
 
 def _read_pictures(places: Sequence[str], data: SegmentationDataModule) -> list[np.ndarray]:
-    """Pictures to compare on."""
+    """Pictures to compare on, with values as in their files."""
     if places:
-        return [read_image(file) for file in find_pictures(places).values()]
-    found = data.list_images("val", PICTURES)
+        found = [data.pixels.read(file) for file in find_pictures(places).values()]
+    else:
+        found = data.list_images("val", PICTURES)
     if not found:
         raise InputError("the run has no validation images to compare the files on: name pictures")
-    return found
+    if data.pixels.value_range is None:
+        return found
+    low, high = data.pixels.value_range
+    return [(low + (high - low) * picture).astype(np.float32) for picture in found]
 
 
 def _read_gate(run_dir: Path) -> float:

@@ -16,27 +16,35 @@ from tw_seg.types import BACKGROUND, Normalization
 
 
 class Deployed(nn.Module):
-    """Everything from 8-bit pixels to masks: resize, normalisation, model, gate, argmax at the size of the pictures.
+    """Everything from the pixels of files to masks: resize, normalisation, model, gate, argmax at their own size.
 
     Args:
         model: The trained model; it is put into evaluation mode.
         size: Height and width of what the model sees.
         normalization: How its images are normalised.
         gate: Image-level probability below which an object class is in no mask; 0: none.
+        value_range: The values of a pixel that became 0 and 1 in training; ``None``: images have 8 bits.
 
     Shapes:
-        images uint8 (N, H, W, 3), RGB, of any size -> masks, uint8 (N, H, W), class ids; probabilities (N, K), and mask
-        logits (N, K, h, w) at ``size``. A model without masks returns probabilities alone.
+        images (N, H, W, C) of any size, uint8, or float32 with a ``value_range``; RGB if C is 3 -> masks, uint8
+        (N, H, W), class ids; probabilities (N, K), and mask logits (N, K, h, w) at ``size``. A model without masks
+        returns probabilities alone.
 
     Raises:
-        InputError: The model cannot be exported, takes other than three channels, or ``gate`` is no probability.
+        InputError: The model cannot be exported, the numbers of channels differ, or ``gate`` is no probability.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: SegModel, size: int | Sequence[int], *, normalization: Normalization, gate: float = 0.0
+        self,
+        model: SegModel,
+        size: int | Sequence[int],
+        *,
+        normalization: Normalization,
+        gate: float = 0.0,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if not model.can_export:
@@ -44,13 +52,17 @@ class Deployed(nn.Module):
                 f"{type(model).__name__} decodes only what passes a gate and differentiates inside its forward, so it "
                 "cannot be exported: write its masks with `tw-seg predict`, or train a model on them"
             )
-        if model.in_channels != 3:
-            raise InputError(f"a file takes RGB pictures, the model {model.in_channels} channels: use it from Python")
+        if model.in_channels != len(normalization.mean):
+            raise InputError(
+                f"the model takes {model.in_channels} channels, the normalisation is of {len(normalization.mean)}: "
+                "give that of its training"
+            )
         if not 0 <= gate <= 1:
             raise InputError(f"gate must be a probability in [0, 1], got {gate}")
         self.model = model.eval()
         self.size = image_size(size)
         self.gate = gate
+        self.value_range = value_range
         self.register_buffer("mean", 255 * torch.tensor(normalization.mean)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(normalization.std)[:, None, None], persistent=False)
 
@@ -71,14 +83,24 @@ class Deployed(nn.Module):
         masks = whole.argmax(1).to(torch.uint8)
         return masks, probabilities, maps
 
+    def make_example(self, *size: int) -> Tensor:
+        """Pictures of zeros, of a size (N, H, W)."""
+        dtype = torch.uint8 if self.value_range is None else torch.float32
+        return torch.zeros((*size, self.model.in_channels), dtype=dtype, device=self.mean.device)
+
     def prepare(self, images: Tensor) -> Tensor:
-        """What the model sees of pictures (N, H, W, 3), uint8: (N, 3, h, w), normalised."""
+        """What the model sees of pictures (N, H, W, C): (N, C, h, w), normalised."""
         height, width = images.shape[1:3]
         pixels = images.permute(0, 3, 1, 2).to(self.mean.dtype)
         rows, columns = (
             make_resize_matrix(old, new, like=self.mean) for old, new in zip((height, width), self.size, strict=True)
         )
-        pixels = (rows @ pixels @ columns.T).round()  # 8-bit again, as in training
+        if self.value_range is not None:
+            low, high = self.value_range
+            pixels = 255 * ((pixels - low) / (high - low)).clamp(0, 1)
+        pixels = rows @ pixels @ columns.T
+        if self.value_range is None:
+            pixels = pixels.round()  # 8-bit again, as in training
         return (pixels - self.mean) / self.std
 
 

@@ -66,7 +66,7 @@ def run_onnx(model: bytes | Path, images: np.ndarray) -> list[np.ndarray]:
 
     Args:
         model: The file or its content.
-        images: uint8, (N, H, W, 3).
+        images: As the file takes them, (N, H, W, C).
     """
     import onnxruntime
 

@@ -11,7 +11,7 @@ import torch
 from tw_seg.export.deployed import Deployed
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
-"""Pictures uint8 (N, H, W, 3) to what a file returns."""
+"""Pictures (N, H, W, C) to what a file returns."""
 
 
 class Parity(NamedTuple):
@@ -42,7 +42,7 @@ def measure_parity(deployed: Deployed, run: Run, pictures: Sequence[np.ndarray])
     Args:
         deployed: The model.
         run: Runs the file.
-        pictures: RGB, uint8, each (H, W, 3).
+        pictures: As the file takes them, each (H, W, C).
     """
     equal = pixels = 0
     difference = scale = 0.0

@@ -24,7 +24,7 @@ def export_program(deployed: Deployed) -> ExportedProgram:
     Raises:
         InputError: torch.export cannot follow it; says why.
     """
-    example = torch.zeros((3, 67, 71, 3), dtype=torch.uint8, device=deployed.mean.device)
+    example = deployed.make_example(3, 67, 71)
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
     try:
         with torch.no_grad():

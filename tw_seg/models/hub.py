@@ -34,6 +34,7 @@ class ModelInfo(TypedDict, total=False):
         class_names: Names of the K classes, the background first.
         mean: How its images are normalised, per channel, of values in [0, 1].
         std: Likewise.
+        value_range: The values of a pixel that became 0 and 1, where images are not of 8 bits.
         size: Height and width of the images it was trained on.
         gate: Image-level probability from which on a class may be in a mask.
         metrics: Scores by name, such as ``{"test/miou": 0.54}``.
@@ -44,6 +45,7 @@ class ModelInfo(TypedDict, total=False):
     class_names: list[str]
     mean: list[float]
     std: list[float]
+    value_range: list[float]
     size: list[int]
     gate: float
     metrics: dict[str, float]
@@ -215,6 +217,8 @@ def _describe_images(info: ModelInfo) -> str | None:
     if "size" in info:
         parts.append("{} x {} pixels (height x width)".format(*info["size"]))
     if "mean" in info and "std" in info:
+        if "value_range" in info:
+            parts.append("values from {} to {} become 0 to 1".format(*info["value_range"]))
         parts.append(f"values in [0, 1], minus {info['mean']}, divided by {info['std']}")
     return "; ".join(parts) or None
 
