@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from docs import build_site
 from tw_seg.cli import demo, explain, export, predict, reliability, sweep
 from tw_seg.cli import main as tw_seg_main
 from tw_seg.cli import next as next_images
@@ -117,6 +118,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         # --help wins over an option that argparse does not know.
         unknown = options(" ".join(arguments[2:])) - options(output)
         assert not unknown, f"{line}: no option {unknown} in\n{output}"
+    elif program == "python" and arguments[:1] == ["docs/build_site.py"]:
+        assert exit_status(build_site.main, [*arguments[1:], "--help"], capsys)[0] == 0, "tests/test_site.py runs it"
     elif program == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     else:
@@ -193,7 +196,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
     ):
         main = importlib.import_module(f"experiments.{name}").main
         known |= options(exit_status(main, ["--help"], capsys)[1])
-    return known
+    return known | options(exit_status(build_site.main, ["--help"], capsys)[1])
 
 
 # The functions above, on a small README.

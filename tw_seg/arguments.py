@@ -89,7 +89,7 @@ def class_indices(
     Raises:
         InputError: For anything but integers, an index outside ``0..num_classes-1``, or no class if not allowed.
 
-    Example:
+    Examples:
         >>> class_indices(None, 3), class_indices(torch.tensor([2, 0]), 3)
         ((0, 1, 2), (2, 0))
     """
@@ -118,10 +118,10 @@ def class_tensor(classes: Sequence[int] | Tensor, device: torch.device) -> Tenso
     A device counts a run of indices by itself, as all classes are: nothing is copied to it, so nothing waits for it.
 
     Args:
-        classes: Valid indices, see :func:`class_indices`.
+        classes: Valid indices, see `class_indices`.
         device: Where they are wanted.
 
-    Example:
+    Examples:
         >>> class_tensor((1, 2, 3), torch.device("cpu"))
         tensor([1, 2, 3])
     """
@@ -144,7 +144,7 @@ def check_class_count(count: int, *, name: str = "class_names", error: type[TwSe
     Raises:
         TwSegError: Of the type ``error``.
 
-    Example:
+    Examples:
         >>> check_class_count(1)
         Traceback (most recent call last):
         ...
@@ -216,7 +216,7 @@ def check_mask_ids(
     Raises:
         TwSegError: Of the type ``error``; names the other ids.
 
-    Example:
+    Examples:
         >>> check_mask_ids(torch.tensor([[0, 2, 255]]), 2)
         Traceback (most recent call last):
         ...
@@ -316,7 +316,7 @@ def check_numbers(**values: float) -> None:
     Raises:
         InputError: Names the first that is none.
 
-    Example:
+    Examples:
         >>> check_numbers(lr=0.1, weight_decay=0)
     """
     for name, value in values.items():
@@ -330,7 +330,7 @@ def check_shares(**values: float) -> None:
     Raises:
         InputError: Names the first that is none.
 
-    Example:
+    Examples:
         >>> check_shares(min_dice=0.9)
     """
     for name, value in values.items():
@@ -362,7 +362,7 @@ def fill_in_options(name: str, given: Mapping[str, Any], defaults: Mapping[str, 
     Raises:
         InputError: ``given`` is no mapping, or knows an option that ``defaults`` does not.
 
-    Example:
+    Examples:
         >>> fill_in_options("noise", {"seed": 3}, {"seed": 0, "level": 0.1})
         {'seed': 3, 'level': 0.1}
     """
@@ -379,7 +379,7 @@ def image_size(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         InputError: For anything else, or a number below 1.
 
-    Example:
+    Examples:
         >>> image_size(64), image_size((64, 96))
         ((64, 64), (64, 96))
     """

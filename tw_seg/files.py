@@ -53,7 +53,7 @@ def remove_drafts(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole or not at all; see :func:`write_whole`."""
+    """Write a text as UTF-8, whole or not at all; see `write_whole`."""
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
@@ -69,7 +69,7 @@ def next_free(path: Path) -> Path:
 def file_name(name: str, suffix: str) -> str:
     """A sample's name as a file name: folders in it become part of the name.
 
-    Example:
+    Examples:
         >>> file_name("street/0001", ".png")
         'street__0001.png'
     """

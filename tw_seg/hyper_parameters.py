@@ -15,7 +15,7 @@ from tw_seg.errors import InputError
 def make_plain(value: Any, name: str) -> Any:
     """The same value by names and numbers only.
 
-    A dataclass, such as :class:`tw_seg.lrp.Schedule`, becomes the mapping of its fields, a path its name and a number
+    A dataclass, such as `tw_seg.lrp.Schedule`, becomes the mapping of its fields, a path its name and a number
     of numpy one of Python.
 
     Args:
@@ -25,7 +25,7 @@ def make_plain(value: Any, name: str) -> Any:
     Raises:
         InputError: For anything else, which a checkpoint could not hold; names the place.
 
-    Example:
+    Examples:
         >>> from tw_seg.lrp import Schedule
         >>> make_plain({"schedule": Schedule(recompute=True)}, "decoder_kwargs")["schedule"]["recompute"]
         True

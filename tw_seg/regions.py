@@ -1,8 +1,8 @@
 """Pixels of which only a set of classes is known.
 
-They have the value ``K + r`` in a mask, for row ``r`` of its regions, see :class:`tw_seg.types.Sample`, or are
+They have the value ``K + r`` in a mask, for row ``r`` of its regions, see `tw_seg.types.Sample`, or are
 background in a mask in which not all classes were annotated. Losses know what such a pixel may be
-(:mod:`tw_seg.losses.sets`, :mod:`tw_seg.losses.annotated`); for all else it is ignored.
+(`tw_seg.losses.sets`, `tw_seg.losses.annotated`); for all else it is ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_regions(mask: np.ndarray, regions: np.ndarray | None, num_classes: int
     Raises:
         DataError: Says what is wrong.
 
-    Example:
+    Examples:
         >>> check_regions(np.array([[0, 3, 255]], dtype=np.uint8), np.array([[True, False, True]]), 3, name="a.png")
     """
     if regions is None:
@@ -63,7 +63,7 @@ def find_open_classes(annotated: Tensor, labels: Tensor) -> Tensor:
     Returns:
         Bool, shape (..., K).
 
-    Example:
+    Examples:
         >>> import torch
         >>> find_open_classes(torch.tensor([True, True, False, False]), torch.tensor([1, 1, 0, torch.nan]))
         tensor([False, False, False,  True])
@@ -75,11 +75,11 @@ def ignore_uncertain(mask: Tensor, labels: Tensor, annotated: Tensor | None = No
     """The mask of one image in which only pixels are left whose one class is known; the others are 255.
 
     Args:
-        mask: Integers of any shape, see :class:`tw_seg.types.Sample`.
+        mask: Integers of any shape, see `tw_seg.types.Sample`.
         labels: The image-level labels of the image, shape (K,).
         annotated: Which classes were annotated in the mask, bool, shape (K,), background included; ``None``: all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mask, labels = torch.tensor([0, 1, 3, 255]), torch.tensor([1.0, 1.0, 1.0])
         >>> ignore_uncertain(mask, labels)

@@ -19,7 +19,7 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         Shape (N, K, H, W), of the same type; ``maps`` itself if it has that size.
 
-    Example:
+    Examples:
         >>> resize_maps(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
         tensor([[[[0.0000, 0.2500, 0.7500, 1.0000]]]])
     """

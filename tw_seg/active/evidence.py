@@ -75,7 +75,7 @@ def expect_iou(probabilities: Tensor) -> Tensor:
     Returns:
         Shape (N, K).
 
-    Example:
+    Examples:
         >>> expect_iou(torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]], [[[0.75, 0.5]], [[0.25, 0.5]]]]))
         tensor([[1.0000, 0.0000],
                 [0.6250, 0.0000]])
@@ -102,7 +102,7 @@ def find_presence(probabilities: Tensor) -> Tensor:
 def measure_entropy(probability: Tensor) -> Tensor:
     """The entropy of yes or no in bits.
 
-    Example:
+    Examples:
         >>> measure_entropy(torch.tensor([0.0, 0.5, 1.0]))
         tensor([0., 1., 0.])
     """
@@ -112,7 +112,7 @@ def measure_entropy(probability: Tensor) -> Tensor:
 def measure_divergence(one: Tensor, other: Tensor) -> Tensor:
     """The Jensen-Shannon divergence of two probabilities of yes or no, in bits: 0 where they are equal, at most 1.
 
-    Example:
+    Examples:
         >>> measure_divergence(torch.tensor([0.0, 0.3]), torch.tensor([1.0, 0.3]))
         tensor([1., 0.])
     """

@@ -47,7 +47,7 @@ def merge_deep_keys(parser: ArgumentParser, args: Sequence[str]) -> list[str]:
 def split_deep_keys(args: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, str]]]:
     """Split arguments into those that set no deep key, and (option, key, keys inside it, value) of the others.
 
-    Example:
+    Examples:
         >>> split_deep_keys(["fit", "--model.model_kwargs.decoder_kwargs.tie_weights", "false"])
         (['fit'], [('model.model_kwargs', 'decoder_kwargs', 'tie_weights', 'false')])
     """

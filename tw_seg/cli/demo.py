@@ -84,7 +84,7 @@ def load_own_photos() -> dict[str, np.ndarray]:
 def describe_object(found: FoundObject) -> str:
     """Names and probabilities of an object, and its share of the pixels, in words.
 
-    Example:
+    Examples:
         >>> mask = np.array([[True, False]])
         >>> describe_object(FoundObject((281, 287), ("tabby", "lynx"), (0.9, 0.1), mask.astype(np.float32), mask))
         'tabby 90 %, lynx 10 % (on 50 % of the pixels)'

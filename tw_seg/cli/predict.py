@@ -1,7 +1,7 @@
 """``tw-seg predict CHECKPOINT PICTURES --out FOLDER``: masks of pictures, with nothing but a checkpoint.
 
 The same command with the options of a run, ``tw-seg predict --config ... --ckpt_path best``, predicts the images of a
-data set into the run directory, see :mod:`tw_seg.cli.lightning`; both are one prediction loop, Lightning's, with one
+data set into the run directory, see `tw_seg.cli.lightning`; both are one prediction loop, Lightning's, with one
 writer of files.
 """
 

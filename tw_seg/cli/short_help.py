@@ -115,7 +115,7 @@ def list_options(command: str) -> dict[str, tuple[Option, ...]]:
 
 
 def describe_command(command: str, summary: str) -> str:
-    """The short help of a command of :data:`EXAMPLES`."""
+    """The short help of a command of `EXAMPLES`."""
     groups = list_options(command)
     width = max(len(f"{option.name} {option.value}") for group in groups.values() for option in group)
     lines = [f"usage: tw-seg {command} {USAGES.get(command, '[OPTIONS]')}", "", f"{summary[0].upper()}{summary[1:]}."]

@@ -184,7 +184,7 @@ def select_budget(
     Raises:
         BudgetError: If the budget is empty or larger than the data, or both a number and a share are given.
 
-    Example:
+    Examples:
         >>> labels = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]])
         >>> sorted(select_budget(labels, ["a", "b", "c"], 2).names)[-1]
         'c'

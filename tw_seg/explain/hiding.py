@@ -48,7 +48,7 @@ def make_fill(images: Tensor, fill: str, *, seed: int = 0) -> Tensor:
 
     Args:
         images: Shape (N, C, H, W).
-        fill: A name in :data:`FILLS`.
+        fill: A name in `FILLS`.
         seed: For ``"noise"``; the global random state is neither read nor changed.
 
     Returns:
@@ -79,7 +79,7 @@ def show_regions(images: Tensor, fills: Tensor, regions: Tensor) -> Tensor:
         fills: What hidden pixels become, of the same shape.
         regions: Bool, or how much of a pixel is shown in [0, 1], shape (P, H, W).
 
-    Example:
+    Examples:
         >>> show_regions(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.tensor([[[True, False]]]))
         tensor([[[[1., 0.]]]])
     """

@@ -54,11 +54,11 @@ def explain_masks(
     gradients and the random state are afterwards what they were.
 
     Args:
-        function: From images to mask logits, see :class:`tw_seg.explain.model.ExplainedModel`.
+        function: From images to mask logits, see `tw_seg.explain.model.ExplainedModel`.
         images: Shape (N, C, H, W), as the model takes them.
         classes: Classes to explain where they are predicted; ``None``: all but the background.
         min_dice: Dice from which on a region is enough, in (0, 1].
-        fill: What hidden pixels become, a name in :data:`tw_seg.explain.hiding.FILLS`. Results depend on it.
+        fill: What hidden pixels become, a name in `tw_seg.explain.hiding.FILLS`. Results depend on it.
         seed: Of the noise that they become.
         max_radius: By how many pixels a mask is dilated at most; ``None``: until the whole image is shown.
         optimisation: How the soft mask is optimised; ``None``: with the defaults. With ``steps=0`` no gradients are
@@ -74,7 +74,7 @@ def explain_masks(
     Reference:
         Hasany et al. 2024, arXiv 2406.12173.
 
-    Example:
+    Examples:
         >>> def brighter_than_half(images):
         ...     return images - 0.5
         >>> found = explain_masks(brighter_than_half, torch.tensor([[[[1.0, 0.0, 0.0]]]]))
@@ -96,7 +96,7 @@ def explain_masks(
 def prepare(
     model: ExplainedModel, images: Tensor, classes: Sequence[int] | Tensor | None, *, fill: str, seed: int
 ) -> Shown:
-    """Predict masks, and make what hidden pixels become; arguments as for :func:`explain_masks`."""
+    """Predict masks, and make what hidden pixels become; arguments as for `explain_masks`."""
     pairs = find_pairs(model.run(images), classes)
     images = images.detach().clone()  # of no inference mode, and not the caller's to change
     return Shown(images, make_fill(images, fill, seed=seed), pairs)

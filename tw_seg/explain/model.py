@@ -125,7 +125,7 @@ def read_output(output: Any, images: Tensor) -> SegOutput:
 def probabilities(mask_logits: Tensor) -> Tensor:
     """Probabilities of mask logits (N, K, H, W): softmax over the classes, or the sigmoid if there is one.
 
-    Example:
+    Examples:
         >>> probabilities(torch.zeros(1, 1, 1, 1)).item(), probabilities(torch.zeros(1, 4, 1, 1))[0, 0].item()
         (0.5, 0.25)
     """
@@ -142,7 +142,7 @@ def predict_class(mask_logits: Tensor, classes: Tensor) -> Tensor:
     Returns:
         Bool, shape (P, H, W).
 
-    Example:
+    Examples:
         >>> predict_class(torch.tensor([[[[1.0, 3.0]], [[2.0, 2.0]]]]), torch.tensor([1]))
         tensor([[[ True, False]]])
     """
@@ -154,7 +154,7 @@ def predict_class(mask_logits: Tensor, classes: Tensor) -> Tensor:
 def class_probabilities(mask_logits: Tensor, classes: Tensor) -> Tensor:
     """The probability of each image's class: mask logits (P, K, H, W) and classes, int64 (P,) -> (P, H, W).
 
-    Example:
+    Examples:
         >>> class_probabilities(torch.zeros(1, 4, 1, 1), torch.tensor([2]))
         tensor([[[0.2500]]])
     """

@@ -40,7 +40,7 @@ def find_pairs(mask_logits: Tensor, classes: Sequence[int] | Tensor | None = Non
     Raises:
         InputError: For anything but integers, or an index outside ``0..K-1``.
 
-    Example:
+    Examples:
         >>> find_pairs(torch.tensor([[[[1.0, 0.0]], [[0.0, 2.0]], [[0.0, 0.0]]]]))
         Pairs(samples=tensor([0]), classes=tensor([1]), predictions=tensor([[[False,  True]]]))
     """
@@ -68,7 +68,7 @@ def dice(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Shape (P,), float32, or float64 if one of them is.
 
-    Example:
+    Examples:
         >>> dice(torch.tensor([[[True, True]]]), torch.tensor([[[True, False]]]))
         tensor([0.6667])
     """

@@ -23,7 +23,7 @@ from tw_seg.explain.sufficient import Shown, find_sufficient_regions
 from tw_seg.pictures import draw_heatmap, make_palette
 
 METHODS = ("misure", "occlusion", "rise", "lrp", "seg_grad_cam")
-"""MiSuRe's regions, or a heatmap of :mod:`tw_seg.explain.attributions`."""
+"""MiSuRe's regions, or a heatmap of `tw_seg.explain.attributions`."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Method:
     """How pictures are explained.
 
     Attributes:
-        name: One of :data:`METHODS`.
-        fill: What hidden pixels become, a name in :data:`tw_seg.explain.hiding.FILLS`.
+        name: One of `METHODS`.
+        fill: What hidden pixels become, a name in `tw_seg.explain.hiding.FILLS`.
         min_dice: Dice from which on a region is enough.
         steps: Steps of MiSuRe's search for the minimal region at most.
         rise_masks: Random masks of RISE.

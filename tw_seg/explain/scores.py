@@ -43,7 +43,7 @@ def rank_pixels(heatmaps: Tensor) -> Tensor:
     Raises:
         InputError: A value is not finite.
 
-    Example:
+    Examples:
         >>> rank_pixels(torch.tensor([[[0.1, 0.9, 0.1]]]))
         tensor([[[1, 0, 2]]])
     """
@@ -115,7 +115,7 @@ def energy_inside(heatmaps: Tensor, regions: Tensor) -> Tensor:
     Reference:
         Wang et al. 2020 (Score-CAM), "energy-based pointing game"; Quantus' RelevanceMassAccuracy.
 
-    Example:
+    Examples:
         >>> energy_inside(torch.tensor([[[3.0, 1.0, -9.0]]]), torch.tensor([[[True, False, True]]]))
         tensor([0.7500])
     """
@@ -124,7 +124,7 @@ def energy_inside(heatmaps: Tensor, regions: Tensor) -> Tensor:
 
 
 def point_inside(heatmaps: Tensor, regions: Tensor) -> Tensor:
-    """Whether a largest value lies in a region: the pointing game. Arguments as for :func:`energy_inside`.
+    """Whether a largest value lies in a region: the pointing game. Arguments as for `energy_inside`.
 
     Returns:
         Bool, shape (P,).
@@ -132,7 +132,7 @@ def point_inside(heatmaps: Tensor, regions: Tensor) -> Tensor:
     Reference:
         Zhang et al. 2018, as in Quantus' PointingGame: of several largest values one is enough.
 
-    Example:
+    Examples:
         >>> point_inside(torch.tensor([[[3.0, 3.0, 1.0]]]), torch.tensor([[[False, True, False]]]))
         tensor([True])
     """

@@ -78,7 +78,7 @@ def measure_distances(predictions: Tensor) -> Tensor:
     Returns:
         Int64, shape (P, H, W).
 
-    Example:
+    Examples:
         >>> measure_distances(torch.tensor([[[True, False, False]]]))
         tensor([[[0, 1, 2]]])
     """

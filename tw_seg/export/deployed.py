@@ -117,7 +117,7 @@ def make_resize_matrix(old: int, new: int, *, like: Tensor) -> Tensor:
     Returns:
         Shape (new, old); each row sums to 1.
 
-    Example:
+    Examples:
         >>> make_resize_matrix(4, 2, like=torch.zeros(1))
         tensor([[0.5000, 0.5000, 0.0000, 0.0000],
                 [0.0000, 0.0000, 0.5000, 0.5000]])

@@ -30,7 +30,7 @@ def convert_to_onnx(program: ExportedProgram, *, makes_masks: bool, facts: Mappi
     """An ``onnxscript`` model in memory.
 
     Args:
-        program: Of :func:`tw_seg.export.program.export_program`.
+        program: Of `tw_seg.export.program.export_program`.
         makes_masks: Whether it returns masks.
         facts: What is written into the file's metadata, each value as JSON.
 
@@ -57,7 +57,7 @@ def convert_to_onnx(program: ExportedProgram, *, makes_masks: bool, facts: Mappi
 
 
 def write_onnx(converted: Any, path: Path) -> None:
-    """Write a model of :func:`convert_to_onnx`, weights included."""
+    """Write a model of `convert_to_onnx`, weights included."""
     write_whole(path, lambda draft: converted.save(draft))
 
 

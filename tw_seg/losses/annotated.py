@@ -16,11 +16,11 @@ ABSENT_LOGIT = -1e4
 """Logit of a class that no pixel of an image can have: its probability is 0, in every float type."""
 
 Unmasked = Literal["compete", "fixed", "leave_out"]
-"""What classes that were not annotated do in the loss of a mask, see :func:`merge_open_classes`."""
+"""What classes that were not annotated do in the loss of a mask, see `merge_open_classes`."""
 
 
 def check_unmasked(unmasked: str) -> None:
-    """Check that it is one of :data:`Unmasked`.
+    """Check that it is one of `Unmasked`.
 
     Raises:
         InputError: It is not.
@@ -44,8 +44,8 @@ def merge_open_classes(
     of their summed probability. A class that the labels exclude is wrong at every pixel, annotated or not: without that
     nothing keeps a class low that never had a mask, and it covers the background of images without it.
 
-    The logits that are returned give exactly that to :func:`tw_seg.losses.cross_entropy` and
-    :func:`tw_seg.losses.dice`: the background's is the logarithm of the summed exponentials of the set, those of its
+    The logits that are returned give exactly that to `tw_seg.losses.cross_entropy` and
+    `tw_seg.losses.dice`: the background's is the logarithm of the summed exponentials of the set, those of its
     other members are so low that their probability is 0.
 
     Args:
@@ -63,7 +63,7 @@ def merge_open_classes(
     Raises:
         InputError: The shapes do not fit, or ``unmasked`` is none of these.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
         >>> seen, labels = torch.tensor([[True, True, False]]), torch.ones(1, 3)
         >>> probabilities = merge_open_classes(logits, seen, labels, size=(1, 1)).softmax(1).flatten()

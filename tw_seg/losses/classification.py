@@ -21,7 +21,7 @@ def multilabel_bce(logits: Tensor, labels: Tensor, *, add_up: AddUp = keep_sum) 
     Args:
         logits: Image-level class scores, shape (N, K).
         labels: Multi-hot labels in [0, 1], float, shape (N, K); NaN where nobody knows.
-        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
+        add_up: See `tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in nats, the mean over the known labels of N images and K - 1 classes; 0 with zero gradient if there is
@@ -30,7 +30,7 @@ def multilabel_bce(logits: Tensor, labels: Tensor, *, add_up: AddUp = keep_sum) 
     Raises:
         InputError: The shapes differ or there is no class besides the background.
 
-    Example:
+    Examples:
         >>> multilabel_bce(torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
         tensor(0.6931)
     """

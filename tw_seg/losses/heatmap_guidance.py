@@ -45,7 +45,7 @@ def penalize_outside(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     Reference:
         Ross, Hughes, Doshi-Velez 2017, Right for the Right Reasons.
 
-    Example:
+    Examples:
         >>> inside, known = torch.tensor([[[True, False, False, False]]]), torch.ones(1, 1, 4, dtype=torch.bool)
         >>> penalize_outside(torch.tensor([[[4.0, -2.0, 0.0, 2.0]]]), inside, known)
         tensor(0.1250)
@@ -61,7 +61,7 @@ def miss_energy(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     A heatmap without any positive relevance has missed all of it.
 
     Args:
-        heatmaps: As in :func:`penalize_outside`, as are the others.
+        heatmaps: As in `penalize_outside`, as are the others.
         inside: Where the class may be.
         known: The pixels that count.
 
@@ -74,7 +74,7 @@ def miss_energy(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     Reference:
         Rao et al. 2023, section 3.3; the share is Wang et al. 2020, Score-CAM.
 
-    Example:
+    Examples:
         >>> inside, known = torch.tensor([[[True, False, False, False]]]), torch.ones(1, 1, 4, dtype=torch.bool)
         >>> miss_energy(torch.tensor([[[4.0, -2.0, 1.0, 3.0]]]), inside, known)
         tensor(0.5000)
@@ -90,7 +90,7 @@ def compare_with_region(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tens
     """Mean distance between positive relevance, relative to its largest, and the region as 0 and 1 (L1).
 
     Args:
-        heatmaps: As in :func:`penalize_outside`, as are the others.
+        heatmaps: As in `penalize_outside`, as are the others.
         inside: Where the class may be.
         known: The pixels that count.
 
@@ -103,7 +103,7 @@ def compare_with_region(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tens
     Reference:
         Gao et al. 2022, Aligning Eyes between Humans and Deep Neural Network (GRADIA).
 
-    Example:
+    Examples:
         >>> inside, known = torch.tensor([[[True, False, False, False]]]), torch.ones(1, 1, 4, dtype=torch.bool)
         >>> compare_with_region(torch.tensor([[[4.0, -2.0, 0.0, 2.0]]]), inside, known)
         tensor(0.1250)
@@ -120,7 +120,7 @@ def fill_region(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     as in torch's binary cross-entropy, and has no gradient.
 
     Args:
-        heatmaps: As in :func:`penalize_outside`, as are the others.
+        heatmaps: As in `penalize_outside`, as are the others.
         inside: Where the class may be.
         known: The pixels that count.
 
@@ -133,7 +133,7 @@ def fill_region(heatmaps: Tensor, inside: Tensor, known: Tensor) -> Tensor:
     Reference:
         Shen et al. 2021, Human-AI Interactive and Continuous Sensemaking (HAICS).
 
-    Example:
+    Examples:
         >>> inside, known = torch.tensor([[[True, True, False]]]), torch.ones(1, 1, 3, dtype=torch.bool)
         >>> fill_region(torch.tensor([[[4.0, 2.0, -1.0]]]), inside, known)
         tensor(0.3466)
@@ -178,7 +178,7 @@ def check_guidance(weights: Mapping[str, float] | None) -> dict[str, float]:
     Raises:
         InputError: Names the first that is wrong.
 
-    Example:
+    Examples:
         >>> check_guidance({"energy": 0.1}), check_guidance(None)
         ({'energy': 0.1}, {})
     """
@@ -220,8 +220,8 @@ def guide_heatmaps(
     Args:
         heatmaps: Of every class in every image with a mask, signed, shape (L, K, h, w); resized to the masks.
         batch: The batch.
-        names: The losses, keys of :data:`GUIDANCE`.
-        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
+        names: The losses, keys of `GUIDANCE`.
+        add_up: See `tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar for each name.

@@ -25,7 +25,7 @@ def masked_mean(values: Tensor, masks: Tensor, *, add_up: AddUp = keep_sum) -> T
     Raises:
         InputError: The shapes differ.
 
-    Example:
+    Examples:
         >>> masked_mean(torch.tensor([[[1.0, 3.0, 50.0]]]), torch.tensor([[[0, 2, 255]]]))
         tensor(2.)
     """

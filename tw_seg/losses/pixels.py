@@ -25,8 +25,8 @@ def cross_entropy(
     Args:
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
-        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
-        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
+        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see `tw_seg.types.Batch`.
+        add_up: See `tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in nats.
@@ -34,7 +34,7 @@ def cross_entropy(
     Raises:
         InputError: Shapes, types or class ids do not fit.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[0.0, 9.0]], [[0.0, -9.0]]]])  # (1, 2, 1, 2)
         >>> cross_entropy(logits, torch.tensor([[[1, 255]]]))
         tensor(0.6931)
@@ -63,8 +63,8 @@ def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None, *, a
     Args:
         mask_logits: Logits, shape (L, K, h, w); resized bilinearly to the masks if they differ in size.
         masks: Class ids, int64, shape (L, H, W), 255 = ignored.
-        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`.
-        add_up: See :func:`tw_seg.losses.masked.masked_mean`.
+        regions: Sets of classes of the values from K on, bool, shape (L, R, K), see `tw_seg.types.Batch`.
+        add_up: See `tw_seg.losses.masked.masked_mean`.
 
     Returns:
         A scalar in [0, 1]; 0 with zero gradient if no pixel is labelled.
@@ -72,7 +72,7 @@ def dice(mask_logits: Tensor, masks: Tensor, regions: Tensor | None = None, *, a
     Raises:
         InputError: Shapes, types or class ids do not fit.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[[[50.0, -50.0]], [[-50.0, 50.0]]]])  # class 0, then class 1
         >>> dice(logits, torch.tensor([[[0, 1]]]))
         tensor(0.)

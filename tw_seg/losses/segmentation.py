@@ -28,9 +28,9 @@ class SegmentationLoss(nn.Module):
         aux: Weight of deep supervision: the sum of ``ce * CE + dice * Dice`` over the tensors in
             ``SegOutput.aux``.
         unmasked: What classes that were not annotated do in the loss of a mask, see
-            :func:`tw_seg.losses.annotated.merge_open_classes`.
+            `tw_seg.losses.annotated.merge_open_classes`.
         guidance: Weights of losses that guide heatmaps into the regions of their classes, by the names in
-            :data:`tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
+            `tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
 
     Attributes:
         guidance: The same, as a dictionary.
@@ -72,10 +72,10 @@ class SegmentationLoss(nn.Module):
             batch: The batch.
             heatmaps: What is guided, of the size of ``mask_logits``; without them, the mask logits themselves.
             add_up: Where it is one process' part of a batch: what makes sums over all of it, see
-                :func:`tw_seg.processes.add_over_processes`.
+                `tw_seg.processes.add_over_processes`.
 
         Returns:
-            The loss, a scalar to minimise, and its unweighted parts, detached, by :attr:`names`.
+            The loss, a scalar to minimise, and its unweighted parts, detached, by `names`.
 
         Raises:
             InputError: Shapes or class ids do not fit together.
@@ -101,7 +101,7 @@ class SegmentationLoss(nn.Module):
         Args:
             heatmaps: What is guided, of every class in each of the L images with a mask, shape (L, K, h, w).
             batch: The batch, which says where each class may be.
-            add_up: As in :meth:`forward`.
+            add_up: As in `forward`.
 
         Returns:
             A scalar to minimise, and its unweighted parts by name.
@@ -121,7 +121,7 @@ class SegmentationLoss(nn.Module):
         Args:
             output: The model's output for the images of the masks.
             masks: Masks of all classes, int64, shape (L, H, W).
-            add_up: As in :meth:`forward`.
+            add_up: As in `forward`.
 
         Returns:
             A scalar to minimise.

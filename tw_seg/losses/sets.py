@@ -16,7 +16,7 @@ def find_allowed(masks: Tensor, num_classes: int, regions: Tensor | None = None)
         masks: Masks, int64, shape (L, H, W): a class id, ``K + r`` for the set in row r of the regions, or 255 for any
             class.
         num_classes: K.
-        regions: Sets of classes, bool, shape (L, R, K), see :class:`tw_seg.types.Batch`; ``None``: no pixel has one.
+        regions: Sets of classes, bool, shape (L, R, K), see `tw_seg.types.Batch`; ``None``: no pixel has one.
 
     Returns:
         Bool, shape (L, K, H, W).
@@ -24,7 +24,7 @@ def find_allowed(masks: Tensor, num_classes: int, regions: Tensor | None = None)
     Raises:
         InputError: The regions do not fit the masks, or a pixel has an empty set (seen on the CPU only).
 
-    Example:
+    Examples:
         >>> regions = torch.tensor([[[True, False, True]]])
         >>> find_allowed(torch.tensor([[[1, 3, 255]]]), 3, regions)[0, :, 0].T.int()
         tensor([[0, 1, 0],

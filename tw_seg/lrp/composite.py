@@ -26,7 +26,7 @@ class Assign:
 
     Attributes:
         rule: The rule.
-        kinds: Kinds of calls, or groups of :data:`KIND_GROUPS`; empty for every kind that the rule acts on.
+        kinds: Kinds of calls, or groups of `KIND_GROUPS`; empty for every kind that the rule acts on.
         name: Pattern of the path of the call's module as in a shell, such as ``"layer4.*"``; ``*`` matches dots.
         depth: Smallest and largest depth, both included: 0 is the linear call nearest the images, 1 that nearest
             the logits.
@@ -89,7 +89,7 @@ class Composite:
         input: Rule of the convolutions and linear layers that read the images themselves, when the heatmap is
             read at the input; ``None``: as every other layer.
         heatmap: What is summed over channels: the relevance, or the coefficient as it is (a modified gradient).
-        overrides: Assignments that come before ``layers`` and that must be of use, see :meth:`unmatched`.
+        overrides: Assignments that come before ``layers`` and that must be of use, see `unmatched`.
     """
 
     layers: tuple[Assign, ...] = ()
@@ -168,7 +168,7 @@ def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
 
 
 def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
-    """:func:`epsilon_plus` with the flat rule at the input, as zennit's ``EpsilonPlusFlat``."""
+    """`epsilon_plus` with the flat rule at the input, as zennit's ``EpsilonPlusFlat``."""
     return Composite(_zennit(ZPlus(stabilizer), epsilon, stabilizer), Flat(stabilizer))
 
 
@@ -178,7 +178,7 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Com
 
 
 def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Composite:
-    """:func:`epsilon_alpha2_beta1` with the flat rule at the input, as zennit's ``EpsilonAlpha2Beta1Flat``."""
+    """`epsilon_alpha2_beta1` with the flat rule at the input, as zennit's ``EpsilonAlpha2Beta1Flat``."""
     return Composite(_zennit(AlphaBeta(2.0, 1.0, stabilizer), epsilon, stabilizer), Flat(stabilizer))
 
 
@@ -200,7 +200,7 @@ def excitation_backprop(stabilizer: float = 1e-6) -> Composite:
 
 
 def deconvnet() -> Composite:
-    """The gradient with :class:`~tw_seg.lrp.rules.Deconvnet` in every ReLU, as zennit's ``DeconvNet``.
+    """The gradient with `tw_seg.lrp.rules.Deconvnet` in every ReLU, as zennit's ``DeconvNet``.
 
     The heatmap is that gradient itself, not times the input. Other activations than the ReLU have ``f(u) / u``,
     where zennit has their gradient.
@@ -209,9 +209,9 @@ def deconvnet() -> Composite:
 
 
 def guided_backprop() -> Composite:
-    """The gradient with :class:`~tw_seg.lrp.rules.Guided` in every ReLU, as zennit's ``GuidedBackprop``.
+    """The gradient with `tw_seg.lrp.rules.Guided` in every ReLU, as zennit's ``GuidedBackprop``.
 
-    Heatmap and other activations as in :func:`deconvnet`.
+    Heatmap and other activations as in `deconvnet`.
     """
     return Composite((Assign(Guided()),), heatmap="coefficient")
 
@@ -237,15 +237,15 @@ def create_composite(name: str, kwargs: Mapping[str, Any] | None = None) -> Comp
     """Build a preset from names and numbers.
 
     Args:
-        name: Key of :data:`COMPOSITES`.
+        name: Key of `COMPOSITES`.
         kwargs: Arguments of the preset and, for every preset, ``overrides``: a list of assignments that come
             first, each the name of a ``rule``, its numbers, and any of ``kinds``, ``name`` and ``depth``
-            (:class:`Assign`); and ``input``: the name of the ``rule`` of the input with its numbers.
+            (`Assign`); and ``input``: the name of the ``rule`` of the input with its numbers.
 
     Raises:
         InputError: For an unknown name, an argument that is unknown or missing, or a wrong number.
 
-    Example:
+    Examples:
         >>> override = {"rule": "gamma", "gamma": 0.1, "name": "layer4.*"}
         >>> composite = create_composite("epsilon_plus", {"overrides": [override], "input": {"rule": "flat"}})
         >>> composite.overrides[0].rule

@@ -47,12 +47,12 @@ class HeatmapDecoder(nn.Module):
         read_out: Where heatmaps are read: ``"input"``, the path of a module (its last call's output), the
             name of a call, a fraction of the depth (0.0 the input, 1.0 the last convolution), or several of them.
         seed: Name of a seed in ``tw_seg.lrp.seeds.SEEDS``.
-        schedule: What a decode may take in memory and time, see :class:`tw_seg.lrp.Schedule`: as such, or by its
+        schedule: What a decode may take in memory and time, see `tw_seg.lrp.Schedule`: as such, or by its
             names and numbers, for example ``{"memory_budget": 0.5}``.
         image_size: (H, W) at which a forward that branches on sizes is first traced; ``None``: the classifier's
             usual one. At another size it is traced again.
         custom_rules: Rules for module classes, functions or methods, see ``docs/custom_rule.md``; they come first.
-        projections: Number M of weighted sums over the channels of relevance that :meth:`project` reads beside each
+        projections: Number M of weighted sums over the channels of relevance that `project` reads beside each
             heatmap, which is their plain sum. Their weights, ``decoder.projections``, are random at first, trained, and
             the same for all classes: an input for a network that looks at the parts which a heatmap adds up.
 
@@ -71,7 +71,7 @@ class HeatmapDecoder(nn.Module):
     Reference:
         Bach et al. 2015 (LRP); Yu et al. 2024, arXiv 2407.03009 (unrolled LRP).
 
-    Example:
+    Examples:
         >>> import torch, torchvision
         >>> decoder = HeatmapDecoder(torchvision.models.resnet18(num_classes=5)).eval()
         >>> decoder(torch.rand(2, 3, 64, 64), classes=[0, 3]).heatmaps.shape
@@ -186,7 +186,7 @@ class HeatmapDecoder(nn.Module):
         """Decode every chosen class for every chosen sample of a recorded run.
 
         Args:
-            tape: What :meth:`record` returned.
+            tape: What `record` returned.
             classes: The K' classes to decode, by index; ``None`` for all.
             samples: Rows of the images to decode, int64 (S,); ``None`` for all. May be empty.
 
@@ -202,7 +202,7 @@ class HeatmapDecoder(nn.Module):
         """Decode chosen (sample, class) pairs of a recorded run: as many classes for each image as it needs.
 
         Args:
-            tape: What :meth:`record` returned.
+            tape: What `record` returned.
             samples: The row of each pair's image, int64 (P,). P may be 0.
             classes: Its class, int64 (P,).
 
@@ -212,7 +212,7 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For samples or classes that are no int64 vectors of the same length.
 
-        Example:
+        Examples:
             >>> import torch, torchvision
             >>> decoder = HeatmapDecoder(torchvision.models.resnet18(num_classes=5)).eval()
             >>> tape = decoder.record(torch.rand(2, 3, 64, 64))
@@ -224,17 +224,17 @@ class HeatmapDecoder(nn.Module):
     def project(
         self, tape: Tape, classes: Sequence[int] | Tensor | None = None, samples: Tensor | None = None
     ) -> Projected:
-        """Decode as :meth:`decode` does, and read the projections too.
+        """Decode as `decode` does, and read the projections too.
 
         Args:
-            tape: What :meth:`record` returned.
+            tape: What `record` returned.
             classes: As there.
             samples: As there.
 
         Raises:
             InputError: For classes or samples of the wrong type or shape, or a decoder without projections.
 
-        Example:
+        Examples:
             >>> import torch, torchvision
             >>> net = torchvision.models.resnet18(num_classes=5)
             >>> decoder = HeatmapDecoder(net, read_out=["layer2", "layer4"], projections=8).eval()
@@ -245,10 +245,10 @@ class HeatmapDecoder(nn.Module):
         return self._project(*self._choose(tape, classes, samples))
 
     def project_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> Projected:
-        """Decode pairs as :meth:`decode_pairs` does, and read the projections (P, 1, M, h, w) too.
+        """Decode pairs as `decode_pairs` does, and read the projections (P, 1, M, h, w) too.
 
         Args:
-            tape: What :meth:`record` returned.
+            tape: What `record` returned.
             samples: As there.
             classes: As there.
 

@@ -1,6 +1,6 @@
 """Relevance rules: frozen dataclasses, each with pure functions.
 
-What a rule must be able to do is said in :mod:`tw_seg.lrp.core.rule`: one of a linear map ``z = W a + b``
+What a rule must be able to do is said in `tw_seg.lrp.core.rule`: one of a linear map ``z = W a + b``
 (convolution, linear layer, average pool, BatchNorm) and one of an activation give the ``coefficient`` at the input, so
 that relevance is the input times it; one of the images gives ``relevance`` itself. Names and values follow zennit.
 
@@ -28,7 +28,7 @@ Weight = Tensor | float
 
 
 class TermsRule(InputRule):
-    """A rule of the images by what each input adds to a denominator, see :meth:`terms`."""
+    """A rule of the images by what each input adds to a denominator, see `terms`."""
 
     stabilizer: float
 
@@ -83,7 +83,7 @@ class Part:
 
 
 class PartsRule(LinearRule):
-    """A rule that is a sum of parts, see :class:`Part`."""
+    """A rule that is a sum of parts, see `Part`."""
 
     stabilizer: float
     zero_bias: bool
@@ -139,7 +139,7 @@ class Epsilon(LinearRule):
     Attributes:
         epsilon: Stabiliser added to the magnitude of each pre-activation, in its units; >= 0.
 
-    Example:
+    Examples:
         >>> from tw_seg.lrp.core import linear_map
         >>> layer = linear_map.linear(torch.tensor([[2.0, -1.0]]), None)
         >>> Epsilon().coefficient(torch.ones(1, 1), torch.ones(1, 2), torch.ones(1, 1), layer).tolist()
@@ -358,7 +358,7 @@ class ZBox(TermsRule):
             high: Largest one.
             stabilizer: As in the class.
 
-        Example:
+        Examples:
             >>> ZBox.from_normalisation((0.5, 0.0), (0.5, 0.25)).high
             (1.0, 4.0)
         """

@@ -14,7 +14,7 @@ use ``c * z``, as z+ and alpha-beta do, take up the relevance again, and these a
 at the head; the epsilon rule uses the coefficient itself and amplifies the evidence of logits near zero.
 
 CLRP2 (Gu et al. 2018, ``cLRP_type2`` in the code of Yu et al. 2024) starts from the relevance of the logit alone; what
-makes it contrastive is a rule of the head, which negates the class's weights: see :data:`HEAD_RULES`.
+makes it contrastive is a rule of the head, which negates the class's weights: see `HEAD_RULES`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def logit_seed(logits: Tensor, classes: Classes) -> Tensor:
     Returns:
         Coefficients (K'*S, K).
 
-    Example:
+    Examples:
         >>> logit_seed(torch.tensor([[2.0, 3.0, 5.0], [7.0, 1.0, 4.0]]), [2]).tolist()
         [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
     """
@@ -69,7 +69,7 @@ def contrastive_seed(logits: Tensor, classes: Classes) -> Tensor:
     Raises:
         InputError: If there is no other class, K = 1.
 
-    Example:
+    Examples:
         >>> contrastive_seed(torch.tensor([[2.0, 3.0, 5.0]]), [1]).tolist()
         [[-0.5, 1.0, -0.5]]
     """
@@ -96,7 +96,7 @@ def clrp1_seed(logits: Tensor, classes: Classes, *, stabilizer: float = 1e-6) ->
     Raises:
         InputError: If there is no other class, K = 1, or for a stabilizer that is not positive.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, 4.0, 8.0]])
         >>> (clrp1_seed(logits, [1]) * logits).round(decimals=3).tolist()
         [[-2.0, 4.0, -2.0]]
@@ -128,7 +128,7 @@ def softmax_gradient_seed(logits: Tensor, classes: Classes, *, stabilizer: float
         Iwana, Kuroki, Uchida 2019, "Explaining convolutional neural networks using softmax gradient layer-wise
         relevance propagation", arXiv 1908.04351.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[1.0, 1.0]])
         >>> (softmax_gradient_seed(logits, [0]) * logits).round(decimals=3).tolist()
         [[0.25, -0.25]]
@@ -161,7 +161,7 @@ def create_seed(name: str) -> Seed:
     Raises:
         InputError: For an unknown name.
 
-    Example:
+    Examples:
         >>> create_seed("logit").__name__
         'logit_seed'
     """
@@ -171,7 +171,7 @@ def create_seed(name: str) -> Seed:
 
 
 def _target(logits: Tensor, classes: Classes) -> Tensor:
-    """One-hot rows (K', S or 1, K), in the precision of :func:`_single`."""
+    """One-hot rows (K', S or 1, K), in the precision of `_single`."""
     index = class_tensor(classes, logits.device)
     if index.ndim == 1:
         index = index.unsqueeze(1)

@@ -42,7 +42,7 @@ def count_boundaries(mask: np.ndarray, predicted: np.ndarray, num_classes: int) 
 def find_boundary(mask: np.ndarray) -> np.ndarray:
     """Which pixels have a neighbour of another class, bool, shape (h, w).
 
-    Example:
+    Examples:
         >>> find_boundary(np.array([[0, 0, 1, 255]])).tolist()
         [[False, True, True, False]]
     """
@@ -57,7 +57,7 @@ def find_boundary(mask: np.ndarray) -> np.ndarray:
 def boundary_f(counts: np.ndarray) -> np.ndarray:
     """The boundary F-score of counts (..., 4): shape (...), NaN without any outline.
 
-    Example:
+    Examples:
         >>> float(boundary_f(np.array([4, 2, 5, 5])))
         0.6666666666666666
     """

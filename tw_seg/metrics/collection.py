@@ -1,7 +1,7 @@
 """The metrics of one stage, kept over a data set: a stateful shell over torchmetrics.
 
 Pixel scores come from one confusion matrix of the whole data set, at native mask size (never an average over images);
-see :mod:`tw_seg.metrics.confusion`. Image-level scores leave out the background.
+see `tw_seg.metrics.confusion`. Image-level scores leave out the background.
 
 torchmetrics gives an absent class the weight 0 in a macro average, as the mean over the classes that occur has it here.
 Per class it says 0, which reads like a failure; here it is NaN. If no pixel is labelled, every pixel score is NaN.
@@ -41,7 +41,7 @@ class SegmentationMetrics(nn.Module):
     Raises:
         InputError: Fewer than 2 or more than 255 classes.
 
-    Example:
+    Examples:
         >>> metrics = SegmentationMetrics(["background", "cat", "dog"])
         >>> metrics.update_masks([torch.tensor([[0, 1]])], [torch.tensor([[0, 0]])])
         >>> {name: round(float(value), 2) for name, value in metrics.compute_masks().items()}

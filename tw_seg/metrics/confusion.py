@@ -31,7 +31,7 @@ def confusion_matrix(masks: Tensor, predictions: Tensor, num_classes: int) -> Te
     Raises:
         InputError: A mask holds an id that is neither a class nor 255.
 
-    Example:
+    Examples:
         >>> confusion_matrix(torch.tensor([0, 1, 1, 255]), torch.tensor([0, 1, 0, 0]), 2)
         tensor([[1, 0],
                 [1, 1]])
@@ -45,7 +45,7 @@ def confusion_matrix(masks: Tensor, predictions: Tensor, num_classes: int) -> Te
 def iou_per_class(confusion: Tensor) -> Tensor:
     """Intersection over union of each class, shape (..., K), NaN if absent.
 
-    Example:
+    Examples:
         >>> iou_per_class(torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]]))
         tensor([0.5000, 0.5000,    nan])
     """
@@ -58,7 +58,7 @@ def mean_iou(confusion: Tensor) -> Tensor:
 
     Equals torchmetrics' ``JaccardIndex(average="macro")`` and scikit-learn's ``jaccard_score(average="macro")``.
 
-    Example:
+    Examples:
         >>> mean_iou(torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]]))
         tensor(0.5000)
     """

@@ -23,7 +23,7 @@ def predict_masks(mask_logits: Tensor, sizes: Sequence[Tensor | tuple[int, int]]
     Raises:
         InputError: The numbers differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> logits = torch.tensor([[[[2.0, -2.0]], [[0.0, 0.0]]]])  # class 0 left, class 1 right
         >>> predict_masks(logits, [(1, 4)])

@@ -16,7 +16,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray, weights: np.ndarra
     Returns:
         Shape (R,); NaN where no image counts that shows it.
 
-    Example:
+    Examples:
         >>> scores, labels = np.array([0.9, 0.2, 0.4]), np.array([True, True, False])
         >>> average_precision(scores, labels, np.ones((1, 3))).round(4).tolist()
         [0.8333]

@@ -1,1 +1,1 @@
-"""Models: everything here maps images to a ``SegOutput``; :mod:`tw_seg.models.factory` lists them by name."""
+"""Models: everything here maps images to a ``SegOutput``; `tw_seg.models.factory` lists them by name."""

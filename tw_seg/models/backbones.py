@@ -1,9 +1,9 @@
 """Image-level classifiers by name: torchvision, timm or a factory of the user's own.
 
-One function, :func:`create_classifier`, turns a name (a string that survives YAML and JSON) into an
+One function, `create_classifier`, turns a name (a string that survives YAML and JSON) into an
 ``nn.Module`` that maps images (N, C, H, W) to logits (N, K). Weights come from the library that owns the
-name, from a local file or from an installed package, see :mod:`tw_seg.models.published`,
-:mod:`tw_seg.models.weights` and :mod:`tw_seg.models.bundled`.
+name, from a local file or from an installed package, see `tw_seg.models.published`,
+`tw_seg.models.weights` and `tw_seg.models.bundled`.
 """
 
 from __future__ import annotations

@@ -19,20 +19,20 @@ from tw_seg.models.weights import load_strict
 from tw_seg.types import BACKGROUND, Batch, SegOutput
 
 Role = Literal["encoder", "decoder", "scale"]
-"""What a parameter belongs to, see :meth:`SegModel.parameter_role`."""
+"""What a parameter belongs to, see `SegModel.parameter_role`."""
 
 CLASSIFIER_STATE = "the classifier's state dict"
-"""What messages call the argument of :meth:`SegModel.load_classifier_state`."""
+"""What messages call the argument of `SegModel.load_classifier_state`."""
 
 
 class SegModel(HubModel, ABC):
     """Maps images to image-level logits and mask logits; every model of the package is a subclass.
 
-    A subclass makes its network in its constructor and writes :meth:`segment`, which gets checked arguments. What the
+    A subclass makes its network in its constructor and writes `segment`, which gets checked arguments. What the
     training task may ask of a model is an attribute of the class, set where it differs from the default.
 
     Args:
-        encoder_name: Encoder by name, see :func:`tw_seg.models.backbones.create_classifier`, as for all five.
+        encoder_name: Encoder by name, see `tw_seg.models.backbones.create_classifier`, as for all five.
         encoder_weights: Library's weights name, ``"bundled"``, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
@@ -46,8 +46,8 @@ class SegModel(HubModel, ABC):
         in_channels: Channels of the images.
         trainable: Whether it has parameters to train.
         makes_masks: Whether it segments at all; an image-level classifier does not.
-        needs_calibration: Whether :meth:`calibrate` must be called before it is evaluated.
-        can_gate: Whether it decodes single (image, class) pairs: :meth:`record` and :meth:`decode_pairs`.
+        needs_calibration: Whether `calibrate` must be called before it is evaluated.
+        can_gate: Whether it decodes single (image, class) pairs: `record` and `decode_pairs`.
         can_export: Whether ``torch.export`` follows its forward.
         classifier_path: Path of the module that is the image-level classifier; ``None`` for a model without one of
             its own.
@@ -113,7 +113,7 @@ class SegModel(HubModel, ABC):
 
     @abstractmethod
     def segment(self, images: Tensor, classes: tuple[int, ...] | Tensor, samples: Tensor | None) -> SegOutput:
-        """What :meth:`forward` returns, for arguments that are checked.
+        """What `forward` returns, for arguments that are checked.
 
         Args:
             images: Shape (N, C, H, W).
@@ -138,7 +138,7 @@ class SegModel(HubModel, ABC):
         """What an output says of each pixel: its mask logits without what is added to every pixel of a class alike.
 
         Args:
-            output: What :meth:`forward` returned for all classes.
+            output: What `forward` returned for all classes.
             samples: The rows that were segmented, int64 (S,).
 
         Returns:
@@ -162,7 +162,7 @@ class SegModel(HubModel, ABC):
         """Build the image-level classifier that belongs to the encoder's name and arguments.
 
         Args:
-            encoder_weights: See :func:`tw_seg.models.backbones.create_classifier`.
+            encoder_weights: See `tw_seg.models.backbones.create_classifier`.
             classes: Number of its logits; ``None`` for K.
         """
         return create_classifier(
@@ -222,13 +222,13 @@ class SegModel(HubModel, ABC):
         raise InputError(f"{type(self).__name__} has nothing to calibrate: its needs_calibration is False")
 
     def record(self, images: Tensor) -> tuple[Any, Tensor]:
-        """Classify all images, and keep what :meth:`decode_pairs` needs.
+        """Classify all images, and keep what `decode_pairs` needs.
 
         Args:
             images: Shape (N, C, H, W), normalised.
 
         Returns:
-            The tape, for :meth:`decode_pairs`, and the logits (N, K).
+            The tape, for `decode_pairs`, and the logits (N, K).
 
         Raises:
             InputError: For images of the wrong type or shape, or if the model cannot do this, see ``can_gate``.
@@ -239,7 +239,7 @@ class SegModel(HubModel, ABC):
         """Segment chosen (sample, class) pairs: as many classes of each image as it needs.
 
         Args:
-            tape: Of :meth:`record`.
+            tape: Of `record`.
             samples: The row of each pair's image, int64 (P,). P may be 0.
             classes: Its class among the K, int64 (P,).
 
@@ -278,7 +278,7 @@ def spread_pairs(maps: Tensor, samples: Tensor, classes: Tensor, shape: Sequence
     """Put maps of (sample, class) pairs at their places among those of all classes.
 
     Args:
-        maps: Shape (P, 1, H, W), as :meth:`SegModel.decode_pairs` gives them.
+        maps: Shape (P, 1, H, W), as `SegModel.decode_pairs` gives them.
         samples: The row of each pair, int64 (P,).
         classes: Its class, int64 (P,).
         shape: (S, K).

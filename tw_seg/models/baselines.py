@@ -20,13 +20,13 @@ class UNet(EncoderDecoder):
     feature.
 
     Args:
-        encoder_name: Encoder by name, see :class:`tw_seg.models.encoder_decoder.EncoderDecoder`, as for all five.
+        encoder_name: Encoder by name, see `tw_seg.models.encoder_decoder.EncoderDecoder`, as for all five.
         encoder_weights: Its weights.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm.
         decoder_channels: Channels of the five decoder stages, deepest first.
-        class_prior: See :class:`tw_seg.models.base.SegModel`; 0 here, as there is no image-level head.
+        class_prior: See `tw_seg.models.base.SegModel`; 0 here, as there is no image-level head.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class UNet(EncoderDecoder):
 
 
 class MultiTaskUNet(UNet):
-    """U-Net with an image-level head: the simplest strong user of image-level labels. Arguments as :class:`UNet`."""
+    """U-Net with an image-level head: the simplest strong user of image-level labels. Arguments as `UNet`."""
 
     has_head = True
 
@@ -72,7 +72,7 @@ class DeepLabV3Plus(EncoderDecoder):
     of each channel over the batch.
 
     Args:
-        encoder_name: Encoder by name, see :class:`tw_seg.models.encoder_decoder.EncoderDecoder`, as for all five. Not
+        encoder_name: Encoder by name, see `tw_seg.models.encoder_decoder.EncoderDecoder`, as for all five. Not
             VGG or DenseNet, which have no dilated form in segmentation-models-pytorch.
         encoder_weights: Its weights.
         in_channels: Channels of the images.
@@ -80,7 +80,7 @@ class DeepLabV3Plus(EncoderDecoder):
         encoder_kwargs: Passed to timm.
         decoder_channels: Channels of the decoder.
         decoder_atrous_rates: Dilations of its three dilated branches.
-        class_prior: See :class:`tw_seg.models.base.SegModel`.
+        class_prior: See `tw_seg.models.base.SegModel`.
     """
 
     has_head = True

@@ -68,7 +68,7 @@ def read_bundled_weights(encoder_name: str) -> OrderedDict[str, Tensor]:
     """The state dict of the bundled classifier of 1000 ImageNet classes, under timm's names.
 
     Args:
-        encoder_name: One of :data:`BUNDLED_ENCODERS`; a timm tag behind it does not matter.
+        encoder_name: One of `BUNDLED_ENCODERS`; a timm tag behind it does not matter.
 
     Raises:
         InputError: Another encoder; the package is missing, or its file is another.
@@ -102,7 +102,7 @@ def read_bundled_weights(encoder_name: str) -> OrderedDict[str, Tensor]:
 def find_normalization(encoder_weights: str | None) -> Normalization | None:
     """How weights by name expect their images, where that is known: of the bundled ones alone.
 
-    Example:
+    Examples:
         >>> find_normalization("bundled").mean
         (0.5, 0.5, 0.5)
     """

@@ -17,7 +17,7 @@ class ImageClassifier(SegModel):
     The state dict of ``classifier`` is what every other model's ``load_classifier_state`` takes.
 
     Args:
-        encoder_name: As for all models, see :class:`tw_seg.models.base.SegModel`, and so the other arguments.
+        encoder_name: As for all models, see `tw_seg.models.base.SegModel`, and so the other arguments.
         encoder_weights: Library's weights name, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.

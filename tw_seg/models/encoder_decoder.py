@@ -39,12 +39,12 @@ class EncoderDecoder(SegModel):
         network: Class of segmentation-models-pytorch, by name.
         encoder_name: ``"timm/NAME"``, or a torchvision name that segmentation-models-pytorch shares
             (ResNet, ResNeXt, VGG, MobileNetV2, DenseNet).
-        encoder_weights: As for the classifier, see :func:`tw_seg.models.backbones.create_classifier`.
+        encoder_weights: As for the classifier, see `tw_seg.models.backbones.create_classifier`.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to timm, for instance ``{"channels": [32, 64, 128, 256]}``; encoders with a torchvision
             name take none.
-        class_prior: See :class:`tw_seg.models.base.SegModel`; 0 without an image-level head.
+        class_prior: See `tw_seg.models.base.SegModel`; 0 without an image-level head.
         network_kwargs: Further arguments of the network; an ``encoder_NAME`` among them is the default of NAME in
             ``encoder_kwargs``.
 

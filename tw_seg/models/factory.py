@@ -64,7 +64,7 @@ def load_model(place: str | Path, *, trust_names: bool = False, **download: Any)
     Raises:
         InputError: It is not there, of no known kind, or does not fit.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> model = create_model("unet", encoder_name="timm/resnet10t", classes=3)
         >>> model.info["class_names"] = ["background", "cat", "dog"]

@@ -2,7 +2,7 @@
 
 A decode costs about one run of the classifier for each class of each image, and most classes are in no image. The
 classifier says which: a class whose image-level probability is below the *gate* is left out. The mask changes only
-where such a class would have won a pixel, and :func:`calibrate_gate` measures on validation images how far the gate
+where such a class would have won a pixel, and `calibrate_gate` measures on validation images how far the gate
 may rise before that moves the mIoU.
 """
 
@@ -72,18 +72,18 @@ class GatedSegmenter(nn.Module):
     Args:
         model: The trained model. It is used as it is, not copied, and must be in evaluation mode.
         gate: Image-level probability from which on a class is decoded; 0 for every class. ``None``: not known
-            until :meth:`calibrate` has found it, and the model refuses to run before.
+            until `calibrate` has found it, and the model refuses to run before.
 
     Attributes:
-        gate: The same, or what :meth:`calibrate` found.
+        gate: The same, or what `calibrate` found.
 
     Shapes:
-        images (N, C, H, W) -> logits (N, K), mask_logits (N, K, H, W); see :meth:`forward`.
+        images (N, C, H, W) -> logits (N, K), mask_logits (N, K, H, W); see `forward`.
 
     Raises:
         InputError: If ``model`` does not decode class by class or ``gate`` no probability.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from tw_seg import HeatmapSegmenter
         >>> model = HeatmapSegmenter("resnet18", classes=5).eval()
@@ -111,7 +111,7 @@ class GatedSegmenter(nn.Module):
 
         Returns:
             Logits (N, K) and mask logits (N, K, H, W). Those of a class that does not pass are
-            :func:`get_rejected_logit`: no argmax takes them, and their softmax is 0. Where nothing passes, the mask is
+            `get_rejected_logit`: no argmax takes them, and their softmax is 0. Where nothing passes, the mask is
             background. No gradient, no aux.
 
         Raises:
@@ -132,7 +132,7 @@ class GatedSegmenter(nn.Module):
     def calibrate(self, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
         """Set the gate to the largest one that changes the mIoU by no more than ``tolerance``, and log the report.
 
-        Arguments, result and errors are those of :func:`calibrate_gate`.
+        Arguments, result and errors are those of `calibrate_gate`.
         """
         report = calibrate_gate(self.model, loader, tolerance)
         self.gate = report.gate
@@ -155,7 +155,7 @@ def select_classes(logits: Tensor, gate: float | Tensor) -> Tensor:
     Returns:
         Bool, (..., K).
 
-    Example:
+    Examples:
         >>> select_classes(torch.tensor([[-9.0, 0.1, -0.1]]), 0.5).tolist()
         [[True, True, False]]
     """
@@ -174,9 +174,9 @@ def get_rejected_logit(dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def calibrate_gate(model: SegModel, loader: Iterable[Batch], tolerance: float = 0.001) -> GateReport:
-    """Find the largest gate of :data:`GATES` that, as every smaller one, changes the mIoU by at most ``tolerance``.
+    """Find the largest gate of `GATES` that, as every smaller one, changes the mIoU by at most ``tolerance``.
 
-    The mIoU is that of :mod:`tw_seg.metrics`: of the whole data set, at native mask size, without ignored pixels. A
+    The mIoU is that of `tw_seg.metrics`: of the whole data set, at native mask size, without ignored pixels. A
     gate may also raise it, by removing wrong classes: that is a change too, which a larger tolerance permits.
 
     Args:

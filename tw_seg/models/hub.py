@@ -57,7 +57,7 @@ class HubModel(nn.Module, ModelHubMixin):
     """Base of all models: remembers the arguments it was made with, and writes and reads shared files.
 
     Attributes:
-        info: What is shared beside the weights; see :class:`ModelInfo`.
+        info: What is shared beside the weights; see `ModelInfo`.
     """
 
     info: ModelInfo

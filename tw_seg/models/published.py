@@ -94,7 +94,7 @@ def load_torchvision(model: nn.Module, state: Mapping[str, Tensor], *, classes: 
     Args:
         model: Changed in place, and only if everything fits.
         state: Of its published file, of torchvision's constructor or of ``state_dict()``.
-        classes: See :func:`tw_seg.models.weights.load_weights`.
+        classes: See `tw_seg.models.weights.load_weights`.
         source: Where ``state`` comes from, for messages.
 
     Raises:
@@ -130,7 +130,7 @@ def load_timm(
         model: As ``timm.create_model`` made it; changed in place, and only if everything fits.
         name: Its name in timm.
         state: Under timm's names, or those of the model's first publication, or for images of another size.
-        classes: See :func:`tw_seg.models.weights.load_weights`.
+        classes: See `tw_seg.models.weights.load_weights`.
         source: Where ``state`` comes from, for messages.
         kwargs: Arguments of ``timm.create_model``, ``in_chans`` among them.
 

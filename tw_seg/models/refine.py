@@ -35,7 +35,7 @@ class RefiningNet(nn.Module):
     Raises:
         InputError: If ``channels`` is no positive number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = RefiningNet(depths=2, in_channels=3, channels=16, maps=9)
         >>> maps = torch.randn(4, 5, 9, 8, 8), torch.randn(4, 5, 9, 32, 32)

@@ -26,7 +26,7 @@ class DecoderKwargs(TypedDict, total=False):
     """Arguments of the decoder that hyper-parameters hold, all by names and numbers.
 
     Attributes:
-        composite: Preset of relevance rules, see :class:`tw_seg.lrp.HeatmapDecoder`, as for all.
+        composite: Preset of relevance rules, see `tw_seg.lrp.HeatmapDecoder`, as for all.
         composite_kwargs: Its numbers.
         tie_weights: Whether the decoder reads the classifier's own weights, or copies that are trained separately.
         read_out: Where heatmaps are read, one place or several: paths of modules or fractions of the depth.
@@ -34,7 +34,7 @@ class DecoderKwargs(TypedDict, total=False):
         custom_rules: Rules for operations that the package lacks, see ``docs/custom_rule.md``, or where such a mapping
             is: ``"package.module:NAME"``.
         schedule: What a decode may take in memory and time, such as ``{"memory_budget": 0.5}``, see
-            :class:`tw_seg.lrp.Schedule`.
+            `tw_seg.lrp.Schedule`.
         image_size: (H, W) at which a forward that branches on sizes is first traced.
     """
 
@@ -62,15 +62,15 @@ class HeatmapSegmenter(SegModel):
     cells hold most of it), and cross-entropy on raw heatmaps spends itself on them. It is odd, so signs stay.
 
     With ``refine`` a small net that all classes share adds a correction, which starts at 0. It sees the heatmaps and
-    weighted sums over the channels of relevance, see :class:`tw_seg.models.refine.RefiningNet`.
+    weighted sums over the channels of relevance, see `tw_seg.models.refine.RefiningNet`.
 
     Args:
-        encoder_name: Classifier by name, see :func:`tw_seg.models.backbones.create_classifier`.
+        encoder_name: Classifier by name, see `tw_seg.models.backbones.create_classifier`.
         encoder_weights: Its pretrained weights by name or file; ``None`` for random ones.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Further arguments of the classifier.
-        decoder_kwargs: Arguments of the decoder by name, see :class:`DecoderKwargs`.
+        decoder_kwargs: Arguments of the decoder by name, see `DecoderKwargs`.
         background: ``"class"``: the background is a class of the classifier, with a heatmap of its own.
             ``"constant"``: the classifier knows the K - 1 object classes only, the background's mask logit is its
             learned offset and its image-level logit is 0.
@@ -79,7 +79,7 @@ class HeatmapSegmenter(SegModel):
         learn_scale: Whether scale and offset are trained.
         share_offset: Whether all object classes have one offset, so that a class that never had a mask has it too.
         refine: Channels of the refining net, ``None`` for none.
-        class_prior: See :class:`tw_seg.models.base.SegModel`.
+        class_prior: See `tw_seg.models.base.SegModel`.
 
     Attributes:
         classifier: The image classifier; its state dict loads into any other model's classifier.
@@ -180,7 +180,7 @@ class HeatmapSegmenter(SegModel):
         return self._add_offset(tape.logits, maps, offset)
 
     def find_heatmaps(self, output: SegOutput, samples: Tensor) -> Tensor:
-        """The scaled heatmaps of an output, see :meth:`SegModel.find_heatmaps`: without the offset of each class."""
+        """The scaled heatmaps of an output, see `SegModel.find_heatmaps`: without the offset of each class."""
         return super().find_heatmaps(output, samples) - self._find_offset(tuple(range(self.num_classes)))
 
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
@@ -269,7 +269,7 @@ def read_decoder_kwargs(decoder_kwargs: DecoderKwargs | Mapping[str, Any] | None
     Raises:
         InputError: For a name that the decoder does not know, or custom rules that cannot be imported.
 
-    Example:
+    Examples:
         >>> read_decoder_kwargs({"read_out": "layer3"})
         {'read_out': 'layer3'}
     """
@@ -287,7 +287,7 @@ def read_decoder_kwargs(decoder_kwargs: DecoderKwargs | Mapping[str, Any] | None
 def find_place(name: str) -> str:
     """Where an argument of the decoder belongs that was given elsewhere, as a clause; empty for any other name.
 
-    Example:
+    Examples:
         >>> find_place("chunk_size")
         'chunk_size belongs in schedule, in decoder_kwargs'
     """

@@ -1,8 +1,8 @@
 """Weights of a classifier: where they are, how they are read, and what of them must fit.
 
-Beyond what ``load_state_dict`` does, :func:`load_weights` accepts a head of another class count, an RGB stem on another
+Beyond what ``load_state_dict`` does, `load_weights` accepts a head of another class count, an RGB stem on another
 number of channels, a prefix before all keys and missing counters of BatchNorm. What a library's own loader does is in
-:mod:`tw_seg.models.published`.
+`tw_seg.models.published`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Blender:
 
 
 def stretch(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Strip]:
-    """Resize mask logits (K, h, w) bilinearly, as :func:`tw_seg.resize.resize_logits` does, strip by strip."""
+    """Resize mask logits (K, h, w) bilinearly, as `tw_seg.resize.resize_logits` does, strip by strip."""
     height, width = size
     rows = count_strip_rows(len(mask_logits), width)
     if rows >= height:
@@ -123,7 +123,7 @@ def weigh_tile(height: int, width: int, device: torch.device | None = None) -> T
 
 
 def lift_rejected(mask_logits: Tensor) -> Tensor:
-    """Give classes that were left out (:mod:`tw_seg.models.gated`) the lowest logit of the others, pixel by pixel.
+    """Give classes that were left out (`tw_seg.models.gated`) the lowest logit of the others, pixel by pixel.
 
     They win no pixel of this tile then either, and an average with the next tile is not ruled by half the lowest
     number.

@@ -40,7 +40,7 @@ class PredictionFolder:
     Args:
         path: The folder.
         settings: All that its files depend on, by names and numbers. A folder with other settings is refused.
-        outputs: What is written of each picture, of :data:`tw_seg.predict.outputs.OUTPUTS`.
+        outputs: What is written of each picture, of `tw_seg.predict.outputs.OUTPUTS`.
         overwrite: Begin anew: remove what an earlier prediction left here.
 
     Raises:

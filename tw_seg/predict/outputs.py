@@ -46,7 +46,7 @@ class PictureFiles:
         folder: The folder of all predictions.
         name: Of the picture.
         size: Its height and width.
-        outputs: What is written, of :data:`OUTPUTS`.
+        outputs: What is written, of `OUTPUTS`.
         classes: The class names.
     """
 
@@ -84,7 +84,7 @@ class PictureFiles:
             trust: How far the mask can be trusted, if it was rated.
 
         Returns:
-            The picture's row of the table: see :func:`describe_picture`.
+            The picture's row of the table: see `describe_picture`.
         """
         if self._has_strips:
             if "masks" in self._paths:

@@ -52,10 +52,10 @@ class Results(NamedTuple):
     """Scores of a data set.
 
     Attributes:
-        overall: By the names in :data:`OVERALL`.
-        per_class: By the names in :data:`PER_CLASS`, one for each class.
+        overall: By the names in `OVERALL`.
+        per_class: By the names in `PER_CLASS`, one for each class.
         confusion: Pixels of each class (row) by predicted class, int64, (K, K).
-        confidences: See :func:`tw_seg.metrics.confidence.count_confidences`.
+        confidences: See `tw_seg.metrics.confidence.count_confidences`.
         image_miou: Mean IoU of each image with a mask over its own classes, (M,), NaN without a labelled pixel.
         lost_miou: How much of ``1 - miou`` each of these images makes up, (M,); the sum is ``1 - miou``.
     """

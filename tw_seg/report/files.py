@@ -26,7 +26,7 @@ def write_report(
     shown: Mapping[str, Shown],
     show: int,
 ) -> None:
-    """Write a report, each file whole; the arguments are those of :func:`tw_seg.report.page.render_page`.
+    """Write a report, each file whole; the arguments are those of `tw_seg.report.page.render_page`.
 
     ``classes.csv`` has a row for each class, ``images.csv`` one for each image with a mask, ``report.json`` all scores.
     """

@@ -125,7 +125,7 @@ def render_page(
 def format_score(value: float) -> str:
     """A score with three digits, or a dash.
 
-    Example:
+    Examples:
         >>> format_score(0.25), format_score(float("nan"))
         ('0.250', '–')
     """

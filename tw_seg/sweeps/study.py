@@ -69,7 +69,7 @@ class TrialQueue:
         sweep: The sweep.
         storage: Address of its data base: ``sqlite:///study.db``, ``postgresql://...``.
         seed: Seed of random draws.
-        silent_seconds: After how long without a sign a trial is run again; ``None``: :data:`SILENT_SECONDS`.
+        silent_seconds: After how long without a sign a trial is run again; ``None``: `SILENT_SECONDS`.
 
     Raises:
         InputError: The data base cannot be opened, or holds another sweep of this name.

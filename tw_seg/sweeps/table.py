@@ -19,7 +19,7 @@ from tw_seg.sweeps.study import Trial
 
 UNIT = "data.split_seed"
 REPEATS = (UNIT, "seed_everything")
-"""Parameters that repeat a run. Intervals are over :data:`UNIT`, the choice of the masks; the mean over other seeds of
+"""Parameters that repeat a run. Intervals are over `UNIT`, the choice of the masks; the mean over other seeds of
 the same choice is one value."""
 
 AXES = ("data.budget", "data.budget_share", "trainer.max_steps", "trainer.max_epochs")
@@ -118,7 +118,7 @@ def name_row(names: Sequence[str], values: Mapping[str, Any], exact: Container[s
         values: Value of each parameter.
         exact: Those whose values are written as JSON, because two of them would look alike: 1 and "1".
 
-    Example:
+    Examples:
         >>> name_row(["config", "model.lr"], {"config": "models/unet.yaml", "model.lr": 0.1})
         'unet, lr=0.1'
     """

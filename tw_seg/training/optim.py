@@ -82,7 +82,7 @@ def compute_lr_factor(kind: str, step: int, *, warmup: int, total: int) -> float
         warmup: Steps of the warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
         total: Steps of the run; not used for the first step.
 
-    Example:
+    Examples:
         >>> [compute_lr_factor("cosine", step, warmup=1, total=3) for step in range(4)]
         [0.5, 1.0, 0.5, 0.0]
     """

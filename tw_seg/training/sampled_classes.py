@@ -66,7 +66,7 @@ def segment_sampled_classes(
         images: Shape (N, C, H, W), normalised.
         rows: Rows of ``images`` to segment, int64 (S,).
         needed: Classes that each of them is decoded for anyway, bool (S, K); the background always is.
-        negatives: How many of the others are drawn for each image, see :func:`compute_inclusion`.
+        negatives: How many of the others are drawn for each image, see `compute_inclusion`.
 
     Returns:
         As the model's own forward. The mask logits of classes that are not decoded are so low that their probability
@@ -101,7 +101,7 @@ def compute_inclusion(logits: Tensor, needed: Tensor, negatives: int) -> Tensor:
         Probabilities in double precision, shape (S, K). Those of the classes that are not needed add up to
         ``negatives``, or are all 1 if there are no more of them.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0, 9.0]])
         >>> needed = torch.tensor([[True, True, False, False, False]])
         >>> [round(q, 3) for q in compute_inclusion(logits, needed, 1)[0].tolist()]
@@ -137,7 +137,7 @@ def draw_classes(inclusion: Tensor, position: Tensor) -> Tensor:
     Reference:
         Madow 1949, On the theory of systematic sampling, II.
 
-    Example:
+    Examples:
         >>> inclusion = torch.tensor([[1.0, 0.25, 0.5, 0.25]])
         >>> [draw_classes(inclusion, torch.tensor([p])).long().tolist() for p in (0.1, 0.3, 0.9)]
         [[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[1, 0, 0, 1]]]

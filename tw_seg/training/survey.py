@@ -84,7 +84,7 @@ def choose_next(
     Args:
         task: The trained task, in evaluation mode.
         data: Its data module.
-        count: How many images to choose; ``None``: :data:`COUNT`, or all if there are fewer.
+        count: How many images to choose; ``None``: `COUNT`, or all if there are fewer.
         pictures: New pictures; ``None``: the training images whose mask was not used.
 
     Returns:

@@ -78,11 +78,11 @@ class SegmentationTask(pl.LightningModule):
     Its hyper-parameters are names and numbers only, so a checkpoint loads with ``weights_only=True``.
 
     Args:
-        model: Name of the model, a key of :data:`tw_seg.models.factory.MODELS`.
-        model_kwargs: The model's own arguments, by names and numbers (a :class:`tw_seg.lrp.Schedule` becomes
+        model: Name of the model, a key of `tw_seg.models.factory.MODELS`.
+        model_kwargs: The model's own arguments, by names and numbers (a `tw_seg.lrp.Schedule` becomes
             such); they win over the encoder arguments below.
         class_names: Names of the K classes, the background first.
-        encoder_name: Encoder, by the name that :func:`tw_seg.models.backbones.create_classifier` knows. In the commands
+        encoder_name: Encoder, by the name that `tw_seg.models.backbones.create_classifier` knows. In the commands
             ``auto``: that of the bundled weights, or ``resnet18``.
         encoder_weights: Its pretrained weights, by name or file; ``None``: random. In the commands ``auto``: the
             bundled ones for images in files, random ones for generated images.
@@ -96,9 +96,9 @@ class SegmentationTask(pl.LightningModule):
         aux: Weight of deep supervision.
         unmasked: What classes do in the loss of a mask in which they were not annotated: ``"compete"`` (each pixel
             speaks against those that the labels exclude), ``"fixed"`` (as constants) or ``"leave_out"``, see
-            :func:`tw_seg.losses.annotated.merge_open_classes`.
+            `tw_seg.losses.annotated.merge_open_classes`.
         guidance: Weights of losses that draw the heatmap of each class into its box, mask or pseudo-mask, such as
-            ``{"energy": 0.1}``, by the names in :data:`tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
+            ``{"energy": 0.1}``, by the names in `tw_seg.losses.heatmap_guidance.GUIDANCE`; ``None``: none.
         lr: Peak learning rate of AdamW.
         weight_decay: Weight decay, of weights only (biases, norms and scales have none).
         decoder_lr_factor: Learning rate of the decoder's own weights (an untied heatmap decoder's, a U-Net's),
@@ -107,15 +107,15 @@ class SegmentationTask(pl.LightningModule):
         scheduler: ``"cosine"`` (to 0), ``"onecycle"`` or ``"none"``, all by step.
         warmup_steps: Steps of linear warm-up; ``"onecycle"`` climbs that long, or for 30 % of the run if 0.
         pseudo_masks: Train unlabelled images with masks that a slow copy of the model makes of them, gated by their
-            image-level labels, see :class:`tw_seg.training.teacher.PseudoMasks`; ``None``: do not.
+            image-level labels, see `tw_seg.training.teacher.PseudoMasks`; ``None``: do not.
         sampled_classes: Decode in training, for each image, the classes that it shows and a few others, see
-            :class:`tw_seg.training.sampled_classes.SampledClasses`; ``None``: all.
+            `tw_seg.training.sampled_classes.SampledClasses`; ``None``: all.
         freeze_batchnorm: Keep the encoder's BatchNorm layers in eval mode in training: their statistics stay as
             they are, and the heatmap of an image does not depend on the others in its batch.
 
     Attributes:
         normalization: How the weights that it starts from expect images; ``None``: not known.
-        segment: How ``predict`` segments images, if not as :meth:`forward` does; a callback may set it.
+        segment: How ``predict`` segments images, if not as `forward` does; a callback may set it.
         rate: How ``predict`` rates masks, from images and the output for them to (N,); ``None``: not at all.
 
     Raises:
@@ -215,7 +215,7 @@ class SegmentationTask(pl.LightningModule):
         return {f"val/{name}": "max" for name in scores} | {f"val/{name}": "min" for name in losses}
 
     def forward(self, images: Tensor, classes: Any = None, samples: Tensor | None = None) -> SegOutput:
-        """The model's output for images (N, C, H, W); see :class:`tw_seg.types.SegOutput`."""
+        """The model's output for images (N, C, H, W); see `tw_seg.types.SegOutput`."""
         output: SegOutput = self.model(images, classes=classes, samples=samples)
         return output
 

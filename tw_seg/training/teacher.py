@@ -58,7 +58,7 @@ class Teacher:
 
     Args:
         model: The model; it is copied.
-        options: See :class:`PseudoMasks`.
+        options: See `PseudoMasks`.
         state: State of an earlier teacher to go on with.
     """
 

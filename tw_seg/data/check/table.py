@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def format_table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as columns, the first to the left and the others to the right.
 
-    Example:
+    Examples:
         >>> print(format_table([["", "train"], ["images", "20"]]))
                 train
         images     20

@@ -73,7 +73,7 @@ def list_classes(mask: np.ndarray, classes: Sequence[str]) -> list[tuple[int, st
     Raises:
         InputError: The mask has a value that is no class.
 
-    Example:
+    Examples:
         >>> list_classes(np.array([[0, 2, 255]], dtype=np.uint8), ["background", "cat", "dog"])
         [(2, 'dog'), (255, 'ignore')]
     """
@@ -109,7 +109,7 @@ def count_runs(places: np.ndarray, total: int) -> list[int]:
         places: Which of ``total`` pixels are inside, rising, at least one.
         total: Number of pixels.
 
-    Example:
+    Examples:
         >>> count_runs(np.array([1, 2, 5]), 6)
         [1, 2, 2, 1]
     """

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 def number_groups(groups: np.ndarray) -> np.ndarray:
     """The same groups by numbers from 0, in the order of their first images: int64, shape (N,).
 
-    Example:
+    Examples:
         >>> number_groups(np.array([7, 3, 7, 5]))
         array([0, 1, 0, 2])
     """
@@ -30,7 +30,7 @@ def join_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
     Returns:
         The number of each image's group, int64, shape (N,); groups are numbered in the order of their first images.
 
-    Example:
+    Examples:
         >>> join_groups(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2]))
         array([0, 0, 0, 1])
     """

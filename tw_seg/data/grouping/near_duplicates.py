@@ -68,7 +68,7 @@ def _make_grey(image: np.ndarray) -> Image.Image:
         return Image.fromarray(image).convert("L")
     mean = image.mean(axis=2, dtype=np.float64)
     low, high = mean.min(), mean.max()
-    return Image.fromarray(np.uint8(255 * (mean - low) / (high - low if high > low else 1)))
+    return Image.fromarray((255 * (mean - low) / (high - low if high > low else 1)).astype(np.uint8))
 
 
 def _find_distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ class AnnotatedImages(ImageFiles):
             every class that is drawn, sorted.
         ignore: Classes whose pixels are 255.
         unannotated: Whether an annotated image without any shape is ``"background"`` or ``"unlabelled"``.
-        split_by: See :func:`tw_seg.data.layouts.splits.choose_rows`.
+        split_by: See `tw_seg.data.layouts.splits.choose_rows`.
         need_labels: Without it, to predict, no annotation is looked at but the list of images, and no label but the
             background's is known. All images are taken where nothing tells the splits apart.
         on_error: Is called with each error that concerns a single image, which is then left out; by default the first

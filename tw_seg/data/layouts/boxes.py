@@ -2,7 +2,7 @@
 
 A box says that its object is somewhere inside and nowhere outside. All objects of an image are boxed, or all of the
 classes that were annotated in it. So a pixel outside of all boxes is background, and one inside belongs to the
-background or to one of the classes of the boxes around it. :func:`tw_seg.data.layouts.shapes.draw_mask` draws them so.
+background or to one of the classes of the boxes around it. `tw_seg.data.layouts.shapes.draw_mask` draws them so.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def decode_brush(code: bytes, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: If the code is broken, or that of an image of another size.
 
-    Example:
+    Examples:
         >>> mask = np.array([[0, 255, 255], [0, 0, 255]], dtype=np.uint8)
         >>> bool((decode_brush(encode_brush(mask > 0), (2, 3)) == mask).all())
         True

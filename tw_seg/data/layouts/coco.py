@@ -19,8 +19,8 @@ class COCODataset(AnnotatedImages):
     Categories are the classes, in the order of their ids; a pixel without an object is background. Where objects
     overlap, a smaller one (by its ``area``) lies over a larger one, and of equals the later in the file. Crowds
     (``iscrowd``) are 255 where no object is. An annotation without ``segmentation`` is a box: see
-    :func:`tw_seg.data.layouts.shapes.draw_mask`. All arguments are those of
-    :class:`tw_seg.data.layouts.annotated.AnnotatedImages`.
+    `tw_seg.data.layouts.shapes.draw_mask`. All arguments are those of
+    `tw_seg.data.layouts.annotated.AnnotatedImages`.
     """
 
     default_annotations = "annotations/instances_{split}.json"

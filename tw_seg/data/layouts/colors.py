@@ -115,10 +115,10 @@ def find_color_table(
     Args:
         root: The folder.
         colors: Colours by class, or the path of a file of them below ``root``.
-        classes: As for :func:`read_color_table`.
+        classes: As for `read_color_table`.
 
     Raises:
-        DataError: As :func:`read_color_table`.
+        DataError: As `read_color_table`.
     """
     if isinstance(colors, str):
         return read_color_table(root / colors, classes)
@@ -130,17 +130,17 @@ def find_color_table(
 def make_color_table(
     colors: Mapping[str, Sequence[int]], classes: Sequence[str] | None = None, *, source: str = "colors"
 ) -> ColorTable:
-    """A table of the colours of classes; those of :data:`IGNORE_NAMES`, and the border of Pascal VOC, are 255.
+    """A table of the colours of classes; those of `IGNORE_NAMES`, and the border of Pascal VOC, are 255.
 
     Args:
         colors: Red, green and blue of each class, 0 to 255; the background is black unless it is there.
-        classes: As for :func:`read_color_table`.
+        classes: As for `read_color_table`.
         source: Where the colours come from, for messages.
 
     Raises:
         DataError: If two classes have the same colour, or the class list does not fit.
 
-    Example:
+    Examples:
         >>> table = make_color_table({"cat": [255, 0, 0]})
         >>> table.classes, table.find_ids(np.array([[[255, 0, 0], [0, 0, 0]]], dtype=np.uint8), Path("a.png"))
         (('background', 'cat'), array([[1, 0]], dtype=uint8))

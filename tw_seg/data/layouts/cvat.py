@@ -50,9 +50,9 @@ class CVATDataset(AnnotatedImages):
 
     Layout: ``annotations.xml`` (``annotations=``), and the images by name below ``images=``. The labels of the task are
     the classes, in its order; a pixel without a shape is background. Shapes are drawn by ``z_order``, and of equals the
-    later in the file over the earlier. A ``<box>`` is not filled: see :func:`tw_seg.data.layouts.shapes.draw_mask`; a
+    later in the file over the earlier. A ``<box>`` is not filled: see `tw_seg.data.layouts.shapes.draw_mask`; a
     ``<tag>`` is an image-level label. The attribute ``subset`` of an image is its split. All arguments are those of
-    :class:`tw_seg.data.layouts.annotated.AnnotatedImages`.
+    `tw_seg.data.layouts.annotated.AnnotatedImages`.
     """
 
     default_annotations = "annotations.xml"

@@ -27,7 +27,7 @@ class CVATMasks(VOCDataset):
         classes: Class names in the order of the class ids, ``"background"`` first; pixels of others are background.
             Default: those of ``labelmap.txt``.
         images: Folder of the images, below ``root``.
-        split_by: Divides the images of all lists otherwise: see :func:`tw_seg.data.layouts.splits.choose_rows`.
+        split_by: Divides the images of all lists otherwise: see `tw_seg.data.layouts.splits.choose_rows`.
         need_labels: Without it, to predict, no mask is read; without a list of that split all images are taken.
         on_error: As for `VOCDataset`.
 

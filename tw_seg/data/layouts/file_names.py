@@ -128,7 +128,7 @@ def choose_mask(found: Sequence[Path]) -> Path | None:
 def show_names(names: Sequence[object]) -> str:
     """The first few names, and whether there are more.
 
-    Example:
+    Examples:
         >>> show_names(["a", "b", "c", "d"])
         'a, b, c, ...'
     """
@@ -138,7 +138,7 @@ def show_names(names: Sequence[object]) -> str:
 def find_near_name(name: str, names: Iterable[str]) -> tuple[str, str] | None:
     """The first of ``names`` that differs from ``name`` in its spelling only, and how it does; ``None`` if none does.
 
-    Example:
+    Examples:
         >>> find_near_name("im0", ["im1_mask", "im0_mask"])
         ('im0_mask', "with '_mask' in its name")
         >>> find_near_name("IMG_1", ["img_1"])
@@ -200,7 +200,7 @@ def normalize_name(name: str) -> str:
 def strip_suffix(name: str) -> str:
     """A name without the suffix of an image, in any case; other dots belong to the name.
 
-    Example:
+    Examples:
         >>> strip_suffix("a.1.JPG"), strip_suffix("a.1")
         ('a.1', 'a.1')
     """

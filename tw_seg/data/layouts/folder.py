@@ -55,12 +55,12 @@ class FolderDataset(ImageFiles):
     palette, or colours; 255 = ignore; an image without one is unlabelled), ``image_labels.csv`` with a column ``image``
     (file name, with or without its suffix), optionally ``split``, and one 0/1 column for each class, and
     optionally ``classes.txt``. Image files are shown as viewers show them, see
-    :func:`tw_seg.data.layouts.readers.read_image`.
+    `tw_seg.data.layouts.readers.read_image`.
 
     In the table an empty cell or ``?`` is an unknown label, and a column ``annotated`` names the classes that were
     annotated in an image, with ``|`` between them; without it, all were. There may be boxes and points as well:
-    ``boxes.csv``, see :mod:`tw_seg.data.layouts.boxes`, with the columns ``image``, ``class``, ``x_min``, ``y_min``,
-    ``x_max`` and ``y_max``, and ``points.csv``, see :mod:`tw_seg.data.layouts.points`, with ``image``, ``class``, ``x``
+    ``boxes.csv``, see `tw_seg.data.layouts.boxes`, with the columns ``image``, ``class``, ``x_min``, ``y_min``,
+    ``x_max`` and ``y_max``, and ``points.csv``, see `tw_seg.data.layouts.points`, with ``image``, ``class``, ``x``
     and ``y``. Where an image has several of these, its mask counts before points, and these before boxes.
 
     Args:
@@ -79,7 +79,7 @@ class FolderDataset(ImageFiles):
         colors: Red, green and blue of each class where masks are in colours, or the path of a ``labelmap.txt`` below
             ``root``; default: that file, if it is there. The class list is that of the table unless another is given.
         split_by: Divides the images otherwise than the column ``split``: see
-            :func:`tw_seg.data.layouts.splits.choose_rows`.
+            `tw_seg.data.layouts.splits.choose_rows`.
         point_radius: Radius in pixels of the disc that is drawn for a point.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.

@@ -21,7 +21,7 @@ class GeneratedData:
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
         size: Side of the square pictures in pixels.
-        length: Number of pictures; ``None``: as in :data:`LENGTHS`.
+        length: Number of pictures; ``None``: as in `LENGTHS`.
         seed: The seed.
 
     Attributes:

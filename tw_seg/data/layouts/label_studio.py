@@ -41,9 +41,9 @@ class LabelStudioDataset(AnnotatedImages):
     Layout: ``annotations.json`` (``annotations=``, the export "JSON", not "JSON-MIN"), and the images below
     ``images=``, by the name that the task's URL ends with, with or without the eight digits that Label Studio puts in
     front of an upload. A pixel without a region is background. Later regions lie over earlier ones. A rectangle is not
-    filled: see :func:`tw_seg.data.layouts.shapes.draw_mask`; choices are image-level labels. Of several annotations of
+    filled: see `tw_seg.data.layouts.shapes.draw_mask`; choices are image-level labels. Of several annotations of
     a task the ground truth counts, or else the last; a task without any, or with skipped ones only, is unlabelled. All
-    arguments are those of :class:`tw_seg.data.layouts.annotated.AnnotatedImages`.
+    arguments are those of `tw_seg.data.layouts.annotated.AnnotatedImages`.
     """
 
     default_annotations = "annotations.json"

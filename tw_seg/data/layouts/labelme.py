@@ -86,8 +86,8 @@ class LabelmeDataset(AnnotatedImages):
     Layout: a folder of JSON files (``annotations=``, default ``root`` itself), each with the path of its image beside
     it (``imagePath``). Images there without a JSON file are unlabelled. A pixel without a shape is background; later
     shapes lie over earlier ones, and are drawn as labelme draws them. A rectangle is not filled: see
-    :func:`tw_seg.data.layouts.shapes.draw_mask`. Flags of an image that are set are image-level labels. All arguments
-    are those of :class:`tw_seg.data.layouts.annotated.AnnotatedImages`; ``images`` is not needed, as the files say it.
+    `tw_seg.data.layouts.shapes.draw_mask`. Flags of an image that are set are image-level labels. All arguments
+    are those of `tw_seg.data.layouts.annotated.AnnotatedImages`; ``images`` is not needed, as the files say it.
     """
 
     default_annotations = "."

@@ -26,7 +26,7 @@ _GREY, _RGB = 1, 2  # values of TIFF's tag PhotometricInterpretation
 
 
 class Pictures:
-    """Picture files, which are opened when they are asked for; see :func:`find_pictures` for what they may be.
+    """Picture files, which are opened when they are asked for; see `find_pictures` for what they may be.
 
     A TIFF with more pixels than Pillow reads without a warning is mapped into memory, if it is uncompressed.
 

@@ -63,7 +63,7 @@ def draw_points(points: Sequence[Point], size: Size, radius: float) -> np.ndarra
     Raises:
         DataError: A point lies outside of the image.
 
-    Example:
+    Examples:
         >>> draw_points([Point(1, 0.5, 0), Point(0, 3, 0)], (1, 6), 1)
         array([[  1,   1,   0,   0,   0, 255]], dtype=uint8)
     """

@@ -30,8 +30,7 @@ class Shape:
     Attributes:
         label: Name of the class.
         outline: Where it is.
-        is_box: Whether it only bounds an object: a pixel inside is of the class or not, one outside of all boxes is
-        not.
+        is_box: Whether it only bounds an object: a pixel inside may be of the class, one outside of all boxes is not.
         is_ignored: Whether nobody knows what its pixels are, as in a crowd.
     """
 
@@ -164,7 +163,7 @@ def fill_runs(counts: Sequence[int], size: Size) -> np.ndarray:
     Raises:
         DataError: If the lengths do not add up to the pixels.
 
-    Example:
+    Examples:
         >>> fill_runs([1, 2, 3], (2, 3)).astype(int)
         array([[0, 1, 1],
                [0, 0, 0]])
@@ -218,7 +217,7 @@ def draw_mask(
 
     Returns:
         The mask, uint8, shape (H, W), with class ids, 255, and ``K + r`` for row ``r`` of the regions; the regions,
-        bool, shape (R, K), or ``None`` if there is no such pixel. See :class:`tw_seg.types.Sample`.
+        bool, shape (R, K), or ``None`` if there is no such pixel. See `tw_seg.types.Sample`.
 
     Raises:
         DataError: If a shape does not fit the image, or boxes overlap in too many ways.

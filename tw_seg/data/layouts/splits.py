@@ -17,7 +17,7 @@ from tw_seg.data.layouts.readers import check_unique, read_lines
 from tw_seg.errors import DataError
 
 SPLIT_BY: dict[str, Any] = {"files": None, "shares": None, "group": None, "seed": 0}
-"""Names of the argument ``split_by`` of the layouts, and what holds without them; see :func:`choose_rows`."""
+"""Names of the argument ``split_by`` of the layouts, and what holds without them; see `choose_rows`."""
 
 _SPELLINGS = {
     "training": "train",
@@ -32,7 +32,7 @@ _SPELLINGS = {
 def spell_split(split: str) -> str:
     """The name of a split that other spellings of it share.
 
-    Example:
+    Examples:
         >>> spell_split("Validation"), spell_split("fold3")
         ('val', 'fold3')
     """
@@ -68,12 +68,12 @@ def choose_rows(names: Sequence[str], split: str, split_by: Mapping[str, Any], *
 
 
 def find_group(name: str, pattern: str | None) -> str:
-    """The group of images that a name belongs to; see :func:`choose_rows`.
+    """The group of images that a name belongs to; see `choose_rows`.
 
     Raises:
         DataError: If the pattern is no regular expression, or matches nothing at the beginning of the name.
 
-    Example:
+    Examples:
         >>> find_group("tree7_03", r"(.*)_"), find_group("tree7_03", None)
         ('tree7', 'tree7_03')
     """

@@ -79,7 +79,7 @@ class VOCDataset(ImageFiles):
         images: Folder of the images, below ``root``.
         colors: Red, green and blue of each class where masks are in colours, or the path of a ``labelmap.txt`` below
             ``root``; default: that file, if it is there.
-        split_by: Divides the images of all lists otherwise: see :func:`tw_seg.data.layouts.splits.choose_rows`.
+        split_by: Divides the images of all lists otherwise: see `tw_seg.data.layouts.splits.choose_rows`.
         download: Whether torchvision downloads the original data where ``root`` does not exist.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.

@@ -150,7 +150,7 @@ def hide_classes(mask: np.ndarray, annotated: np.ndarray) -> np.ndarray:
         mask: Class ids, values of regions and 255, uint8, shape (H, W).
         annotated: Which classes were asked for, bool, shape (K,).
 
-    Example:
+    Examples:
         >>> hide_classes(np.array([[1, 2, 255]], dtype=np.uint8), np.array([True, True, False]))
         array([[  1,   0, 255]], dtype=uint8)
     """
@@ -166,7 +166,7 @@ def hide_in_regions(regions: np.ndarray, annotated: np.ndarray) -> np.ndarray:
         regions: Bool, shape (R, K).
         annotated: Which classes were asked for, bool, shape (K,).
 
-    Example:
+    Examples:
         >>> hide_in_regions(np.array([[False, True, True]]), np.array([True, True, False]))
         array([[ True,  True, False]])
     """

@@ -156,7 +156,7 @@ def complete_augmentation(augmentation: Augmentation | None) -> Augmentation:
     Raises:
         InputError: For an unknown name or a value that is too large, negative or no number.
 
-    Example:
+    Examples:
         >>> complete_augmentation({"flip": True})["flip"], complete_augmentation(None)["rotate"]
         (True, 10.0)
     """

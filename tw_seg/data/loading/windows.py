@@ -79,7 +79,7 @@ class Tiles:
     Raises:
         InputError: For a tile without a pixel or an overlap out of range.
 
-    Example:
+    Examples:
         >>> [(window.top, window.left) for window in Tiles((64, 64), (64, 64), 0.25).plan((64, 150))]
         [(0, 0), (0, 43), (0, 86)]
     """

@@ -56,7 +56,7 @@ def list_features(groups: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: A group is unknown.
 
-    Example:
+    Examples:
         >>> list_features(["flip", "dropout"])
         ('flip_agreement', 'dropout_agreement')
     """
@@ -72,7 +72,7 @@ def find_groups(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InputError: A name is unknown.
 
-    Example:
+    Examples:
         >>> find_groups(["flip_agreement", "entropy"])
         ('mask', 'flip')
     """
@@ -88,7 +88,7 @@ def find_offered_groups(function: Callable[[Tensor], Any], output: Any, groups: 
     Args:
         function: The model.
         output: What it returned for some images.
-        groups: Names in :data:`GROUPS`.
+        groups: Names in `GROUPS`.
     """
     lacking = set()
     if not isinstance(output, SegOutput):
@@ -112,9 +112,9 @@ def measure_features(
     A module is run in evaluation mode; afterwards its modes, buffers and gradients and the random state are as before.
 
     Args:
-        function: From images to mask logits, see :class:`tw_seg.explain.model.ExplainedModel`.
+        function: From images to mask logits, see `tw_seg.explain.model.ExplainedModel`.
         images: Shape (N, C, H, W), as the model takes them.
-        groups: Names in :data:`GROUPS`.
+        groups: Names in `GROUPS`.
         output: What the function returned for these images, all classes of it; ``None``: it is run.
         regions: How regions are found; ``None``: with the defaults.
         batch_size: Images of one model call where regions are found.

@@ -48,10 +48,10 @@ def judge_predictions(
     """Measure features of predictions, and their Dice where masks are known.
 
     Args:
-        function: The model, see :class:`tw_seg.explain.model.ExplainedModel`, of two classes or more.
+        function: The model, see `tw_seg.explain.model.ExplainedModel`, of two classes or more.
         batches: Batches for evaluation, with native masks; images without one have a Dice of NaN. Pixels predicted as a
             class that was not annotated in a mask do not count.
-        groups: Groups of features, see :data:`tw_seg.explain.reliability.features.GROUPS`; those of the image level and
+        groups: Groups of features, see `tw_seg.explain.reliability.features.GROUPS`; those of the image level and
             of relevance are left out of what the model does not have.
         regions: How regions are found.
         change: Of the images of a batch, (N, C, H, W): what happens to them on the way, such as blur.

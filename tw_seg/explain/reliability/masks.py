@@ -18,7 +18,7 @@ def predict_mask(mask_logits: Tensor) -> Tensor:
     Returns:
         Int64, shape (N, H, W).
 
-    Example:
+    Examples:
         >>> predict_mask(torch.tensor([[[[-1.0, 2.0]]]]))
         tensor([[[0, 1]]])
     """
@@ -46,7 +46,7 @@ def mean_dice(first: Tensor, second: Tensor, num_classes: int) -> Tensor:
     Raises:
         InputError: A mask holds another id.
 
-    Example:
+    Examples:
         >>> mean_dice(torch.tensor([[[1, 1, 2, 0]]]), torch.tensor([[[1, 0, 0, 0]]]), 3)  # 2/3 of class 1, 0 of class 2
         tensor([0.3333], dtype=torch.float64)
     """

@@ -49,7 +49,7 @@ def measure_detection(scores: ArrayLike, dice: ArrayLike, min_dice: float) -> De
     Raises:
         InputError: Lengths differ, or a number is not finite.
 
-    Example:
+    Examples:
         >>> measure_detection([0.9, 0.8, 0.1], [0.95, 0.4, 0.3], 0.7)
         Detection(auroc=1.0, aupr=1.0)
     """
@@ -68,7 +68,7 @@ def trace_risk(scores: ArrayLike, dice: ArrayLike) -> RiskCurve:
     Raises:
         InputError: Lengths differ, a number is not finite, or there is no mask.
 
-    Example:
+    Examples:
         >>> trace_risk([0.9, 0.1], [1.0, 0.5]).area  # nothing is lost with the first alone, a quarter with both
         0.125
     """
@@ -96,7 +96,7 @@ def measure_calibration_error(scores: ArrayLike, good: ArrayLike, *, bins: int =
     Raises:
         InputError: Lengths differ, there is no mask, or a score is no probability.
 
-    Example:
+    Examples:
         >>> measure_calibration_error([0.75, 0.75, 0.75, 0.75], [True, True, False, False])
         0.25
     """

@@ -42,10 +42,10 @@ def measure_mask(mask_logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
 
     Args:
         mask_logits: Shape (N, K, H, W), finite.
-        pairs: The classes that the masks show, see :func:`tw_seg.explain.pairs.find_pairs`.
+        pairs: The classes that the masks show, see `tw_seg.explain.pairs.find_pairs`.
 
     Returns:
-        A tensor (N,) for each name in :data:`MASK_FEATURES`.
+        A tensor (N,) for each name in `MASK_FEATURES`.
     """
     count = len(mask_logits)
     chances = probabilities(mask_logits)
@@ -78,7 +78,7 @@ def measure_image_level(logits: Tensor, pairs: Pairs) -> dict[str, Tensor]:
         pairs: The classes that the masks show.
 
     Returns:
-        A tensor (N,) for each name in :data:`IMAGE_LEVEL_FEATURES`; the second is 0 where every class is shown.
+        A tensor (N,) for each name in `IMAGE_LEVEL_FEATURES`; the second is 0 where every class is shown.
     """
     chances = logits.sigmoid()
     shown = torch.zeros_like(chances, dtype=torch.bool)
@@ -99,7 +99,7 @@ def measure_relevance(relevance: Tensor, pairs: Pairs) -> dict[str, Tensor]:
         pairs: The classes that the masks show.
 
     Returns:
-        A tensor (N,) for each name in :data:`RELEVANCE_FEATURES`; a class without positive relevance counts as 0.
+        A tensor (N,) for each name in `RELEVANCE_FEATURES`; a class without positive relevance counts as 0.
     """
     inside = energy_inside(relevance[pairs.samples, pairs.classes], pairs.predictions).nan_to_num(0.0)
     return {RELEVANCE_FEATURES[0]: average_pairs(inside, pairs.samples, len(relevance))}
@@ -116,7 +116,7 @@ def average_pairs(values: Tensor, samples: Tensor, count: int) -> Tensor:
     Returns:
         Shape (N,), NaN for an image without a pair.
 
-    Example:
+    Examples:
         >>> average_pairs(torch.tensor([1.0, 2.0]), torch.tensor([1, 1]), 2)
         tensor([   nan, 1.5000])
     """
@@ -135,7 +135,7 @@ def measure_compactness(regions: Tensor) -> Tensor:
     Returns:
         Shape (P,), in [0, 1].
 
-    Example:
+    Examples:
         >>> measure_compactness(torch.tensor([[[True, True], [True, True]], [[True, True], [False, False]]]))
         tensor([1.0000, 0.8889])
     """
@@ -153,7 +153,7 @@ def measure_largest_part(regions: Tensor) -> Tensor:
     Returns:
         Shape (P,), in [0, 1]; 0 for an empty region.
 
-    Example:
+    Examples:
         >>> measure_largest_part(torch.tensor([[[True, False, True, True]]]))
         tensor([0.6667])
     """

@@ -1,4 +1,4 @@
-"""Features of what a mask needs (MiSuRe, :mod:`tw_seg.explain.misure`): a mask that rests on little is easily upset.
+"""Features of what a mask needs (MiSuRe, `tw_seg.explain.misure`): a mask that rests on little is easily upset.
 
 They cost tens of model calls for each mask.
 """
@@ -36,7 +36,7 @@ class RegionOptions:
     """How the regions are found; a score that was fitted with some options is used with the same.
 
     Attributes:
-        fill: What hidden pixels become, a name in :data:`tw_seg.explain.hiding.FILLS`.
+        fill: What hidden pixels become, a name in `tw_seg.explain.hiding.FILLS`.
         min_dice: Dice from which on a region is enough, in (0, 1].
         steps: Steps of the search for the minimal region at most. 0 for a model through which no gradient flows, as
             the training-free ones: the minimal region is then the sufficient one.
@@ -66,7 +66,7 @@ def measure_regions(model: ExplainedModel, images: Tensor, options: RegionOption
         options: How they are found.
 
     Returns:
-        A tensor (N,) for each name in :data:`REGION_FEATURES`: means over the classes that a mask shows, NaN where it
+        A tensor (N,) for each name in `REGION_FEATURES`: means over the classes that a mask shows, NaN where it
         shows none.
 
     Raises:

@@ -65,13 +65,13 @@ def measure_flip(run: Run, images: Tensor, mask_logits: Tensor) -> dict[str, Ten
         mask_logits: What it returns for them, shape (N, K, H, W).
 
     Returns:
-        A tensor (N,) for each name in :data:`FLIP_FEATURES`: the mean Dice.
+        A tensor (N,) for each name in `FLIP_FEATURES`: the mean Dice.
     """
     return {FLIP_FEATURES[0]: _measure_agreement(run, images, mask_logits, [AUGMENTATIONS["flip"]])}
 
 
 def measure_augmentation(run: Run, images: Tensor, mask_logits: Tensor) -> dict[str, Tensor]:
-    """Test-time augmentation: how far masks of changed images agree with the mask, mean over :data:`AUGMENTATIONS`."""
+    """Test-time augmentation: how far masks of changed images agree with the mask, mean over `AUGMENTATIONS`."""
     changes = list(AUGMENTATIONS.values())
     return {AUGMENTATION_FEATURES[0]: _measure_agreement(run, images, mask_logits, changes)}
 
@@ -90,7 +90,7 @@ def measure_dropout(
         seed: Of what drops; the random state is afterwards what it was.
 
     Returns:
-        A tensor (N,) for each name in :data:`DROPOUT_FEATURES`: the mean Dice.
+        A tensor (N,) for each name in `DROPOUT_FEATURES`: the mean Dice.
 
     Raises:
         InputError: Nothing in the module drops at random.

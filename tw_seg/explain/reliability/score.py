@@ -53,7 +53,7 @@ class ReliabilityScore:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups of features that it needs, see :data:`tw_seg.explain.reliability.features.GROUPS`."""
+        """The groups of features that it needs, see `tw_seg.explain.reliability.features.GROUPS`."""
         return find_groups(self.terms)
 
     def rate(self, features: Mapping[str, Tensor]) -> Tensor:
@@ -101,7 +101,7 @@ class ReliabilityScore:
 
     @classmethod
     def load(cls, path: Path) -> ReliabilityScore:
-        """Read what :meth:`save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             InputError: The file is missing, no such JSON, or of a version that this one does not read.
@@ -143,14 +143,14 @@ def fit_score(
 
     Args:
         features: Tensors (N,) by name; what is NaN counts as the mean.
-        dice: Of the predictions and the true masks, (N,), see :func:`tw_seg.explain.reliability.masks.mean_dice`.
+        dice: Of the predictions and the true masks, (N,), see `tw_seg.explain.reliability.masks.mean_dice`.
         names: Of the N images.
         min_dice: From which Dice on a mask is good enough, in (0, 1].
         regions: How regions were found, if there are features of them.
 
     Raises:
         InputError: Numbers differ, a Dice is NaN, all features of an image are NaN, or there are fewer than
-            :data:`FEWEST` masks that are good enough, or that are not.
+            `FEWEST` masks that are good enough, or that are not.
     """
     check_shares(min_dice=min_dice)
     if not features:
@@ -191,7 +191,7 @@ def rate_batch(
 
     Args:
         score: The score.
-        function: The model, see :class:`tw_seg.explain.model.ExplainedModel`.
+        function: The model, see `tw_seg.explain.model.ExplainedModel`.
         images: Shape (N, C, H, W), as the model takes them.
         output: What the model returned for them, all classes of it; ``None``: it is run. Features of the set
             ``"output"`` need no further run, ``"cheap"`` ones one.

@@ -1,4 +1,4 @@
-"""What each call does with relevance, and where a logit went; :mod:`tw_seg.lrp.conservation.diagnose` judges it."""
+"""What each call does with relevance, and where a logit went; `tw_seg.lrp.conservation.diagnose` judges it."""
 
 from __future__ import annotations
 

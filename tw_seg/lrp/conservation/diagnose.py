@@ -50,7 +50,7 @@ def conservation(
         images: Shape (N, C, H, W).
         classes: Classes to decode; ``None`` for all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from tw_seg.lrp import HeatmapDecoder
@@ -122,7 +122,7 @@ def report(
     """What happens to relevance in every call of a model, and what is wrong with it.
 
     Args:
-        model: A :class:`HeatmapDecoder`, a model with one as its ``decoder``, or a classifier.
+        model: A `HeatmapDecoder`, a model with one as its ``decoder``, or a classifier.
         images: Shape (N, C, H, W), of the classifier's type.
         classes: Classes to decode; ``None`` for all.
         tolerance: What may be missing in one call, relative to the largest term of its balance; ``None``: 1e-8 in
@@ -136,7 +136,7 @@ def report(
     Raises:
         InputError: For settings beside a decoder, which has its own.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))

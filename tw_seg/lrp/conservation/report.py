@@ -84,7 +84,7 @@ class ClassTotals:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`tw_seg.lrp.conservation.diagnose.report` found.
+    """What `tw_seg.lrp.conservation.diagnose.report` found.
 
     Attributes:
         classifier: Class of the classifier.

@@ -45,7 +45,7 @@ def measure_gradient_threshold(
         thresholds: The thresholds.
         samples: Rows of the images to decode, int64 (S,); ``None`` for all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).double()

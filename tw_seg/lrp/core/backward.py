@@ -109,7 +109,7 @@ class Backward:
         """A factor as it enters a call, for the decoded samples, with the axes of the call's output.
 
         Args:
-            value: A number, or a tensor that broadcasts against the output, or a :class:`Ref` to one.
+            value: A number, or a tensor that broadcasts against the output, or a `Ref` to one.
             output: The recorded output of the call.
             axis: Its batch axis.
 

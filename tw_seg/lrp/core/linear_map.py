@@ -3,7 +3,7 @@
 A *coefficient* ``c`` belongs to an activation ``a``; relevance is ``a * c``. It has the shape that the activation
 would have for a batch of K*S images, S decoded samples for each of K classes, classes outermost: row ``k*S + s``
 of its batch axis. So every function here is ordinary batched tensor code that knows nothing of classes, and
-:func:`times` is the one place where a value of S samples meets a coefficient. No hooks, no ``autograd.grad``, no
+`times` is the one place where a value of S samples meets a coefficient. No hooks, no ``autograd.grad``, no
 custom function: all of it can be differentiated again, compiled and exported.
 """
 
@@ -28,7 +28,7 @@ _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
 def times(c: Tensor, value: Tensor, axis: int = 0) -> Tensor:
     """A coefficient (.., K*R, ..) times a value (.., R, ..) of the samples, for each class.
 
-    Example:
+    Examples:
         >>> times(torch.ones(4, 1), torch.tensor([[2.0], [3.0]])).flatten().tolist()
         [2.0, 3.0, 2.0, 3.0]
     """

@@ -1,6 +1,6 @@
 """What a relevance rule is: the methods by which the operations and the decode use it.
 
-The rules themselves are in :mod:`tw_seg.lrp.rules`. Coefficients have K*S rows along the batch axis, classes
+The rules themselves are in `tw_seg.lrp.rules`. Coefficients have K*S rows along the batch axis, classes
 outermost; activations have S rows.
 """
 
@@ -73,7 +73,7 @@ class LinearRule(Rule):
 
 
 class InputRule(ABC):
-    """A rule of the linear map that reads the images; arguments as in :class:`LinearRule`.
+    """A rule of the linear map that reads the images; arguments as in `LinearRule`.
 
     It has relevance in place of a coefficient: it gives some to inputs that are zero, which no coefficient can.
     """
@@ -86,7 +86,7 @@ class InputRule(ABC):
 
     @abstractmethod
     def balance(self, c: Tensor, a: Tensor, z: Tensor, layer: LinearMap) -> tuple[Tensor, Tensor]:
-        """As :meth:`LinearRule.balance`."""
+        """As `LinearRule.balance`."""
 
 
 class ActivationRule(Rule):
@@ -96,7 +96,7 @@ class ActivationRule(Rule):
 
     @abstractmethod
     def coefficient(self, c: Tensor, u: Tensor, y: Tensor, axis: int = 0) -> Tensor:
-        """The coefficient at the input; not called where :attr:`is_plain`.
+        """The coefficient at the input; not called where `is_plain`.
 
         Args:
             c: Coefficient at the output, (.., K*S, ..).

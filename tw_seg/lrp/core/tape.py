@@ -32,7 +32,7 @@ class Tape:
         axes: The batch axis of each value that carries relevance.
         saved: What a call's adjoint needs besides or instead of its values (gates, winners, noise, statistics).
         weights: The weights of this run that a parametrization computed.
-        parameters: What takes the place of parameters of modules, see :meth:`swapped`.
+        parameters: What takes the place of parameters of modules, see `swapped`.
     """
 
     def __init__(

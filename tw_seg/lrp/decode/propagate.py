@@ -82,7 +82,7 @@ def _add(coefficients: dict[str, Any], owned: set[str], name: str, part: Any, *,
 
 
 def make_empty_heatmaps(backward: Backward, classes: int) -> tuple[Tensor, ...]:
-    """What :func:`propagate` returns for no samples or for no classes, in its shapes."""
+    """What `propagate` returns for no samples or for no classes, in its shapes."""
     heatmaps: dict[str, Tensor] = {}
     projections: dict[str, Tensor] = {}
     for name in backward.readouts:

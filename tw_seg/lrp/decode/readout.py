@@ -74,7 +74,7 @@ def project_channels(backward: Backward, name: str, relevance: Tensor, weight: T
         weight: Shape (M, C).
 
     Returns:
-        Shape (S, K, M, *spatial), as :func:`sum_channels` has it.
+        Shape (S, K, M, *spatial), as `sum_channels` has it.
 
     Raises:
         InputError: If the activation is no map.

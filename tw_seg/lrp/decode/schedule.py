@@ -54,7 +54,7 @@ class Schedule:
             one pair at least is decoded at once. Not together with ``chunk_size``.
         gradient_threshold: Train in two phases: decode without a graph, and in the backward pass decode again only
             the (sample, class) pairs whose largest absolute loss gradient exceeds this share of the largest of all.
-            0.0 is exact; :func:`tw_seg.lrp.conservation.thresholds.measure_gradient_threshold` reports the error of
+            0.0 is exact; `tw_seg.lrp.conservation.thresholds.measure_gradient_threshold` reports the error of
             others. Not together with ``recompute``.
 
     Raises:
@@ -97,7 +97,7 @@ def create_schedule(schedule: Schedule | Mapping[str, Any] | None) -> Schedule:
     """The schedule that is given as such, by the names of its numbers, or not at all.
 
     Raises:
-        InputError: For a name that a schedule does not have, and as :class:`Schedule`.
+        InputError: For a name that a schedule does not have, and as `Schedule`.
     """
     if isinstance(schedule, Schedule):
         return schedule
@@ -126,7 +126,7 @@ def cut_pieces(samples: int, classes: int, pairs: int, keep: float) -> list[Piec
         pairs: (sample, class) pairs in a piece, at most; 1 at least.
         keep: Pairs whose activations are kept for the backward pass, the first ones; the others are recomputed.
 
-    Example:
+    Examples:
         >>> [(p.classes.start, p.classes.stop, p.recompute) for p in cut_pieces(2, 5, 4, 4)]
         [(0, 1, False), (1, 3, True), (3, 5, True)]
     """

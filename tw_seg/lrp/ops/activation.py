@@ -174,7 +174,7 @@ def _describe_rule(words: str) -> Callable[[Backward, Call, frozenset[str]], str
 def _activation(
     kind: str, adjoint: Adjoint, sign: Sign, functions: dict[Any, Names], module: type[nn.Module] | None, **rest: Any
 ) -> Op:
-    """An elementwise function; ``rest`` are more attributes of its :class:`Op`."""
+    """An elementwise function; ``rest`` are more attributes of its `Op`."""
     return Op(
         kind,
         _by_rule(adjoint),

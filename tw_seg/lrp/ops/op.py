@@ -73,7 +73,7 @@ def bind(call: Call, known: Known) -> Call | str:
 
 
 def bind_first(call: Call, known: Known) -> Call | str:
-    """As :func:`bind`, where only the first operand receives relevance."""
+    """As `bind`, where only the first operand receives relevance."""
     if not known.is_relevant(call.options.get("input")):
         return f"{call.spelling} of a constant by a value that depends on the images"
     bound = bind(call, known)
@@ -81,7 +81,7 @@ def bind_first(call: Call, known: Known) -> Call | str:
 
 
 def bind_listed(call: Call, known: Known) -> Call | str:
-    """As :func:`bind`, where the tensors stand in a list."""
+    """As `bind`, where the tensors stand in a list."""
     parts = call.options["input"]
     if not isinstance(parts, (tuple, list)):
         return f"{call.spelling} of a list that is not written out"
@@ -89,7 +89,7 @@ def bind_listed(call: Call, known: Known) -> Call | str:
 
 
 def bind_reduction(call: Call, known: Known) -> Call | str:
-    """As :func:`bind`, where axes are named along which something is summed up or searched for."""
+    """As `bind`, where axes are named along which something is summed up or searched for."""
     return f"{call.spelling} over every axis" if call.options.get("dim") is None else bind(call, known)
 
 

@@ -313,7 +313,7 @@ def _move(
     sign: Sign = sign_of_inputs,
     **rest: Any,
 ) -> Op:
-    """An operation whose adjoint looks at shapes only; ``rest`` are more attributes of its :class:`Op`."""
+    """An operation whose adjoint looks at shapes only; ``rest`` are more attributes of its `Op`."""
     return Op(kind, adjoint, memory, sign, Channels.KEPT, functions=functions, reads=no_values, **rest)
 
 

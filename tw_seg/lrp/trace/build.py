@@ -41,7 +41,7 @@ def trace(
 ) -> Graph:
     """Trace a classifier and say what kind of operation each call is. Nothing is computed but by its hooks.
 
-    A call without a relevance rule is listed in the graph's ``unsupported``: see :func:`refuse_unsupported`.
+    A call without a relevance rule is listed in the graph's ``unsupported``: see `refuse_unsupported`.
 
     Args:
         classifier: Maps (N, C, H, W) to (N, K) without control flow on values.

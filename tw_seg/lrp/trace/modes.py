@@ -16,7 +16,7 @@ def follow_modes(evaluation: Graph, training: Graph) -> tuple[Graph, Graph]:
         training: The trace in training mode.
 
     Returns:
-        Both, with such arguments replaced by :class:`Mode`.
+        Both, with such arguments replaced by `Mode`.
     """
     others = {call.name: call for call in training.calls}
     found: dict[str, Call] = {}

@@ -5,8 +5,8 @@ Each method gives one map per object class; the common part makes scores of them
 1. resize to the image, keep positive values, divide by the maximum of the map: scores in [0, 1];
 2. set classes to 0 whose image-level probability is below ``gate``: a method without that step paints every
    class into every image, because each map is normalised on its own;
-3. the background's score is one number, ``threshold``, chosen by :meth:`PostHoc.calibrate`; a method may cut its maps
-   otherwise, see :meth:`PostHoc.cut`.
+3. the background's score is one number, ``threshold``, chosen by `PostHoc.calibrate`; a method may cut its maps
+   otherwise, see `PostHoc.cut`.
 
 The argmax of these scores is the mask.
 """
@@ -30,12 +30,12 @@ from tw_seg.types import BACKGROUND, Batch, SegOutput
 
 
 class PostHoc(SegModel):
-    """A training-free model; a method is a subclass with one function, :meth:`attribute`.
+    """A training-free model; a method is a subclass with one function, `attribute`.
 
     The classifier is frozen and always in evaluation mode, whatever ``train()`` is called with.
 
     Args:
-        encoder_name: See :func:`tw_seg.models.backbones.create_classifier`, as for the next four.
+        encoder_name: See `tw_seg.models.backbones.create_classifier`, as for the next four.
         encoder_weights: Library's weights name, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.

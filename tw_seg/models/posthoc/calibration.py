@@ -17,7 +17,7 @@ THRESHOLDS = torch.linspace(0, 0.99, 100).square()
 
 
 def choose_threshold(scored: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[float, float]:
-    """Choose the background's score on the grid of :data:`THRESHOLDS` that gives the best mean IoU.
+    """Choose the background's score on the grid of `THRESHOLDS` that gives the best mean IoU.
 
     Args:
         scored: Pairs of scores (S, K, H, W), whose background is not looked at, and masks, int64 (S, H, W).
@@ -29,7 +29,7 @@ def choose_threshold(scored: Iterable[tuple[Tensor, Tensor]], num_classes: int) 
     Raises:
         InputError: No pixel is labelled, or a mask holds an unknown class.
 
-    Example:
+    Examples:
         >>> scores = torch.tensor([[[[0.0, 0.0]], [[0.2, 0.9]]]])  # of the object, left and right
         >>> threshold, miou = choose_threshold([(scores, torch.tensor([[[0, 1]]]))], 2)
         >>> 0.2 <= threshold < 0.9, miou
@@ -69,7 +69,7 @@ def count_exceeded(scores: Tensor, masks: Tensor) -> Tensor:
 
 
 def _make_confusions(counts: Tensor) -> Tensor:
-    """Confusion matrices by threshold, (T, K, K), from the counts of :func:`count_exceeded`."""
+    """Confusion matrices by threshold, (T, K, K), from the counts of `count_exceeded`."""
     # At threshold j a pixel is an object's if it exceeds more than j thresholds.
     above = counts.flip(2).cumsum(2).flip(2)[:, :, 1:]
     confusions = above.clone()

@@ -18,7 +18,7 @@ class CAM(PostHoc):
     """Class activation map (Zhou et al., 2016): the head's weights at every place of the last feature map.
 
     Needs a classifier that ends in global average pooling and one linear layer (ResNet, MobileNetV2, ...);
-    for these it is Grad-CAM without the gradient. Other classifiers: use :class:`GradCAM`.
+    for these it is Grad-CAM without the gradient. Other classifiers: use `GradCAM`.
 
     Raises:
         InputError: The classifier ends otherwise.

@@ -37,14 +37,14 @@ def filter_guided(maps: Tensor, guides: Tensor, *, radius: int, epsilon: float) 
 
     Args:
         maps: p, shape (N, K, H, W).
-        guides: I, grey images, shape (N, 1, H, W); see :func:`make_guides`.
+        guides: I, grey images, shape (N, 1, H, W); see `make_guides`.
         radius: Of the windows, in pixels; 0 returns the maps.
         epsilon: In units of the guide, squared.
 
     Returns:
         q, shape (N, K, H, W). It may leave the range of the maps a little.
 
-    Example:
+    Examples:
         >>> step = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
         >>> filter_guided(step, step, radius=1, epsilon=1e-6).round(decimals=2)  # an edge of the guide stays
         tensor([[[[0., 0., 1., 1.]]]])

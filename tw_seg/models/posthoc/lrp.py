@@ -26,25 +26,25 @@ class LRPMask(PostHoc):
     In this order, each step by names and numbers:
 
     1. LRP with any composite, seed and read-outs; ``relevance`` and ``combine`` make one map of several depths
-       (:mod:`tw_seg.models.posthoc.relevance_maps`);
+       (`tw_seg.models.posthoc.relevance_maps`);
     2. Gaussian smoothing, then the guided filter, which follows the edges of the image
-       (:mod:`tw_seg.models.posthoc.guided_filter`); negative values become 0, the maximum 1;
-    3. a threshold for each map, by a rule that looks at its values (:mod:`tw_seg.models.posthoc.threshold_rules`), or
+       (`tw_seg.models.posthoc.guided_filter`); negative values become 0, the maximum 1;
+    3. a threshold for each map, by a rule that looks at its values (`tw_seg.models.posthoc.threshold_rules`), or
        one for all that is calibrated on masks;
     4. small regions and holes are removed; of several classes at a pixel the one that exceeds its threshold by the
-       largest factor wins (:mod:`tw_seg.models.posthoc.regions`).
+       largest factor wins (`tw_seg.models.posthoc.regions`).
 
     Seibold et al.: From Explanations to Segmentation: Using Explainable AI for Image Segmentation, arXiv 2202.00315.
 
     Args:
-        encoder_name: As for all training-free models, see :class:`tw_seg.models.posthoc.base.PostHoc`, and so the next
+        encoder_name: As for all training-free models, see `tw_seg.models.posthoc.base.PostHoc`, and so the next
             five.
         encoder_weights: Library's weights name, a local file or ``None``.
         in_channels: Channels of the images.
         classes: Number of classes K, background included.
         encoder_kwargs: Passed to the encoder's constructor.
         gate: Image-level probability from which on a class may appear in the mask.
-        decoder_kwargs: Arguments of the decoder by name, see :class:`tw_seg.models.segmenter.DecoderKwargs`; its
+        decoder_kwargs: Arguments of the decoder by name, see `tw_seg.models.segmenter.DecoderKwargs`; its
             weights are the classifier's.
         relevance: ``"positive"`` or ``"signed"``: whether negative relevance is left out before maps are averaged.
         combine: ``"mean"`` or ``"geometric_mean"`` of the normalised maps of several read-outs.
@@ -52,7 +52,7 @@ class LRPMask(PostHoc):
             resolution of a read-out; 0 for none.
         guide_radius: Radius of the guided filter in pixels; 0 for none.
         guide_epsilon: Its regularisation, for images scaled to [0, 1].
-        threshold_rule: A key of :data:`tw_seg.models.posthoc.threshold_rules.THRESHOLD_RULES`, or ``"calibrated"``: the
+        threshold_rule: A key of `tw_seg.models.posthoc.threshold_rules.THRESHOLD_RULES`, or ``"calibrated"``: the
             threshold with the best mean IoU on the label budget, before regions are cleaned.
         threshold_value: The rule's number; ``None`` for its default.
         min_region: Regions of fewer pixels are removed.
@@ -61,7 +61,7 @@ class LRPMask(PostHoc):
     Raises:
         InputError: For an argument that does not fit.
 
-    Example:
+    Examples:
         >>> model = LRPMask("resnet18", classes=3, gate=0.0, decoder_kwargs={"composite": "epsilon_plus"})
         >>> model(torch.randn(1, 3, 64, 64)).mask_logits.argmax(1).shape
         torch.Size([1, 64, 64])

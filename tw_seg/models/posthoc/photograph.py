@@ -20,7 +20,7 @@ from tw_seg.resize import resize_logits, resize_maps
 from tw_seg.types import BACKGROUND, SYMMETRIC
 
 SIDE = 288
-"""The longer side of what the classifier sees, in pixels; the shorter one follows, in steps of :data:`STEP`."""
+"""The longer side of what the classifier sees, in pixels; the shorter one follows, in steps of `STEP`."""
 
 STEP = 32
 """Pixels to one place of the last feature map."""
@@ -150,7 +150,7 @@ class ObjectFinder:
 def choose_size(shape: Sequence[int]) -> tuple[int, int]:
     """Height and width that the classifier sees of a photograph.
 
-    Example:
+    Examples:
         >>> choose_size((400, 600))
         (192, 288)
     """

@@ -26,7 +26,7 @@ def clean_region(region: np.ndarray, *, min_region: int = 0, max_hole: int = 0) 
     Returns:
         Bool, shape (H, W).
 
-    Example:
+    Examples:
         >>> clean_region(np.array([[True, False, True, True]]), min_region=2, max_hole=0)
         array([[False, False,  True,  True]])
     """
@@ -41,7 +41,7 @@ def clean_region(region: np.ndarray, *, min_region: int = 0, max_hole: int = 0) 
 
 
 def score_map(values: Tensor, threshold: float, *, min_region: int = 0, max_hole: int = 0) -> Tensor:
-    """Scores of one map: above :data:`EVEN` in its cleaned region, not above it elsewhere.
+    """Scores of one map: above `EVEN` in its cleaned region, not above it elsewhere.
 
     The score of a pixel is ``m / (m + t)``, so of several classes the one whose map exceeds its own threshold by the
     largest factor has the largest score.
@@ -49,13 +49,13 @@ def score_map(values: Tensor, threshold: float, *, min_region: int = 0, max_hole
     Args:
         values: The map m, not negative, shape (H, W).
         threshold: Its threshold t; what is above it is the region.
-        min_region: See :func:`clean_region`.
+        min_region: See `clean_region`.
         max_hole: Likewise.
 
     Returns:
         Shape (H, W), in [0, 1].
 
-    Example:
+    Examples:
         >>> score_map(torch.tensor([[0.0, 0.3, 0.9]]), 0.3)
         tensor([[0.0000, 0.5000, 0.7500]])
     """

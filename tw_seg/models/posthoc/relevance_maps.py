@@ -54,7 +54,7 @@ def combine_depths(
     Returns:
         Shape (N, K, H, W), in [-1, 1], or in [0, 1] for positive relevance.
 
-    Example:
+    Examples:
         >>> fine, coarse = torch.tensor([[[[4.0, 0.0, 1.0, -4.0]]]]), torch.tensor([[[[1.0]]]])
         >>> combine_depths([fine, coarse], (1, 4))
         tensor([[[[1.0000, 0.5000, 0.6250, 0.5000]]]])

@@ -33,7 +33,7 @@ class ThresholdRule(NamedTuple):
 def find_share(values: np.ndarray, share: float) -> float:
     """A share of the maximum.
 
-    Example:
+    Examples:
         >>> find_share(np.array([0.0, 0.5, 1.0]), 0.3)
         0.3
     """
@@ -51,7 +51,7 @@ def find_otsu(values: np.ndarray) -> float:
 def find_quantile(values: np.ndarray, share: float) -> float:
     """The value that a share of the pixels does not exceed: the region holds the rest of them, whatever they hold.
 
-    Example:
+    Examples:
         >>> find_quantile(np.array([0.0, 0.2, 0.4, 1.0]), 0.5)
         0.30000000000000004
     """
@@ -63,7 +63,7 @@ def find_mass(values: np.ndarray, share: float) -> float:
 
     Pixels of one value are in the region together or not at all.
 
-    Example:
+    Examples:
         >>> find_mass(np.array([0.1, 0.2, 0.3, 0.4]), 0.65)  # 0.4 and 0.3 hold 0.7 of it
         0.2
     """
@@ -124,10 +124,10 @@ def find_threshold(values: np.ndarray, name: str, value: float | None = None) ->
 
     Args:
         values: The map, in [0, 1], any shape, not empty.
-        name: A key of :data:`THRESHOLD_RULES`.
+        name: A key of `THRESHOLD_RULES`.
         value: Its number; ``None`` for the rule's default.
 
-    Example:
+    Examples:
         >>> find_threshold(np.array([[0.0, 0.2], [0.6, 1.0]]), "share", 0.5)
         0.5
     """

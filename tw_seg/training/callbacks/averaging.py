@@ -12,10 +12,10 @@ from tw_seg.training.task import SegmentationTask
 
 
 class AveragedViews(Callback):
-    """Lets ``predict`` segment each image several times, see :func:`tw_seg.predict.averaging.average_over`.
+    """Lets ``predict`` segment each image several times, see `tw_seg.predict.averaging.average_over`.
 
     It averages over what a gate leaves: in a trainer's list it comes after
-    :class:`tw_seg.training.callbacks.GatedInference`.
+    `tw_seg.training.callbacks.GatedInference`.
 
     Args:
         flip: Whether images are also mirrored left and right.

@@ -26,7 +26,7 @@ class PredictionWriter(Callback):
 
     Args:
         folder: Where they are written, and what; ``None``: masks and the table, anew, into ``predictions`` in the run
-            directory. See :mod:`tw_seg.predict.folder`.
+            directory. See `tw_seg.predict.folder`.
         files: The pictures' own files by name, by which a later run sees whether they are still the same.
         progress: Whether a progress bar counts these files.
 
