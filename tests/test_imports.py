@@ -20,7 +20,7 @@ PACKAGE = ROOT / "tw_seg"
 # A part may import from lower levels and from itself; parts of one level never see each other.
 LEVELS = [
     {"types", "errors", "version"},
-    {"arguments", "files", "fonts", "hyper_parameters", "processes", "regions", "resize"},
+    {"arguments", "files", "fonts", "hyper_parameters", "plain_files", "processes", "regions", "resize", "torch_files"},
     {"pictures"},
     {"lrp", "losses", "metrics", "data", "sweeps", "active"},
     {"models", "explain", "predict", "report"},

@@ -362,3 +362,10 @@ def test_groups_of_one_image_change_nothing_but_the_note_in_the_file(tmp_path):
         LabelBudget.load(tmp_path / "b.json")
     with pytest.raises(BudgetError, match=r"groups of shape \(30,\)"):
         select_budget(labels, names, 10, groups=np.arange(3))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"kind":' * 100_000, "9" * 10_000, "\0"])
+def test_a_file_that_would_fill_the_stack(text, tmp_path):
+    (tmp_path / "budget.json").write_text(text)
+    with pytest.raises(BudgetError, match=r"budget\.json: expected a JSON label budget"):
+        LabelBudget.load(tmp_path / "budget.json")

@@ -148,9 +148,9 @@ def test_objects_among_the_arguments(tmp_path):
 def test_code_that_a_model_names_is_imported_when_trusted(tmp_path):
     model = ImageClassifier(f"{__name__}:factory", classes=3)
     model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"names code to import, .*:factory.* trust_names=True"):
+    with pytest.raises(InputError, match=r"names code to import, .*:factory.* trust_code=True"):
         tw_seg.load_model(tmp_path)
-    assert_same_outputs(model, tw_seg.load_model(tmp_path, trust_names=True))
+    assert_same_outputs(model, tw_seg.load_model(tmp_path, trust_code=True))
 
 
 def test_bad_folders_and_arguments(tmp_path):
@@ -200,3 +200,36 @@ def test_a_copy_and_a_pickle_know_their_arguments(tmp_path):
     model = create_model("unet", **ENCODER, classes=3)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert hub.describe_model(other) == hub.describe_model(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[" * 100_000, "cannot be read .*nested too deeply"),
+        ({"arguments": {"classes": 3}}, "config.json makes no UNet"),
+        ({"arguments": {"classes": 3, "encoder_name": "resnet18", "more": 1}}, "config.json makes no UNet"),
+        ({"arguments": {"classes": [], "encoder_name": "resnet18"}}, "config.json makes no UNet"),
+        ({"arguments": {"classes": 3, "encoder_name": "os:system"}}, "config.json names code to import, 'os:system'"),
+        ({"arguments": {"classes": 3, "encoder_name": "timm/hf-hub:me/x"}}, "names code to import"),
+        (
+            {"arguments": {"classes": 3, "encoder_name": "resnet18", "encoder_kwargs": {"checkpoint_path": "x"}}},
+            "makes no",
+        ),
+    ],
+)
+def test_a_hostile_folder(config, message, tmp_path):
+    create_model("unet", **ENCODER, classes=3).save_pretrained(tmp_path)
+    text = config if isinstance(config, str) else json.dumps({"class": "UNet", "info": {}, **config})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        tw_seg.load_model(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_names_no_weights_to_read(tmp_path, offline):
+    model = create_model("unet", **ENCODER, classes=3)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["arguments"]["encoder_weights"] = "DEFAULT"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_outputs(model, tw_seg.load_model(tmp_path))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import struct
 
 import pytest
 import timm
@@ -17,6 +19,7 @@ from tw_seg.models.weights import (
     find_weights_file,
     load_strict,
     load_weights,
+    read_normalization,
     read_weights,
     remove_prefix,
 )
@@ -44,13 +47,13 @@ def test_unreadable_files_are_named(tmp_path):
         read_weights(tmp_path / "none.pth")
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"not weights")
-        with pytest.raises(InputError, match=f"{name} cannot be read"):
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
             read_weights(tmp_path / name)
     torch.save({"steps": [1, 2], "epoch": 3}, tmp_path / "checkpoint.pth")
     with pytest.raises(InputError, match=r"checkpoint.pth must hold a flat dict of tensors.*\['steps', 'epoch'\]"):
         read_weights(tmp_path / "checkpoint.pth")
     torch.save(SmallNet(3, 2, 2), tmp_path / "module.pth")  # a pickled module would run code
-    with pytest.raises(InputError, match="module.pth cannot be read"):
+    with pytest.raises(InputError, match="module.pth: cannot be read"):
         read_weights(tmp_path / "module.pth")
 
 
@@ -207,3 +210,51 @@ def test_a_file_without_tensors_or_with_nan_is_refused(save, tmp_path):
     save({"a.weight": torch.ones(2), "b.weight": torch.tensor([1.0, torch.nan])}, path)
     with pytest.raises(InputError, match=r"NaN or infinity in 1 tensors, b.weight first"):
         read_weights(path)
+
+
+def write_safetensors(path, header: dict | bytes, data: bytes = b"", *, length: int | None = None) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def test_a_safetensors_file_without_lies(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", {"w": entry([2], [0, 8])}, struct.pack("<ff", 1, 2))
+    assert read_weights(tmp_path / "a.safetensors")["w"].tolist() == [1, 2]
+
+
+def entry(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({"w": entry([2], [0, 800])}, None),
+        ({"w": entry([2**40], [0, 8])}, None),
+        ({"w": entry([2**32, 2**32], [0, 8])}, None),
+        ({"w": entry([-2], [0, 8])}, None),
+        ({"w": entry([2], [8, 0])}, None),
+        ({"w": entry([2], [0, 8]), "v": entry([2], [4, 12])}, None),
+        ({"w": entry([2], [0, 8], "OBJECT")}, None),
+        (b"{" + b'"a":{' * 50_000, None),
+        (b"[" * 50_000, None),
+        (b"\xff\xfe", None),
+        ({"w": entry([2], [0, 8])}, 2**62),
+        ({"w": entry([2], [0, 8])}, 2**20),
+    ],
+)
+def test_a_safetensors_header_that_lies(header, length, tmp_path):
+    path = tmp_path / "lies.safetensors"
+    write_safetensors(path, header, bytes(8), length=length)
+    with pytest.raises(InputError, match=r"lies\.safetensors: cannot be read \(SafetensorError") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+    assert read_normalization(path) is None  # what is wrong is said where the weights are read
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "1", "{}", '{"mean": 1, "std": 1}', '{"mean": ["a"], "std": [1]}'])
+def test_metadata_that_is_no_normalization(text, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"__metadata__": {"normalization": text}, "w": entry([2], [0, 8])}, bytes(8))
+    with pytest.raises(InputError, match=r"a\.safetensors: its metadata 'normalization' is no mean and std"):
+        read_normalization(path)

@@ -207,3 +207,21 @@ def test_a_wrong_file_is_refused_with_the_key(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         read_sweep(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system ['touch ran']",
+        "parameters: " + "{a: " * 300,
+        "method: grid\nmetric: {name: a, goal: maximize}\ncommand: [a]\nparameters: &p {x: {parameters: *p}}",
+        "a0: &a [x]\n" + "b: [*a, *a]\n" * 50,
+    ],
+)
+def test_a_file_that_runs_code_or_fills_the_memory(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"sweep\.yaml: ") as error:
+        read_sweep(path)
+    assert len(str(error.value)) < 1000 and not (tmp_path / "ran").exists()

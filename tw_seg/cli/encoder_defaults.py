@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tw_seg.arguments import check_normalization
 from tw_seg.data import DATASETS
 from tw_seg.data.layouts.generated import GeneratedData
 from tw_seg.models.bundled import BUNDLED, BUNDLED_ENCODER, BUNDLED_ENCODERS, find_normalization
 from tw_seg.models.weights import read_normalization
 from tw_seg.training.datamodule import check_preparation
+from tw_seg.training.restore import DATA, read_checkpoint
 from tw_seg.types import IMAGENET, Normalization
 
 log = logging.getLogger(__name__)
@@ -100,8 +99,7 @@ def _read_arguments(checkpoint: Path) -> dict[str, Any]:
     """The arguments of the data module of the run that wrote a checkpoint; none where it does not say."""
     if not checkpoint.is_file():
         return {}
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    arguments: dict[str, Any] = content.get("datamodule_hyper_parameters", {})
+    arguments: dict[str, Any] = read_checkpoint(checkpoint).get(DATA, {})
     return arguments
 
 

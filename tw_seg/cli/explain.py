@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.errors import DataError, InputError
 from tw_seg.files import file_name, write_text, write_whole
 
@@ -51,7 +52,8 @@ def run_explain(args: Sequence[str]) -> int:
     out = Path(given.out)
     if (out / TABLE).exists():
         raise InputError(f"--out {out} already holds explanations: choose another folder, or delete it")
-    used = open_model(given.model, size=given.size, model_kwargs=given.model_kwargs, part=given.part)
+    options = {"size": given.size, "model_kwargs": given.model_kwargs, "part": given.part}
+    used = open_model(given.model, **options, trust_code=given.trust_code)
     layer = None if given.layer is None else used.find_module(given.layer)
     method = Method(given.method, given.fill, given.min_dice, given.steps, given.rise_masks, layer)
     model = ExplainedModel(used.function, batch_size=given.batch_size)
@@ -92,6 +94,7 @@ def create_parser() -> argparse.ArgumentParser:
     add("--part", metavar="PATH", help="the module in the model to explain, such as net of a U-Net, which lrp needs")
     add("--size", type=int, nargs="+", metavar="PIXELS", help="height and width that a factory's model gets (224)")
     add("--model_kwargs", type=_read_mapping, metavar="JSON", help="arguments of the factory: '{\"classes\": 3}'")
+    add_trust_code(result)
     add("--batch_size", type=int, default=16, metavar="N", help="images of one model call")
     return result
 

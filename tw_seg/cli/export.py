@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import find_pictures
 from tw_seg.errors import InputError
@@ -21,6 +21,7 @@ from tw_seg.export.onnx_file import check_libraries, convert_to_onnx, run_onnx, 
 from tw_seg.export.parity import Parity, measure_parity
 from tw_seg.export.program import export_program, write_program
 from tw_seg.models.hub import ModelInfo
+from tw_seg.plain_files import read_json
 from tw_seg.training.callbacks.gate import GATE_FILE
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.restore import CHECKPOINTS, find_checkpoint, load_run
@@ -57,7 +58,7 @@ def run_export(args: Sequence[str]) -> int:
     if "onnx" in formats:
         check_libraries()
     checkpoint = find_checkpoint(Path(given.checkpoint))
-    task, data = load_run(checkpoint)
+    task, data = load_run(checkpoint, trust_code=given.trust_code)
     run_dir = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint.parent
     gate = _read_gate(run_dir) if given.gate is None else given.gate
     info = collect_info(task, data, gate=gate, metrics=_read_metrics(run_dir), given=given)
@@ -104,6 +105,7 @@ def create_parser() -> ArgumentParser:
         metavar="P",
         help="image-level probability below which a class is in no mask; by default that of the run's gate.json, or 0",
     )
+    add_trust_code(result)
     add("--license", default=None, metavar="NAME", help="the model's licence, for its card (hub)")
     add("--description", default=None, metavar="TEXT", help="what it was trained on, for its card (hub)")
     return result
@@ -181,7 +183,13 @@ def _read_pictures(places: Sequence[str], data: SegmentationDataModule) -> list[
 def _read_gate(run_dir: Path) -> float:
     """The gate that was calibrated in a run; 0 without one."""
     path = run_dir / GATE_FILE
-    return float(json.loads(path.read_text(encoding="utf-8"))["gate"]) if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0
+    try:
+        gate = float(read_json(path)["gate"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: expected a number 'gate' ({error}); give --gate, or test the run again") from error
+    return gate
 
 
 def _read_metrics(run_dir: Path) -> dict[str, float]:
@@ -189,6 +197,9 @@ def _read_metrics(run_dir: Path) -> dict[str, float]:
     files = sorted(run_dir.glob("metrics/test*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
-    with open(files[-1], newline="", encoding="utf-8") as file:
-        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-    return {key: float(value) for row in rows for key, value in row.items() if key.startswith("test/")}
+    try:
+        with open(files[-1], newline="", encoding="utf-8") as file:
+            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        return {key: float(value) for row in rows for key, value in row.items() if str(key).startswith("test/")}
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{files[-1]}: expected a table of numbers ({error}); test the run again") from error

@@ -23,13 +23,12 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from jsonargparse import Namespace
+from jsonargparse import ActionYesNo, Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import (
     Callback,
@@ -43,11 +42,13 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from tw_seg.cli import suggest_name
+from tw_seg.cli.config_code import TRUST_CODE, list_config_code
 from tw_seg.cli.deep_keys import merge_deep_keys
 from tw_seg.cli.encoder_defaults import AUTO, choose_encoder, choose_normalization
 from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.files import next_free
+from tw_seg.models.by_name import check_code, list_code, refuse_code
 from tw_seg.training.callbacks import (
     BestCheckpoint,
     ExampleImages,
@@ -59,7 +60,7 @@ from tw_seg.training.callbacks import (
     TestReport,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.restore import CHECKPOINTS, find_checkpoint
+from tw_seg.training.restore import CHECKPOINTS, TASK, find_checkpoint, read_checkpoint
 from tw_seg.training.run_directory import RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Failure
@@ -192,6 +193,13 @@ class SegmentationCLI(LightningCLI):
             default=False,
             help="After fit: test the best checkpoint, as `tw-seg test --ckpt_path best` does.",
         )
+        parser.add_argument(
+            "--trust_code",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="Import code that the checkpoint names, as package.module:factory: if it is yours or you know it.",
+        )
         # Two checkpoints: with a metric to monitor, Lightning writes `save_last` only when the metric got
         # better, which would send a resumed run back to its best epoch.
         parser.add_lightning_class_args(BestCheckpoint, "best")
@@ -237,7 +245,11 @@ class SegmentationCLI(LightningCLI):
             config.ckpt_path = str(_find_checkpoint(self.run_dir, config.ckpt_path))
         if config.ckpt_path is not None:
             config.model.warm_start = None  # the checkpoint has all weights
-            self._trained_classes = _read_class_names(Path(config.ckpt_path))
+            checkpoint = Path(config.ckpt_path)
+            content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
+            own = list_code(config.model.as_dict())
+            check_code(content.get(TASK), source=config.ckpt_path, trust_code=config.trust_code, known=own)
+            self._trained_classes = _find_class_names(content)
             if command == "predict" and config.data.classes is None:
                 config.data.classes = self._trained_classes
         if config.ckpt_path is None:  # a checkpoint has its own
@@ -392,9 +404,11 @@ def run_test(args: list[str]) -> int:
     config = run_dir / "config.yaml"
     if not config.is_file():
         raise InputError(f"there is no {config}, which says what the run was tested on; give its options, --config ...")
-    return run_and_report(
-        ["test", f"--config={config}", f"--run_dir={run_dir}", f"--ckpt_path={checkpoint}", *args[2:]]
-    )
+    trusted = TRUST_CODE in args
+    refuse_code(list_config_code(config), str(config), trusted)
+    rest = [arg for arg in args[2:] if arg != TRUST_CODE]
+    own = [f"--run_dir={run_dir}", f"--ckpt_path={checkpoint}", f"{TRUST_CODE}={str(trusted).lower()}"]
+    return run_and_report(["test", f"--config={config}", *own, *rest])
 
 
 def list_failures(failures: Sequence[Failure]) -> int:
@@ -426,12 +440,9 @@ def _make_loggers(setting: Any, run_dir: Path, command: str) -> list[Logger]:
     return [RunLogger(run_dir, command), *asked]
 
 
-def _read_class_names(checkpoint: Path) -> list[str] | None:
-    """The classes of the run that wrote a checkpoint; ``None`` where it names none or is no file."""
-    if not checkpoint.is_file():
-        return None
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    names = content.get("hyper_parameters", {}).get("class_names")
+def _find_class_names(content: Mapping[str, Any]) -> list[str] | None:
+    """The classes of the run that wrote a checkpoint; ``None`` where it names none."""
+    names = content.get(TASK, {}).get("class_names")
     return None if names is None else list(names)
 
 

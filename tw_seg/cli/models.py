@@ -66,7 +66,12 @@ class UsedModel(NamedTuple):
 
 
 def open_model(
-    place: str, *, size: Sequence[int] | None, model_kwargs: Mapping[str, Any] | None, part: str | None
+    place: str,
+    *,
+    size: Sequence[int] | None,
+    model_kwargs: Mapping[str, Any] | None,
+    part: str | None,
+    trust_code: bool,
 ) -> UsedModel:
     """Open the model at a place.
 
@@ -75,6 +80,7 @@ def open_model(
         size: Height and width of a factory's images, or one number for both; a checkpoint knows them.
         model_kwargs: Arguments of the factory.
         part: Path of the module inside the model to use in its place.
+        trust_code: Whether code that a checkpoint names may be imported.
 
     Raises:
         InputError: There is no such model, or an argument does not belong to it.
@@ -89,7 +95,7 @@ def open_model(
     else:
         if size is not None or model_kwargs is not None:
             raise InputError("--size and --model_kwargs belong to a factory: a checkpoint knows both")
-        task, data = load_run(find_checkpoint(Path(place)))
+        task, data = load_run(find_checkpoint(Path(place)), trust_code=trust_code)
         if not task.makes_masks:
             raise InputError(f"{place} is an image-level classifier, which makes no masks: give a segmentation model")
         used = UsedModel(task.model, data.eval_transform, data.pixels, task.class_names)

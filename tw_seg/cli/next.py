@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tw_seg.active.choose import Choice
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.cli.lightning import list_failures, quiet_lightning
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.dataset import SegmentationData
@@ -69,7 +70,7 @@ def run_next(args: Sequence[str]) -> int:
         raise InputError(f"{out / LIST} is there already; give another --out, or --overwrite to replace it")
     files = find_pictures(given.pictures, without=out) if given.pictures else None
     with quiet_lightning():
-        task, data = load_run(find_checkpoint(Path(given.checkpoint)))
+        task, data = load_run(find_checkpoint(Path(given.checkpoint)), trust_code=given.trust_code)
         task.to("cuda" if torch.cuda.is_available() else "cpu")
         pictures = None if files is None else Pictures(files, task.class_names)
         choices, survey = choose_next(task, data, given.count, pictures=pictures)
@@ -104,6 +105,7 @@ def create_parser() -> ArgumentParser:
         choices=[*EXPORTS, NO_TASK],
         help="the tool whose file the masks are written to as well, to be corrected there",
     )
+    add_trust_code(result)
     add("--overwrite", action="store_true", help="replace the list that is there")
     return result
 

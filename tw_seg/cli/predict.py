@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.cli.lightning import list_failures, quiet_lightning, run_and_report
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import Pictures, find_pictures
@@ -117,6 +118,7 @@ def create_parser() -> ArgumentParser:
     add("--num_workers", type=int, default=0, metavar="N", help="processes that read pictures")
     add("--accelerator", default="auto", metavar="NAME", help="cpu, gpu, ...")
     add("--precision", default="32-true", metavar="NAME", help="of the computation: 32-true, bf16-mixed, ...")
+    add_trust_code(result)
     add("--overwrite", action="store_true", help="begin anew: remove an earlier prediction from the folder")
     return result
 
@@ -131,7 +133,7 @@ def predict_pictures(given: Namespace) -> int:
     checkpoint = find_checkpoint(Path(given.checkpoint))
     score = None if given.trust is None else _read_score(given)
     with quiet_lightning():
-        task, data = load_run(checkpoint)
+        task, data = load_run(checkpoint, trust_code=given.trust_code)
         if score is not None:
             task.rate = partial(_rate, score, task.model)
         outputs = check_outputs(given.outputs)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.errors import InputError
 from tw_seg.files import write_text
 
@@ -59,6 +60,7 @@ def create_parser() -> argparse.ArgumentParser:
             metavar="JSON",
             help='where the data are now, if they were moved: \'{"root": "data/tiles"}\'',
         )
+        add_trust_code(parser)
     fit.add_argument("--min_dice", type=float, default=0.7, metavar="DICE", help="from which on a mask is good enough")
     fit.add_argument(
         "--features",
@@ -161,7 +163,7 @@ def _open(given: argparse.Namespace) -> tuple[Path, Any, SegmentationDataModule]
     from tw_seg.training.restore import find_checkpoint, load_run
 
     checkpoint = find_checkpoint(Path(given.model))
-    task, data = load_run(checkpoint)
+    task, data = load_run(checkpoint, trust_code=given.trust_code)
     data.hparams["dataset_kwargs"] = {**(data.hparams["dataset_kwargs"] or {}), **given.dataset_kwargs}
     if not task.makes_masks:
         raise InputError(f"{checkpoint} is an image-level classifier, which makes no masks: give a segmentation model")

@@ -84,6 +84,7 @@ PICTURES = (
     Option("--batch_size", "N", "", "images in a batch; without it as in the run"),
     Option("--num_workers", "N", "0", "processes that read pictures"),
     Option("--accelerator", "NAME", "auto", "cpu, gpu, ..."),
+    Option("--trust_code", "", "", "import code that the checkpoint names: if it is yours or you know it"),
     Option("--overwrite", "", "", "begin anew: remove an earlier prediction from the folder"),
 )
 

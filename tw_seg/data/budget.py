@@ -16,6 +16,7 @@ import numpy as np
 from tw_seg.arguments import is_number
 from tw_seg.errors import BudgetError
 from tw_seg.files import write_text
+from tw_seg.plain_files import read_json
 
 _KIND = "tw_seg label budget, version 2"
 _FIELDS = {"kind", "budget", "budget_share", "split_seed", "fingerprint", "names", "sha256"}
@@ -62,7 +63,7 @@ class LabelBudget:
                 written.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
             raise BudgetError(
                 f"{path}: cannot read the label budget file ({error.strerror}); check budget_file"

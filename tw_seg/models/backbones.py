@@ -95,7 +95,8 @@ def check_encoder(in_channels: int, classes: int, encoder_kwargs: Mapping[str, A
     """
     if in_channels < 1 or classes < 1:
         raise InputError(f"in_channels and classes must be at least 1, got {in_channels} and {classes}.")
-    taken = {"num_classes", "in_chans", "in_channels", "pretrained", "weights"} & (encoder_kwargs or {}).keys()
+    own = {"num_classes", "in_chans", "in_channels", "pretrained", "weights", "checkpoint_path"}
+    taken = own & (encoder_kwargs or {}).keys()
     if taken:
         raise InputError(f"encoder_kwargs must not hold {sorted(taken)}: use encoder_weights, in_channels and classes.")
 

@@ -50,14 +50,14 @@ def create_model(name: str, **kwargs: Any) -> SegModel:
     return MODELS[name](**kwargs)
 
 
-def load_model(place: str | Path, *, trust_names: bool = False, **download: Any) -> SegModel:
+def load_model(place: str | Path, *, trust_code: bool = False, **download: Any) -> SegModel:
     """Load a model that ``save_pretrained`` wrote, whatever its kind, in evaluation mode.
 
     No pretrained weights are fetched, and nothing is unpickled.
 
     Args:
         place: A local folder, or ``"user/name"`` on the Hub.
-        trust_names: Whether code that its arguments name may be imported (``"package.module:factory"``).
+        trust_code: Whether code that its arguments name may be imported (``"package.module:factory"``).
         **download: ``revision``, ``token``, ``cache_dir``, ``force_download`` or ``local_files_only`` of
             huggingface_hub.
 
@@ -79,5 +79,5 @@ def load_model(place: str | Path, *, trust_names: bool = False, **download: Any)
         raise InputError(
             f"{place} holds a {found}, which is none of {', '.join(classes)}: update tw_seg, or use its class"
         )
-    model: SegModel = classes[found].from_pretrained(place, trust_names=trust_names, **download)
+    model: SegModel = classes[found].from_pretrained(place, trust_code=trust_code, **download)
     return model

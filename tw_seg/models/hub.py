@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -20,8 +19,10 @@ from torch import nn
 from tw_seg.errors import InputError
 from tw_seg.files import write_text, write_whole
 from tw_seg.hyper_parameters import make_plain
+from tw_seg.models.by_name import check_code
 from tw_seg.models.published import CHOSEN_BY_WEIGHTS
 from tw_seg.models.weights import load_strict, read_weights
+from tw_seg.plain_files import read_json
 from tw_seg.version import __version__
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -90,7 +91,7 @@ class HubModel(nn.Module, ModelHubMixin):
         force_download: bool,
         local_files_only: bool,
         token: str | bool | None,
-        trust_names: bool = False,
+        trust_code: bool = False,
         **unknown: Any,
     ) -> Self:
         if unknown:
@@ -109,13 +110,13 @@ class HubModel(nn.Module, ModelHubMixin):
             raise InputError(
                 f"{model_id} holds a {config['class']}, not a {cls.__name__}: use tw_seg.load_model, which takes any"
             )
-        named = _list_places(config["arguments"])
-        if named and not trust_names:
-            raise InputError(
-                f"{model_id} names code to import, {', '.join(named)}: if it is yours or you know it, give "
-                "trust_names=True"
-            )
-        model = cls(**config["arguments"])
+        arguments = {**config["arguments"], "encoder_weights": None}  # nothing is read or fetched for a stranger
+        check_code(arguments, source=f"{model_id}: {CONFIG}", trust_code=trust_code)
+        try:
+            model = cls(**arguments)
+        except Exception as error:  # what a constructor of any library says of arguments that it does not expect
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{model_id}: {CONFIG} makes no {cls.__name__} ({reason}); save the model anew") from error
         load_strict(model, read_weights(find_file(model_id, WEIGHTS, **download)), source=model_id)
         model.info = config["info"]
         return model.eval()
@@ -172,7 +173,7 @@ def read_config(path: Path, *, source: str) -> dict[str, Any]:
         InputError: It is not one of this package.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: {CONFIG} cannot be read ({error})") from error
     wanted = {"class": str, "arguments": dict, "info": dict}
@@ -221,9 +222,3 @@ def _describe_images(info: ModelInfo) -> str | None:
             parts.append("values from {} to {} become 0 to 1".format(*info["value_range"]))
         parts.append(f"values in [0, 1], minus {info['mean']}, divided by {info['std']}")
     return "; ".join(parts) or None
-
-
-def _list_places(arguments: Mapping[str, Any]) -> list[str]:
-    """Names of code to import, ``"package.module:NAME"``, in a model's arguments."""
-    found = [arguments.get("encoder_name"), (arguments.get("decoder_kwargs") or {}).get("custom_rules")]
-    return [place for place in found if isinstance(place, str) and ":" in place]

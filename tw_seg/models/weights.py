@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-from argparse import Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from tw_seg.errors import InputError
+from tw_seg.plain_files import parse_json
+from tw_seg.torch_files import read_torch_file
 from tw_seg.types import Normalization
 
 log = logging.getLogger(__name__)
@@ -62,16 +62,16 @@ def read_weights(path: str | Path, *, averages_first: bool = False) -> dict[str,
     path = Path(path)
     if not path.is_file():
         raise InputError(f"Weights file {path} does not exist. Give the path of a saved state dict.")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             found = load_file(path)
-        else:
-            with torch.serialization.safe_globals(
-                [Namespace]
-            ):  # training scripts put their arguments beside the weights
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle, zip and OS errors share no base class
-        raise InputError(f"Weights file {path} cannot be read ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # of safetensors and torch, which share no base class
+            raise InputError(f"Weights file {path}: cannot be read ({type(error).__name__}: {error}).") from error
+    else:
+        try:
+            found = read_torch_file(path)
+        except InputError as error:
+            raise InputError(f"Weights file {error}") from error
     if not found:
         raise InputError(
             f"Weights file {path} holds no tensor. Save a state dict: torch.save(model.state_dict(), path)."
@@ -106,8 +106,14 @@ def read_normalization(path: str | Path) -> Normalization | None:
         return None
     if text is None:
         return None
-    numbers = json.loads(text)
-    return Normalization(tuple(numbers["mean"]), tuple(numbers["std"]))
+    try:
+        numbers = parse_json(text)
+        mean, std = (tuple(float(number) for number in numbers[name]) for name in Normalization._fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: its metadata {NORMALIZATION!r} is no mean and std ({error}); write it anew"
+        ) from error
+    return Normalization(mean, std)
 
 
 def _is_spoiled(value: Tensor) -> bool:

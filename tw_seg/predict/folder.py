@@ -22,6 +22,7 @@ from typing import Any
 
 from tw_seg.errors import DataError, InputError
 from tw_seg.files import remove_drafts, write_text, write_whole
+from tw_seg.plain_files import parse_json, read_json
 from tw_seg.predict.outputs import OUTPUTS, PIXELS, find_output
 from tw_seg.types import Failure
 
@@ -59,7 +60,7 @@ class PredictionFolder:
             if overwrite:
                 self._clear()
             if (path / SETTINGS).is_file():
-                _compare_settings(path, json.loads((path / SETTINGS).read_text(encoding="utf-8")), settings)
+                _compare_settings(path, _read_settings(path / SETTINGS), settings)
                 self._rows = _read_lines(path / LINES)
             elif not overwrite and any((path / name).exists() for name in (LINES, TABLE, *OUTPUTS)):
                 raise InputError(
@@ -147,6 +148,18 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     write_whole(path, write)
 
 
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: expected settings in JSON ({error}): choose another folder, or --overwrite"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path}: expected settings in JSON, found {type(found).__name__}: choose another folder")
+    return found
+
+
 def _compare_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     other = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     if other:
@@ -158,13 +171,14 @@ def _compare_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str,
 
 
 def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows by name; the last line may be half of one."""
+    """The rows by name; the last line may be half of one, and what is no row was not written by us."""
     rows = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                row = parse_json(line)
+            except ValueError:
                 continue
-            rows[row["image"]] = row
+            if isinstance(row, dict) and isinstance(row.get("image"), str) and _STAMP in row:
+                rows[row["image"]] = row
     return rows

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tw_seg.arguments import is_number
 from tw_seg.errors import InputError
+from tw_seg.plain_files import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 _KEYS = {"method", "name", "description", "program", "command", "metric", "parameters", "run_cap"}
@@ -121,9 +120,16 @@ def read_sweep(path: Path) -> Sweep:
         InputError: It cannot be read, or asks for something that cannot be run here; names the key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        content = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable sweep file ({error})") from error
+    try:
+        return _read_content(content, path)
+    except RecursionError as error:  # an alias inside of what it stands for
+        raise InputError(f"{path}: it is nested too deeply; write what an alias (*name) stands for") from error
+
+
+def _read_content(content: Any, path: Path) -> Sweep:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a sweep file has keys such as method and parameters, found {content!r}")
     if unknown := set(content) - _KEYS - _KEYS_OF_A_SERVER:

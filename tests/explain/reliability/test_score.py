@@ -153,3 +153,10 @@ def test_a_batch_is_rated_by_its_features():
     expected = score.rate(measure_features(lambda seen: 5 * seen, images, groups=["mask"]))
     assert torch.equal(found, expected) and found[2] == 0 and 0 < found[0] < 1
     assert torch.equal(rate_batch(score, lambda seen: 5 * seen, images, 5 * images), found)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"features":' * 100_000, "9" * 10_000, "\0"])
+def test_a_file_that_would_fill_the_stack(text, tmp_path):
+    (tmp_path / "score.json").write_text(text)
+    with pytest.raises(InputError, match=r"score\.json: expected a score in JSON"):
+        ReliabilityScore.load(tmp_path / "score.json")

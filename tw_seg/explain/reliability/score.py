@@ -17,6 +17,7 @@ from tw_seg.errors import InputError
 from tw_seg.explain.reliability.features import find_groups, measure_features
 from tw_seg.explain.reliability.region_features import RegionOptions
 from tw_seg.files import write_text
+from tw_seg.plain_files import read_json
 
 FORMAT = 1
 FEWEST = 10
@@ -108,7 +109,7 @@ class ReliabilityScore:
         """
         remedy = "write it anew with `tw-seg reliability fit`"
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check the path, or {remedy}") from error
         except ValueError as error:

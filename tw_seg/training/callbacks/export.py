@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import save_file
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from tw_seg.files import write_whole
 from tw_seg.models.weights import format_normalization
+from tw_seg.torch_files import read_torch_file
 from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Normalization
@@ -38,7 +38,7 @@ class ExportClassifier(Callback):
         prefix = f"model.{pl_module.model.classifier_path}."
         best = find_best_checkpoint(trainer)
         if best:
-            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+            state = read_torch_file(best)["state_dict"]
         else:
             state = pl_module.state_dict()
         path = find_run_directory(trainer) / CLASSIFIER_FILE
