@@ -20,7 +20,19 @@ PACKAGE = ROOT / "tw_seg"
 # A part may import from lower levels and from itself; parts of one level never see each other.
 LEVELS = [
     {"types", "errors", "version"},
-    {"arguments", "files", "fonts", "hyper_parameters", "plain_files", "processes", "regions", "resize", "torch_files"},
+    {
+        "arguments",
+        "files",
+        "fonts",
+        "hyper_parameters",
+        "locks",
+        "memory",
+        "plain_files",
+        "processes",
+        "regions",
+        "resize",
+        "torch_files",
+    },
     {"pictures"},
     {"lrp", "losses", "metrics", "data", "sweeps", "active"},
     {"models", "explain", "predict", "report"},
@@ -44,6 +56,7 @@ ONLY_IN = {
     "pytorch_lightning": ("training/", "cli/"),
     "jsonargparse": ("training/", "cli/"),
     "wandb": ("training/", "cli/"),
+    "filelock": ("locks.py",),
     "optuna": ("sweeps/study.py",),
     "captum": ("models/posthoc", "explain/"),
     "imagehash": ("data/grouping/near_duplicates.py",),

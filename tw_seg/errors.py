@@ -31,6 +31,14 @@ class BudgetError(TwSegError, ValueError):
     """A label budget is empty, larger than the data or does not fit the data."""
 
 
+class NotFiniteError(TwSegError, FloatingPointError):
+    """A loss is NaN or infinite; the message names the images of its batch."""
+
+
+class FaultError(TwSegError, RuntimeError):
+    """The machine failed a command: no space, no memory, a process that was killed; the message says how to go on."""
+
+
 class TraceError(TwSegError, TypeError):
     """The classifier cannot be traced by torch.fx."""
 

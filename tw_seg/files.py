@@ -37,13 +37,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The file; its folders are made.
         write: Called with the draft's path. If it raises, the draft is removed and an old file stays as it was.
+
+    Raises:
+        OSError: As ``write`` raised it, with the name of the file instead of the draft's.
     """
-    draft = Draft(path)
     try:
-        write(draft.path)
-        draft.keep()
-    finally:
-        draft.discard()
+        draft = Draft(path)
+        try:
+            write(draft.path)
+            draft.keep()
+        finally:
+            draft.discard()
+    except OSError as error:
+        if error.errno is not None:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def remove_drafts(folder: Path) -> None:
@@ -64,6 +72,17 @@ def next_free(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def make_next_free(path: Path) -> Path:
+    """Make the folder that `next_free` names; no two processes make the same."""
+    while True:
+        free = next_free(path)
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another process was faster
+        return free
 
 
 def file_name(name: str, suffix: str) -> str:

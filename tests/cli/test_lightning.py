@@ -17,6 +17,7 @@ from tw_seg.cli import main
 from tw_seg.cli.lightning import choose_run_dir, run_command
 from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError
+from tw_seg.locks import LOCK
 from tw_seg.training.callbacks import StepSeed
 from tw_seg.training.run_directory import WholeCheckpointIO
 
@@ -54,7 +55,9 @@ FIT = ["fit", "--config", "config.yaml"]
 
 
 def files(root: str) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in Path(root).rglob("*") if path.is_file()}
+    """The files below a folder, without locks, which may stay or not."""
+    found = [path for path in Path(root).rglob("*") if path.is_file() and path.name != LOCK]
+    return {path.relative_to(root).as_posix() for path in found}
 
 
 # --------------------------------------------------------------------------------------- one run, end to end
@@ -223,12 +226,11 @@ def test_choose_run_dir(folder):
     def choose(command="fit", *, run_dir=None, ckpt_path=None):
         return choose_run_dir(command, run_dir=run_dir, ckpt_path=ckpt_path, default_name="unet-seed0").as_posix()
 
-    assert choose() == "runs/unet-seed0"
-    Path("runs/unet-seed0").mkdir(parents=True)
+    assert choose() == "runs/unet-seed0"  # which is made, so that no other run chooses it
     assert choose() == "runs/unet-seed0-2"
     assert choose(run_dir="mine") == "mine"
     assert choose(ckpt_path="a/b/checkpoints/last.ckpt") == "a/b"
-    assert choose(ckpt_path="a/b/last.ckpt") == "runs/unet-seed0-2"
+    assert choose(ckpt_path="a/b/last.ckpt") == "runs/unet-seed0-3"
     assert choose("test", run_dir="mine", ckpt_path="best") == "mine"
     Path("mine").mkdir()
     assert choose(run_dir="mine") == "mine"
@@ -243,7 +245,6 @@ def test_choose_run_dir(folder):
 
 def test_processes_of_one_run_share_its_directory(monkeypatch):
     first = choose_run_dir("fit", run_dir=None, ckpt_path=None, default_name="a")
-    first.mkdir(parents=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_run_dir("fit", run_dir=None, ckpt_path=None, default_name="a") == first
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 
 import optuna
 import pytest
 
 from tw_seg.errors import InputError, SweepError
-from tw_seg.sweeps.study import TrialQueue, is_queued
+from tw_seg.sweeps.study import HEARTBEAT_SECONDS, TrialQueue, is_queued
 from tw_seg.sweeps.trial import Stopped
 
 
@@ -127,6 +129,53 @@ def test_a_trial_whose_process_was_killed_is_run_again(make_sweep, environment, 
     queue.work(square, threading.Event())
     assert [(t.state, t.values["x"]) for t in queue.list_trials()] == [("complete", 1), ("complete", 2)]
     assert Counter(number for number, _ in read_runs(tmp_path)) == {"0": 1}
+
+
+def run_alone(queue, ran: list[int], sql: str, address: str) -> None:
+    """Run the one trial in a thread; once it runs, change the data base and let another worker look for trials."""
+    begun, end = threading.Event(), threading.Event()
+
+    def run(number, values):
+        ran.append(number)
+        begun.set()
+        end.wait(60)
+        return {"val/miou": 1.0}
+
+    worker = threading.Thread(target=queue.work, args=(run, threading.Event()))
+    worker.start()
+    begun.wait(60)
+    time.sleep(0.5)  # it has said once that it runs
+    with closing(sqlite3.connect(address.removeprefix("sqlite:///"), timeout=60)) as base, base:
+        base.execute(sql)
+    other = threading.Thread(target=queue.work, args=(run, threading.Event()))
+    other.start()
+    other.join(HEARTBEAT_SECONDS + 3.0)
+    end.set()
+    worker.join(60)
+    other.join(60)
+
+
+def test_a_clock_that_jumps_lets_no_trial_run_twice(make_sweep, address):
+    """All signs of life are an hour old, as if the clock had been put forward between two of them."""
+    queue, ran = TrialQueue(make_sweep("{x: {values: [1]}}"), address), []
+    run_alone(queue, ran, "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')", address)
+    assert ran == [0] and states(queue) == ["complete"]
+
+
+def test_a_trial_that_was_taken_over_does_not_stop_the_sweep(make_sweep, address):
+    """As when a machine slept for longer than a trial may be silent: another one has run it meanwhile."""
+    queue, ran = TrialQueue(make_sweep("{x: {values: [1, 2]}}"), address), []
+
+    def run(number, values):
+        ran.append(number)
+        if len(ran) == 1:
+            study = optuna.load_study(study_name="numbers", storage=address)
+            taken = next(trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING)
+            study.tell(taken.number, state=optuna.trial.TrialState.FAIL)
+        return square(number, values)
+
+    queue.work(run, threading.Event())
+    assert sorted(ran) == [0, 1]
 
 
 def test_bayes_learns_from_earlier_trials(make_sweep, address):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import IO
 
 import pytest
 import pytorch_lightning as pl
@@ -59,8 +60,8 @@ def test_checkpoints_are_whole_or_not_there(tmp_path, monkeypatch):
     storage = WholeCheckpointIO()
     storage.save_checkpoint({"step": 1}, path)
 
-    def fail(checkpoint: object, draft: Path) -> None:
-        draft.write_bytes(b"half")
+    def fail(checkpoint: object, draft: IO[bytes]) -> None:
+        draft.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", fail)

@@ -7,8 +7,10 @@ import difflib
 import importlib
 import io
 import logging
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tw_seg.cli import short_help
@@ -57,17 +59,34 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 2 after an error of ours, whose message is printed without a traceback; 1 if ``doctor``
-        found something wrong.
+        found something wrong; 130 if Ctrl-C or SIGTERM ended the command.
 
     Raises:
         SystemExit: After ``--help``, ``--version`` and the like, and for options that do not parse.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        return _dispatch(arguments)
+        with _terminated_like_interrupted():
+            return _dispatch(arguments)
     except TwSegError as error:
         print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        print(f"tw-seg: stopped; {stop}" if str(stop) else "tw-seg: stopped", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; only the main thread may arrange it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def error_message(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from tw_seg.arguments import check_counts, check_numbers
 from tw_seg.cli import COMMANDS
 from tw_seg.cli.config_code import add_trust_code
+from tw_seg.cli.faults import name_faults
 from tw_seg.cli.lightning import list_failures, quiet_lightning, run_and_report
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 from tw_seg.data.layouts.pictures import Pictures, find_pictures
 from tw_seg.data.loading.windows import VIEWS
 from tw_seg.errors import InputError
 from tw_seg.explain.reliability.score import ReliabilityScore, rate_batch
-from tw_seg.predict.folder import PredictionFolder
+from tw_seg.locks import lock_folder
+from tw_seg.predict.folder import PredictionFolder, name_errors
 from tw_seg.predict.outputs import OUTPUTS, check_outputs
 from tw_seg.training.callbacks import AveragedViews, GatedInference, PredictionWriter
 from tw_seg.training.datamodule import SegmentationDataModule
@@ -132,13 +135,15 @@ def predict_pictures(given: Namespace) -> int:
     files = find_pictures(given.pictures, without=out)
     checkpoint = find_checkpoint(Path(given.checkpoint))
     score = None if given.trust is None else _read_score(given)
-    with quiet_lightning():
+    with quiet_lightning(), name_faults(lambda: "the same command goes on"), ExitStack() as held:
         task, data = load_run(checkpoint, trust_code=given.trust_code)
         if score is not None:
             task.rate = partial(_rate, score, task.model)
         outputs = check_outputs(given.outputs)
         view = data.make_view(given.view, tile=given.tile, overlap=given.overlap)
         callbacks = [GatedInference(given.gate_tolerance), AveragedViews(flip=given.flip, scales=given.scales)]
+        with name_errors(out):
+            held.enter_context(lock_folder(out))
         folder = PredictionFolder(
             out, _describe_settings(given, checkpoint, data), outputs=outputs, overwrite=given.overwrite
         )

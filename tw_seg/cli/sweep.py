@@ -11,12 +11,10 @@ In the run directory there are::
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +44,11 @@ def run_sweep(args: Sequence[str]) -> int:
         args: The arguments, ``sweep`` first.
 
     Returns:
-        Exit status: 0, 1 if a trial failed, or 130 if Ctrl-C or SIGTERM stopped it.
+        Exit status: 0, or 1 if a trial failed.
 
     Raises:
         TwSegError: For a wrong argument, a wrong file, or a storage that cannot be opened.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped it; says that it goes on.
         SystemExit: After ``--help``, and for arguments that do not parse.
     """
     given = create_parser().parse_args(args[1:])
@@ -57,11 +56,9 @@ def run_sweep(args: Sequence[str]) -> int:
     if not 0 <= given.seed < 2**32:  # what NumPy's generators take
         raise InputError(f"seed must be a whole number from 0 to 2**32 - 1, got {given.seed}")
     try:
-        with _terminated_like_interrupted():
-            return _run(given)
+        return _run(given)
     except KeyboardInterrupt:
-        print("tw-seg: stopped; the same command goes on", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("the same command goes on") from None
 
 
 def _run(given: Namespace) -> int:
@@ -87,19 +84,6 @@ def _run(given: Namespace) -> int:
     print((folder / "results.md").read_text(encoding="utf-8"))
     print(f"run directory: {folder}")
     return 1 if any(trial.state == "failed" for trial in trials) else 0
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does; only the main thread may arrange it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def create_parser() -> ArgumentParser:

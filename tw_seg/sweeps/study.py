@@ -206,11 +206,15 @@ class TrialQueue:
         Raises:
             SweepError: Never for a trial that fails: that is noted, and the next is taken.
         """
-        study = optuna.load_study(study_name=self.sweep.name, storage=self._open())
+        storage = self._open()
+        study = optuna.load_study(study_name=self.sweep.name, storage=storage)
+
+        begun: list[int] = []  # Optuna's numbers of the trials
 
         def measure(trial: optuna.Trial) -> float:
             if _POINT not in trial.user_attrs:  # nothing waited any more
                 raise optuna.TrialPruned
+            begun.append(trial.number)
             number = trial.user_attrs[_POINT]
             # Another seed for each trial: two machines must not draw the same, nor two sweeps the same one trial later.
             mixed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
@@ -228,12 +232,15 @@ class TrialQueue:
             return metrics[self.sweep.metric]
 
         while not stopping.is_set():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                optuna.storages.fail_stale_trials(study)
+            _release_silent(study, storage, stopping)
             states = {trial.state for trial in study.get_trials(deepcopy=False) if _POINT in trial.user_attrs}
             if TrialState.WAITING in states:
-                study.optimize(measure, n_trials=1, catch=(SweepError, Stopped))
+                try:
+                    study.optimize(measure, n_trials=1, catch=(SweepError, Stopped))
+                except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    # This machine slept, and another process has taken the trial over meanwhile.
+                    if not begun or _find(study, begun[-1]).state == TrialState.RUNNING:
+                        raise
             elif TrialState.RUNNING in states:
                 stopping.wait(2.0)  # it may fall silent
             else:
@@ -282,6 +289,17 @@ def _leave_transactions_to_us(connection: Any, record: object) -> None:
 
 def _lock(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _release_silent(study: optuna.Study, storage: RDBStorage, stopping: Event) -> None:
+    """Let trials wait again whose process has fallen silent.
+
+    After a clock has jumped, or the machine slept, all of them seem to have: one that runs will say so in a moment.
+    """
+    if storage._get_stale_trial_ids(study._study_id) and not stopping.wait(HEARTBEAT_SECONDS + 1.0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            optuna.storages.fail_stale_trials(study)
 
 
 def _find(study: optuna.Study, number: int) -> FrozenTrial:

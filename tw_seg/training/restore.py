@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_warn
 
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.models.by_name import check_code
 from tw_seg.models.published import depends_on_weights
 from tw_seg.torch_files import read_torch_file
 from tw_seg.training.datamodule import SegmentationDataModule
+from tw_seg.training.run_directory import LAST, PREVIOUS
 from tw_seg.training.task import SegmentationTask
 
 TASK = SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY
@@ -40,6 +44,49 @@ def find_checkpoint(place: Path) -> Path:
     raise InputError(f"there is {what}; give the run directory of `tw-seg fit`, or a checkpoint of it")
 
 
+def find_last_checkpoint(run_dir: Path) -> Path:
+    """The checkpoint to resume a run from: the last one, or if that is damaged the one before, with a warning.
+
+    Raises:
+        InputError: There is none, or none that can be read.
+    """
+    last, previous = (run_dir / CHECKPOINTS / name for name in (LAST, PREVIOUS))
+    if not last.is_file() and not previous.is_file():
+        raise InputError(
+            f"--ckpt_path last: there is no {last}; give the run's directory as --run_dir, or if the run was stopped "
+            "before its first checkpoint, delete that directory and begin anew"
+        )
+    damage = find_damage(last) if last.is_file() else "missing"
+    if damage is None:
+        return last
+    others = [path for path in (previous, run_dir / CHECKPOINTS / "best.ckpt") if path.is_file()]
+    for path in others:
+        if find_damage(path) is None:
+            rank_zero_warn(f"{last} is damaged ({damage}): going on from {path}, which was written before it")
+            if path == previous:  # the next checkpoint must not replace it by the damaged one
+                os.replace(previous, last)
+                return last
+            return path
+    raise InputError(
+        f"{last} is damaged ({damage}), and there is no whole checkpoint beside it: delete {run_dir} to begin anew"
+    )
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes; ``None`` if they are those that were written.
+
+    torch notices a file that ends too early, but no wrong bytes: it leaves out the check sums, which are there.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "it has compressed entries, which torch.save never writes"
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return str(error)
+    return None if broken is None else f"the check sum of {broken} is wrong"
+
+
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint of Lightning's holds: tensors, names and numbers.
 
@@ -47,6 +94,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         InputError: The file is none, or would have Lightning import a class that it names.
     """
     content = read_torch_file(checkpoint, mmap=True)
+    if (damage := find_damage(checkpoint)) is not None:
+        raise InputError(f"{checkpoint}: cannot be read as a checkpoint ({damage}); give one that is whole")
     if not isinstance(content, dict):
         raise InputError(f"{checkpoint}: expected a checkpoint of `tw-seg fit`, found a {type(content).__name__}")
     for key in (TASK, DATA):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from tw_seg.files import next_free, write_whole
+from tw_seg.files import Draft, next_free, write_whole
+
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+"""The checkpoint that `LAST` replaced, for the case that it cannot be read."""
 
 
 def find_run_directory(trainer: pl.Trainer) -> Path:
@@ -63,17 +68,23 @@ class RunLogger(CSVLogger):
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill cannot leave half of one.
+    """Writes a checkpoint beside its place and renames it, so that neither a kill nor a power cut leaves half of one.
 
     Lightning writes to the temporary directory first and moves the file from there, which is a copy, not a
-    rename, where that is another file system.
+    rename, where that is another file system. The checkpoint to resume from is kept once more when it is replaced.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
-        else:
-            write_whole(Path(path), lambda draft: torch.save(checkpoint, draft))
+            return
+
+        def write(draft: Path) -> None:
+            _save_synced(checkpoint, draft)
+            if Path(path).name == LAST and Path(path).is_file():
+                _keep_previous(Path(path))
+
+        write_whole(Path(path), write)
 
     def load_checkpoint(
         self,
@@ -83,3 +94,31 @@ class WholeCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint: tensors, names and numbers, also from an address, of which Lightning reads anything."""
         return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def _save_synced(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, to the disk itself: a file that is renamed before it is there may be empty after a power cut.
+
+    Raises:
+        OSError: It cannot be written. torch says so as a ``RuntimeError`` about positions in the file.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _keep_previous(path: Path) -> None:
+    """Give a checkpoint that is about to be replaced a second name; there is no moment without the first."""
+    previous = Draft(path.with_name(PREVIOUS))
+    previous.discard()
+    try:
+        os.link(path, previous.path)
+    except OSError:  # no file system with links
+        os.replace(path, previous.path)
+    previous.keep()

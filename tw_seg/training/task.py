@@ -24,6 +24,7 @@ from tw_seg.models.bundled import find_normalization
 from tw_seg.models.factory import create_model
 from tw_seg.models.weights import read_normalization, read_weights
 from tw_seg.processes import add_over_processes, count_processes
+from tw_seg.training.finite import check_finite
 from tw_seg.training.optim import check_schedule, compute_lr_factor, count_steps, group_parameters
 from tw_seg.training.sampled_classes import (
     SampledClasses,
@@ -170,6 +171,7 @@ class SegmentationTask(pl.LightningModule):
         self._teacher_state: dict[str, Any] | None = None
         self.save_hyperparameters(ignore=["warm_start"])
         self.class_names = tuple(class_names)
+        self._trained_names: tuple[str, ...] = ()  # of the batch before
         self._total_steps = 0  # known when training starts
         self.model = create_model(
             model,
@@ -234,7 +236,17 @@ class SegmentationTask(pl.LightningModule):
     # --------------------------------------------------------------------------------------------- steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one semi-supervised batch; only rows with a mask or a pseudo-mask are decoded."""
+        """Loss of one semi-supervised batch; only rows with a mask or a pseudo-mask are decoded.
+
+        Raises:
+            NotFiniteError: It is NaN or infinite.
+        """
+        loss = self._train(batch)
+        check_finite(loss, self.model, batch.names, self._trained_names, step=self.global_step)
+        self._trained_names = batch.names
+        return loss
+
+    def _train(self, batch: Batch) -> Tensor:
         if self._teacher is None or self.global_step < self._teacher.options["start"]:
             return self._loss("train", batch, self._segment_rows(batch, batch.labelled))
         rows = self._choose_pseudo_rows(batch, self._teacher.options["images"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.oracles import nets
 from tw_seg.errors import InputError
@@ -136,3 +139,34 @@ def test_memory_of_a_pair_is_measured_once() -> None:
         assert copied.measure_pair(backward, decode) == 1 and calls == [1, 2]
     calls.clear()
     assert memory.measure_pair(backward, decode) == 1 and calls == []
+
+
+def find_address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
+@pytest.mark.parametrize(
+    ("schedule", "remedy"),
+    [
+        ({"memory_budget": 100.0}, "memory_budget=100.0 is more GiB than there are"),
+        (None, "give .* a memory_budget in GiB"),
+    ],
+)
+def test_a_decode_without_memory_names_the_budget(schedule, remedy):
+    """400 pairs keep 4 MB each in every layer, and the process may take 300 MB more than it has."""
+    import resource
+
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    classifier = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 100))
+    decoder = HeatmapDecoder(classifier, schedule=schedule)
+    images = torch.rand(4, 3, 256, 256)
+    decoder(images[:, :, :32, :32], classes=[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (find_address_space() + 300 * 2**20, hard))
+    try:
+        with pytest.raises(RuntimeError, match=f"can't allocate memory.*\n?A decode ran out of memory: {remedy}"):
+            decoder(images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    decoder(images, classes=[0])

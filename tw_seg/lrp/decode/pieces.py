@@ -13,7 +13,7 @@ from torch import Tensor
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.decode.propagate import make_empty_heatmaps, propagate
 from tw_seg.lrp.decode.recompute import Decode, checkpoint_decode, recompute_decodes
-from tw_seg.lrp.decode.schedule import GraphMemory, Piece, Schedule, choose_pairs, cut_pieces
+from tw_seg.lrp.decode.schedule import GraphMemory, Piece, Schedule, choose_pairs, cut_pieces, name_budget
 from tw_seg.lrp.decode.two_phase import decode_in_two_phases
 from tw_seg.lrp.ops.linear import fuse_weights
 from tw_seg.lrp.seeds import Seed
@@ -42,9 +42,17 @@ def decode_as_scheduled(
     Returns:
         The heatmaps (S, K', h, w) of each read-out.
     """
-    decode = partial(decode_at_once, seed)
     if len(classes) == 0 or backward.size == 0:
         return make_empty_heatmaps(backward, len(classes))
+    if torch.compiler.is_compiling():
+        return _decode_as_scheduled(partial(decode_at_once, seed), backward, classes, schedule, memory)
+    with name_budget(schedule):
+        return _decode_as_scheduled(partial(decode_at_once, seed), backward, classes, schedule, memory)
+
+
+def _decode_as_scheduled(
+    decode: DecodeClasses, backward: Backward, classes: Tensor, schedule: Schedule, memory: GraphMemory
+) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling() and schedule.chunk_size is None:
         # The compiler plans memory itself, and a loop over pieces would be written out.
         return checkpoint_decode(decode, backward, classes) if schedule.recompute else decode(backward, classes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from tw_seg.arguments import is_number
 from tw_seg.errors import InputError
 from tw_seg.lrp.core.backward import Backward
+from tw_seg.memory import is_out_of_memory
 
 _FRESH_PAGES = 32 * 2**20
 """Bytes from which on the C library maps every block anew (glibc's largest M_MMAP_THRESHOLD).
@@ -215,6 +217,27 @@ def choose_pairs(
     recomputes = schedule.recompute or schedule.gradient_threshold is not None
     most = count_recomputed_pairs(backward) if recomputes else count_pairs_in_reused_memory(backward)
     return int(min(most, every)), keep
+
+
+@contextmanager
+def name_budget(schedule: Schedule) -> Iterator[None]:
+    """Say of a decode that finds no memory which number of its schedule decides about that.
+
+    Raises:
+        RuntimeError: torch's own error, of the same type, with that addition; likewise a ``MemoryError``.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        given = schedule.memory_budget
+        remedy = (
+            'give the decoder a memory_budget in GiB, such as schedule={"memory_budget": 0.5}'
+            if given is None
+            else f"memory_budget={given} is more GiB than there are: make it smaller"
+        )
+        raise type(error)(f"{error}\nA decode ran out of memory: {remedy}, or decode fewer images at once") from error
 
 
 def measure_largest_coefficient(backward: Backward) -> int:

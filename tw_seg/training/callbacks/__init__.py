@@ -8,12 +8,13 @@ from tw_seg.training.callbacks.best_checkpoint import BestCheckpoint
 from tw_seg.training.callbacks.examples import ExampleImages
 from tw_seg.training.callbacks.export import ExportClassifier
 from tw_seg.training.callbacks.gate import GatedInference
-from tw_seg.training.callbacks.predictions import PredictionWriter
+from tw_seg.training.callbacks.predictions import PREDICTIONS, PredictionWriter
 from tw_seg.training.callbacks.report import TestReport
 from tw_seg.training.callbacks.run_config import RunConfig
 from tw_seg.training.callbacks.step_seed import StepSeed
 
 __all__ = [
+    "PREDICTIONS",
     "AveragedViews",
     "BestCheckpoint",
     "ExampleImages",

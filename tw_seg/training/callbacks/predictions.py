@@ -20,6 +20,9 @@ from tw_seg.training.run_directory import find_run_directory
 from tw_seg.training.task import Prediction, SegmentationTask
 from tw_seg.types import Failure, Window
 
+PREDICTIONS = "predictions"
+"""The folder of a run directory for its predictions."""
+
 
 class PredictionWriter(Callback):
     """Puts windows together to pictures, and writes the files of each as soon as its last window is there.
@@ -52,7 +55,7 @@ class PredictionWriter(Callback):
         task = _as_task(pl_module)
         self.failures = []
         self._folder = self._given or PredictionFolder(
-            find_run_directory(trainer) / "predictions",
+            find_run_directory(trainer) / PREDICTIONS,
             {"classes": list(task.class_names)},
             outputs=["masks"],
             overwrite=True,
