@@ -155,12 +155,12 @@ def exports(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     return {}
 
 
-class _Outputs(nn.Module):
+class DecoderOutputs(nn.Module):
     """A decoder as a file of ``tw-seg export`` has it: class ids, logits and heatmaps of all classes."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, decoder: HeatmapDecoder) -> None:
         super().__init__()
-        self.decoder = HeatmapDecoder(net)
+        self.decoder = decoder
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, heatmaps, _ = self.decoder(images)
@@ -169,7 +169,7 @@ class _Outputs(nn.Module):
 
 def onnx(net: nn.Module, images: Tensor) -> dict[str, float | str]:
     """An ONNX file with a dynamic batch gives in onnxruntime what eager gives, also for another batch size."""
-    module = _Outputs(net).eval()
+    module = DecoderOutputs(HeatmapDecoder(net)).eval()
     with torch.no_grad():
         dynamic = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(module, (images,), dynamic_shapes=dynamic, strict=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from captum.attr import LRP, InputXGradient
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from experiments.benchmarks.case import Case, classifier_state, random_data
 from experiments.benchmarks.contenders import Build, Contender, autocast, compiled, place, plain_classifier
 from experiments.benchmarks.published import published_model
+from experiments.support_table import DecoderOutputs
 from tw_seg import HeatmapDecoder
+from tw_seg.errors import InputError
+from tw_seg.export.onnx_file import INPUT, OUTPUTS, convert_to_onnx
 
 PRESENT = 1.5
 """Classes beside the background that an image shows on average: Pascal VOC's number."""
@@ -152,6 +156,40 @@ def _captum(method: Any, net: nn.Module, case: Case) -> Contender:
     return _contender(net, heatmaps, case)
 
 
+def exported_program(case: Case, published: Path | None) -> Contender:
+    """What ``torch.export`` recorded of ours."""
+    data, module = random_data(case), DecoderOutputs(decoder(case))
+    recorded = export(module, data.images).module()
+
+    @torch.no_grad()
+    def heatmaps() -> Tensor:
+        maps: Tensor = recorded(data.images)[2]
+        return maps
+
+    return _contender(module, heatmaps, case)
+
+
+def onnx_file(case: Case, published: Path | None) -> Contender:
+    """The ONNX file of ours in onnxruntime, with as many threads; on a CPU."""
+    if case.device != "cpu":
+        raise InputError("the ONNX file is measured on a CPU only")
+    data, module = random_data(case), DecoderOutputs(decoder(case))
+    converted = convert_to_onnx(export(module, data.images), makes_masks=True, facts={})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        converted.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    images = {INPUT: data.images.numpy()}
+    return _contender(module, lambda: torch.from_numpy(session.run(OUTPUTS[2:], images)[0]), case)
+
+
+def export(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """A module recorded for images of this number and size."""
+    with torch.no_grad():
+        return torch.export.export(module.eval(), (images,), strict=False)
+
+
 def published_inference(case: Case, published: Path | None) -> Contender:
     """The published code as its test loop runs it."""
     data = random_data(case)
@@ -171,6 +209,8 @@ INFERENCE: Mapping[str, Build] = {
     "zennit, per class": zennit,
     "captum LRP, per class": captum_lrp,
     "captum input x gradient, per class": captum_input_x_gradient,
+    "ours, exported (.pt2)": exported_program,
+    "ours, ONNX": onnx_file,
     "published": published_inference,
     "classifier": classifier,
 }

@@ -194,7 +194,7 @@ def smoke() -> Suite:
     small = replace(base, name=targets.INFERENCE, encoder="resnet18", size=32)  # captum has rules for this one
     entries = [
         Entry("training", base, WITH_PUBLISHED),
-        _inference(small, ("ours", "captum LRP, per class", "classifier")),
+        _inference(small, ("ours", "ours, exported (.pt2)", "ours, ONNX", "captum LRP, per class", "classifier")),
         *_sweep(replace(base, size=32, batch_norm="eval"), ("ours",), classes=(2, 4)),
     ]
     settings = Settings(repeats=2, least_seconds=0.0, least_turns=1, budget_seconds=60, limit_seconds=120)
