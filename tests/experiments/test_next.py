@@ -63,7 +63,9 @@ def test_the_table_has_the_mean_difference_of_seeds_that_both_ways_have():
 
 @pytest.mark.slow
 def test_the_ways_choose_as_many_new_masks_as_they_should(tmp_path: Path):
-    sizes = ["--masks", "4", "8", "--pretrain_steps", "5", "--steps", "5"]
+    sizes = ["--masks", "4", "8", "--pretrain_steps", "2", "--steps", "2", "--set=--data.size=32"]
+    sizes += ["--set=--data.dataset_kwargs={size: 32}", "--set=--trainer.accelerator=cpu"]
+    sizes += ["--set=--model.encoder_kwargs={channels: [8, 8, 16, 16], output_stride: 8, avg_down: false}"]
     measure.main(["--run_dir", str(tmp_path), "--seeds", "1", *sizes])
     start = set(LabelBudget.load(tmp_path / "seed0" / "start-4" / "label_budget.json").names)
     for way in measure.WAYS:
