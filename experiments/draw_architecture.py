@@ -39,6 +39,7 @@ FILES = "files"
 CAPTIONS = {
     "tw_seg": {
         "cli": "the command tw-seg",
+        "app": "a page in the browser",
         "training": "task, data module, callbacks",
         "export": "ONNX, .pt2",
         "models": "segmenter, baselines",

@@ -37,6 +37,7 @@ LEVELS = [
     {"lrp", "losses", "metrics", "data", "sweeps", "active"},
     {"models", "explain", "predict", "report"},
     {"training", "export"},
+    {"app"},
     {"cli"},
     {"__main__"},
 ]
@@ -65,6 +66,7 @@ ONLY_IN = {
     "onnxscript": ("export/onnx_file.py",),
     "onnxruntime": ("export/onnx_file.py",),
     "huggingface_hub": ("models/hub.py",),
+    "gradio": ("app/page.py",),
     "albumentations": ("data/loading/transforms.py",),
     "tifffile": ("data/layouts/pictures.py", "data/layouts/pixels.py"),
     "jinja2": ("report/page.py",),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from docs import build_site
-from tw_seg.cli import demo, explain, export, predict, reliability, sweep
+from tw_seg.cli import app, demo, explain, export, predict, reliability, sweep
 from tw_seg.cli import main as tw_seg_main
 from tw_seg.cli import next as next_images
 from tw_seg.cli.data import SUBCOMMANDS
@@ -96,6 +96,8 @@ def check_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert read_sweep(ROOT / given.file), "tests/experiments/test_sweeps.py runs its commands"
     elif program == "tw-seg" and arguments[:1] == ["export"]:
         assert export.create_parser().parse_args(arguments[1:]).out, "tests/cli/test_export.py runs such commands"
+    elif program == "tw-seg" and arguments[:1] == ["app"]:
+        assert app.create_parser().parse_args(arguments[1:]), "tests/app/test_page.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["demo"]:
         assert demo.create_parser().parse_args(arguments[1:]), "tests/cli/test_demo.py runs such commands"
     elif program == "tw-seg" and arguments[:1] == ["next"]:

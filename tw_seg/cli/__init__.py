@@ -38,6 +38,7 @@ COMMANDS = {
     "next": Command("tw_seg.cli.next:run_next", "choose the images to mask next"),
     "data": Command("tw_seg.cli.data:run_data", "check a data set, divide it, choose a label budget"),
     "export": Command("tw_seg.cli.export:run_export", "write a trained model for ONNX, torch.export or the Hub"),
+    "app": Command("tw_seg.cli.app:run_app", "look at a model in the browser, and correct it"),
     "demo": Command("tw_seg.cli.demo:run_demo", "find objects in photographs, with nothing trained"),
     "sweep": Command("tw_seg.cli.sweep:run_sweep", "run all that a W&B sweep file describes, without a server"),
     "doctor": Command(

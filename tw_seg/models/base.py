@@ -263,6 +263,25 @@ class SegModel(HubModel, ABC):
         """
         return None
 
+    def decode_anew(
+        self, images: Tensor, class_id: int, *, composite: str | None = None, read_out: str | float | None = None
+    ) -> Tensor | None:
+        """The heatmap of a class by other rules, or read elsewhere, than those that its masks are made with.
+
+        Args:
+            images: Shape (N, C, H, W), normalised.
+            class_id: The class among the K.
+            composite: Name of the relevance rules; ``None``: its own.
+            read_out: Where the heatmap is read; ``None``: where the model does it, scaled and added up as there.
+
+        Returns:
+            Relevance, signed, shape (N, h, w); ``None`` for a model whose masks are no heatmaps.
+
+        Raises:
+            InputError: There are no such rules, or the network cannot be read there.
+        """
+        return None
+
     def _are_all(self, classes: tuple[int, ...] | Tensor) -> bool:
         """Whether these are all classes in order; a tensor is not looked at."""
         return not isinstance(classes, Tensor) and classes == tuple(range(self.num_classes))

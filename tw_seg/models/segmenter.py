@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tw_seg.arguments import check_pairs, class_tensor, is_number
+from tw_seg.arguments import check_pairs, class_indices, class_tensor, is_number
 from tw_seg.errors import InputError
 from tw_seg.lrp import Decoded, HeatmapDecoder, Projected, Schedule
 from tw_seg.lrp.core.tape import Tape
@@ -132,7 +132,8 @@ class HeatmapSegmenter(SegModel):
         outputs = classes - (background == "constant")
         classifier = self.create_classifier(encoder_weights, classes=outputs)
         projections = 0 if refine is None else PROJECTIONS
-        self.decoder = HeatmapDecoder(classifier, **read_decoder_kwargs(decoder_kwargs), projections=projections)
+        self._decoder_kwargs = read_decoder_kwargs(decoder_kwargs)
+        self.decoder = HeatmapDecoder(classifier, **self._decoder_kwargs, projections=projections)
         if self.decoder.classes not in (None, outputs):
             raise InputError(
                 f"the classifier {encoder_name!r} returns {self.decoder.classes} logits, classes={classes} with "
@@ -183,6 +184,29 @@ class HeatmapSegmenter(SegModel):
         """The scaled heatmaps of an output, see `SegModel.find_heatmaps`: without the offset of each class."""
         return super().find_heatmaps(output, samples) - self._find_offset(tuple(range(self.num_classes)))
 
+    def decode_anew(
+        self, images: Tensor, class_id: int, *, composite: str | None = None, read_out: str | float | None = None
+    ) -> Tensor:
+        """See :meth:`SegModel.decode_anew`; an untied decoder's own weights are used where it has them."""
+        self.check_images(images)
+        columns = self._find_columns(class_indices([class_id], self.num_classes))
+        if not len(columns):  # a constant background
+            return images.new_zeros((len(images), *images.shape[2:]))
+        kwargs = dict(self._decoder_kwargs)
+        if read_out is not None:
+            kwargs["read_out"] = read_out
+        if composite is not None and composite != kwargs.get("composite", "epsilon"):
+            kwargs |= {"composite": composite, "composite_kwargs": None}
+        decoder = HeatmapDecoder(self.classifier, **kwargs)
+        with torch.no_grad():
+            for name, weight in self.decoder.decoder_weights.items():
+                if name in decoder.decoder_weights:
+                    decoder.decoder_weights[name].copy_(weight)
+        decoded = decoder(images, classes=columns)
+        if read_out is not None:
+            return decoded.heatmaps[:, 0]
+        return torch.stack([resize_maps(one, images.shape[2:]) for one in self._scale_heatmaps(decoded)]).sum(0)[:, 0]
+
     def load_classifier_state(self, state: Mapping[str, Tensor]) -> None:
         """Start from an image-level classifier of the same encoder: its state dict, every key of it.
 
@@ -203,11 +227,14 @@ class HeatmapSegmenter(SegModel):
 
         ``samples`` are the rows of the images that the heatmaps belong to, where they are not all in order.
         """
-        scale = self.log_scale.exp()
-        scaled = [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(decoded.readouts)]
+        scaled = self._scale_heatmaps(decoded)
         if isinstance(decoded, Projected):
             scaled += [net(self._make_seen(decoded), images, samples) for net in self.refine]
         return [resize_maps(one, images.shape[2:]) for one in scaled]
+
+    def _scale_heatmaps(self, decoded: Decoded | Projected) -> list[Tensor]:
+        scale = self.log_scale.exp()
+        return [_scale_heatmap(one, scale[depth], self.compress) for depth, one in enumerate(decoded.readouts)]
 
     def _make_seen(self, decoded: Projected) -> list[Tensor]:
         """What the refining net sees: maps (S, K', M, h, w) of each read-out, from the logits to the images."""
