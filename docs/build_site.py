@@ -29,7 +29,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CHAPTERS = {
     "Tutorials": ["own_data", "sweeps", "lrp_mask", "explain", "decoder", "custom_rule"],
-    "How to": ["demo", "app", "training", "data", "data_layouts", "predict", "report", "share", "gate", "doctor", "speed"],
+    "How to": [
+        "demo",
+        "app",
+        "training",
+        "data",
+        "data_layouts",
+        "predict",
+        "report",
+        "share",
+        "gate",
+        "doctor",
+        "speed",
+    ],
     "Facts": ["results", "support", "operations", "architecture"],
 }
 """Pages of docs/ by chapter; other chapters are the notebooks, examples, experiments and the reference."""

@@ -145,14 +145,20 @@ class Service:
         self.lock = threading.Lock()
 
     @classmethod
-    def load(cls, checkpoint: Path, *, out: Path, trust: Path | None = None) -> Service:
+    def load(cls, checkpoint: Path, *, out: Path, trust: Path | None = None, trust_code: bool = False) -> Service:
         """Load a checkpoint, or the best one of a run directory, and a score that ``tw-seg reliability fit`` wrote.
+
+        Args:
+            checkpoint: The file or the directory.
+            out: Where corrections are saved.
+            trust: The score.
+            trust_code: Whether code that the checkpoint names may be imported.
 
         Raises:
             InputError: A file is missing or of another kind.
         """
         score = None if trust is None else ReliabilityScore.load(trust)
-        task, data = load_run(find_checkpoint(checkpoint))
+        task, data = load_run(find_checkpoint(checkpoint), trust_code=trust_code)
         task.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return cls(task, data, out=out, score=score)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tw_seg.cli import COMMANDS
+from tw_seg.cli.config_code import add_trust_code
 from tw_seg.cli.short_help import CHECKPOINT_HELP
 
 _DESCRIPTION = f"""tw-seg app: {COMMANDS["app"].summary}. The page is served to this computer alone and asks no
@@ -32,7 +33,8 @@ def run_app(args: Sequence[str]) -> int:
     from tw_seg.app.session import Service
 
     trust = None if given.trust is None else Path(given.trust)
-    page = Page(Service.load(Path(given.checkpoint), out=Path(given.out), trust=trust))
+    checkpoint, out = Path(given.checkpoint), Path(given.out)
+    page = Page(Service.load(checkpoint, out=out, trust=trust, trust_code=given.trust_code))
     url = page.launch(given.port, open_browser=given.open)
     print(f"open {url} in a browser on this computer; stop with Ctrl-C", flush=True)
     page.wait()
@@ -51,6 +53,7 @@ def create_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where corrections are saved (corrections, or the first of corrections-2, ... that is free)",
     )
+    add_trust_code(result)
     add("--port", type=int, metavar="N", help="port of the page; by default the first free one from 7860 on")
     add("--open", action="store_true", help="open the page in the browser")
     return result
