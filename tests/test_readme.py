@@ -179,6 +179,7 @@ def known_options(capsys: pytest.CaptureFixture[str]) -> set[str]:
         "predict --help-all",
         "sweep --help",
         "doctor --help",
+        "app --help",
         "demo --help",
         "export --help",
     ]
