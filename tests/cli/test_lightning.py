@@ -236,6 +236,10 @@ def test_choose_run_dir(folder):
     assert choose(run_dir="mine") == "mine"
     Path("mine/config.yaml").touch()
     assert choose(run_dir="mine", ckpt_path="last") == "mine"
+    with pytest.raises(InputError, match="stopped before its first checkpoint: delete it"):
+        choose(run_dir="mine")
+    Path("mine/checkpoints").mkdir()
+    Path("mine/checkpoints/last.ckpt").touch()
     with pytest.raises(InputError, match="already holds a run.*--ckpt_path last"):
         choose(run_dir="mine")
     for which in ("best", "last"):

@@ -22,6 +22,7 @@ from tests.training.tiny import ENCODER
 from tw_seg.cli import main
 from tw_seg.cli.predict import create_parser
 from tw_seg.explain.reliability.score import ReliabilityScore, Term, rate_batch
+from tw_seg.locks import lock_folder
 from tw_seg.predict import outputs
 from tw_seg.training.restore import find_checkpoint, load_run
 
@@ -223,6 +224,31 @@ def test_a_killed_prediction_is_completed(where, trained):
     Path("out").rename("resumed")
     assert predict(trained) == 0
     assert read_files("resumed") == read_files("out")
+
+
+def test_a_prediction_that_is_stopped_goes_on(trained, monkeypatch, capsys):
+    save = outputs.save_mask
+
+    def stop(path: Path, mask: np.ndarray) -> None:
+        if path.stem == "b":
+            signal.raise_signal(signal.SIGTERM)
+        save(path, mask)
+
+    monkeypatch.setattr(outputs, "save_mask", stop)
+    assert predict(trained) == 130
+    assert capsys.readouterr().err.endswith("tw-seg: stopped; the same command goes on\n")
+    assert list(read_masks()) == NAMES[:2]
+    monkeypatch.setattr(outputs, "save_mask", save)
+    assert predict(trained) == 0
+    assert list(read_masks()) == NAMES
+
+
+def test_two_predictions_do_not_share_a_folder(trained, monkeypatch, capsys):
+    monkeypatch.setattr("tw_seg.locks.WAIT_SECONDS", 0.1)
+    with lock_folder(Path("out")):
+        assert predict(trained) == 2
+    assert "out: another process is writing there at this moment" in capsys.readouterr().err
+    assert files("out") == set()
 
 
 def test_a_full_disk_is_named_and_the_same_command_goes_on(trained, monkeypatch, capsys):

@@ -371,6 +371,11 @@ def check_new_run(run_dir: Path) -> None:
         InputError: It does.
     """
     if (run_dir / "config.yaml").exists():
+        if not any((run_dir / CHECKPOINTS).glob("*.ckpt")):
+            raise InputError(
+                f"run_dir {run_dir} holds a run that was stopped before its first checkpoint: delete it, or choose "
+                "another --run_dir"
+            )
         raise InputError(
             f"run_dir {run_dir} already holds a run: choose another --run_dir, resume the run with "
             "--ckpt_path last, or delete it"
@@ -504,7 +509,7 @@ def _finish_wandb() -> None:
 
 def _is_about_run(record: logging.LogRecord) -> bool:
     """Whether a message is about this run, not about a product or a device that is not there."""
-    return not re.search(r"Tip: For seamless|available: False", record.getMessage())
+    return not re.search(r"Tip: For seamless|available: False|Detected KeyboardInterrupt", record.getMessage())
 
 
 def _check_seed(seed: bool | int) -> int:
