@@ -38,3 +38,19 @@ def test_text_is_utf8_and_whole(tmp_path):
     write_text(tmp_path / "new" / "a.txt", "größer\n")
     assert (tmp_path / "new" / "a.txt").read_bytes() == "größer\n".encode()
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", "a\nb", "\x1b[31mred", "a\u202eb", "x" * 5000, "木" * 300, "/etc/passwd"]
+)
+def test_file_names_lead_nowhere_and_hold_nothing_that_is_obeyed(name, tmp_path):
+    folder = tmp_path / "in"
+    path = folder / file_name(name, ".png")
+    write_text(path, "written")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"] and [*folder.iterdir()] == [path]
+    assert path.name.isprintable() and path.name.endswith(".png")
+
+
+def test_long_names_that_differ_at_their_end_are_two_files():
+    assert len({file_name("x" * 5000 + end, ".png") for end in "abc"}) == 3
+    assert file_name("x" * 200, ".png") == "x" * 200 + ".png"

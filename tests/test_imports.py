@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tw_seg"
 
 # A part may import from lower levels and from itself; parts of one level never see each other.
 LEVELS = [
-    {"types", "errors", "version"},
+    {"types", "errors", "printable", "version"},
     {
         "arguments",
         "files",

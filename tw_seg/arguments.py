@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tw_seg.errors import InputError, TwSegError
+from tw_seg.printable import make_printable
 from tw_seg.types import IGNORE_INDEX, Batch, Normalization
 
 
@@ -131,6 +132,25 @@ def class_tensor(classes: Sequence[int] | Tensor, device: torch.device) -> Tenso
     if tuple(classes) == tuple(range(first, first + len(classes))):
         return torch.arange(first, first + len(classes), device=device)
     return torch.tensor(classes, dtype=torch.int64, device=device)
+
+
+def check_class_names(names: Sequence[str], *, name: str, error: type[TwSegError] = InputError) -> None:
+    """Refuse names with control characters, which tables, logs and terminals would obey.
+
+    Args:
+        names: The class names.
+        name: Where they come from, for the message.
+        error: The class of the error.
+
+    Raises:
+        TwSegError: Names the first.
+    """
+    for class_name in map(str, names):
+        if make_printable(class_name) != class_name:
+            raise error(
+                f"{name}: the class name '{make_printable(class_name)[:100]}' holds control characters; names are text "
+                "of one line"
+            )
 
 
 def check_class_count(count: int, *, name: str = "class_names", error: type[TwSegError] = InputError) -> None:

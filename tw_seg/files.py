@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from tw_seg.printable import is_control
+
+_LONGEST = 200  # bytes of a file name before its suffix; file systems take 255, and a draft needs some of them
 
 
 class Draft:
@@ -86,10 +91,18 @@ def make_next_free(path: Path) -> Path:
 
 
 def file_name(name: str, suffix: str) -> str:
-    """A sample's name as a file name: folders in it become part of the name.
+    """A sample's name as a file name: folders in it become part of the name, control characters underscores.
+
+    What is longer than a file name may be is cut, and told apart by a hash.
 
     Examples:
         >>> file_name("street/0001", ".png")
         'street__0001.png'
     """
-    return name.replace("/", "__").replace("\\", "__") + suffix
+    stem = name.replace("/", "__").replace("\\", "__")
+    stem = "".join("_" if is_control(letter) and not "\ud800" <= letter <= "\udfff" else letter for letter in stem)
+    encoded = stem.encode(errors="surrogatepass")
+    if len(encoded) <= _LONGEST:
+        return stem + suffix
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: _LONGEST - 13].decode(errors='ignore')}-{digest}{suffix}"

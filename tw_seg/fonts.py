@@ -15,10 +15,12 @@ _BOXES = "Last Resort"  # beginnings of the name of a font that has a box for ev
 def show_characters(texts: Iterable[str]) -> Iterator[None]:
     """Draw the texts made inside with fonts that have all their characters, as far as such are installed.
 
+    A dollar sign is one, and begins no formula.
+
     Args:
         texts: What is going to be drawn.
     """
-    with matplotlib.rc_context({"font.family": choose_fonts(texts)}):
+    with matplotlib.rc_context({"font.family": choose_fonts(texts), "text.parse_math": False}):
         yield
 
 

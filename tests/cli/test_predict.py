@@ -344,3 +344,18 @@ def test_trust_is_refused_for_masks_that_were_made_otherwise(trained, folder, ca
 def test_a_score_that_is_missing(trained, folder, capsys):
     assert predict(trained, "--trust", "none.json") == 2
     assert "none.json: cannot be read" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_names_are_neutral_in_what_is_written_and_said(trained, capsys):
+    shutil.rmtree("pictures")
+    Path("pictures").mkdir()
+    for name in ("red\x1b[31m", "two\nlines", "$x$ <script>"):
+        Image.new("RGB", (20, 20)).save(f"pictures/{name}.png")
+    Path("pictures/broken\x1b[2J\ntw-seg: forged.png").write_bytes(b"broken")
+    assert predict(trained) == 1
+    assert files("out/masks") == {"red_[31m.png", "two_lines.png", "$x$ <script>.png"}
+    said = capsys.readouterr()
+    assert "\x1b" not in said.err + said.out and "\ntw-seg: forged" not in said.err
+    assert "broken\\x1b[2J\\ntw-seg: forged.png: cannot read" in said.err
+    with open("out/images.csv", encoding="utf-8", newline="") as table:
+        assert [row["image"] for row in csv.DictReader(table)] == ["$x$ <script>", "red\x1b[31m", "two\nlines"]

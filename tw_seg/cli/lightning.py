@@ -51,6 +51,7 @@ from tw_seg.errors import InputError
 from tw_seg.files import make_next_free, next_free, remove_drafts
 from tw_seg.locks import LOCK, lock_folder
 from tw_seg.models.by_name import check_code, list_code, refuse_code
+from tw_seg.printable import make_printable
 from tw_seg.training.callbacks import (
     PREDICTIONS,
     BestCheckpoint,
@@ -457,7 +458,7 @@ def run_test(args: list[str]) -> int:
 def list_failures(failures: Sequence[Failure]) -> int:
     """Print the pictures that could not be read; returns the exit status, 1 if there are any."""
     for failure in failures:
-        print(f"tw-seg: not predicted: {failure.message}", file=sys.stderr)
+        print(f"tw-seg: not predicted: {make_printable(failure.message)}", file=sys.stderr)
     return int(bool(failures))
 
 

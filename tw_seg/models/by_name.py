@@ -36,7 +36,7 @@ def import_object(place: str, argument: str, form: str) -> Any:
 def list_code(arguments: Any) -> list[str]:
     """What the arguments of a model name of code, ``"package.module:NAME"``, at any depth: every text with a colon.
 
-    Example:
+    Examples:
         >>> list_code({"encoder_name": "mine.nets:make", "decoder_kwargs": {"custom_rules": "mine:RULES"}})
         ['mine.nets:make', 'mine:RULES']
     """

@@ -6,8 +6,10 @@ what else its user needs, all names and numbers; ``README.md``, the model card.
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -23,6 +25,7 @@ from tw_seg.models.by_name import check_code
 from tw_seg.models.published import CHOSEN_BY_WEIGHTS
 from tw_seg.models.weights import load_strict, read_weights
 from tw_seg.plain_files import read_json
+from tw_seg.printable import make_printable
 from tw_seg.version import __version__
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -192,7 +195,7 @@ def format_card(model: HubModel) -> str:
     lines = ["---", data.to_yaml(), "---", "", f"# {type(model).__name__} on {arguments['encoder_name']}", ""]
     lines += ["A semantic segmentation model of tw_seg: masks and image-level scores from one classifier.", ""]
     facts = {
-        "Classes": None if names is None else ", ".join(names),
+        "Classes": None if names is None else ", ".join(map(_escape, names)),
         "Images": _describe_images(info),
         "Gate": None
         if "gate" not in info
@@ -211,6 +214,11 @@ def format_card(model: HubModel) -> str:
     use = ["import tw_seg", "", 'model = tw_seg.load_model("this folder, or USER/NAME on the Hub")']
     lines += ["", "```python", *use, "output = model(images)  # normalised, (N, C, H, W)", "```", ""]
     return "\n".join(lines)
+
+
+def _escape(name: str) -> str:
+    """A name that neither Markdown nor HTML takes for its own."""
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(make_printable(name), quote=False))
 
 
 def _describe_images(info: ModelInfo) -> str | None:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from tw_seg.arguments import check_batch, check_numbers
+from tw_seg.arguments import check_batch, check_class_names, check_numbers
 from tw_seg.errors import InputError
 from tw_seg.hyper_parameters import make_plain
 from tw_seg.losses import SegmentationLoss
@@ -153,6 +153,7 @@ class SegmentationTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         class_names = [str(name) for name in class_names]
+        check_class_names(class_names, name="class_names")
         check_numbers(
             lr=lr,
             weight_decay=weight_decay,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,35 @@ def test_pixels_that_may_be_of_several_classes_are_one_colour_with_a_name(tmp_pa
     draw_contact_sheet(check_data(tmp_path / "data", "folder"), tmp_path / "sheet.png")
     before, after = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in seen)
     assert after == [*before, "one of several classes"]
+
+
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch):
+    """No formula of TeX, no control character."""
+    write_good(tmp_path / "data")
+    table = tmp_path / "data" / "image_labels.csv"
+    names = {"im0": "$\\frac{$ <b>", "im1": "a\x1b[31mb", "im2": "$x^2$"}
+    text = table.read_text()
+    for old, new in names.items():
+        text = text.replace(f"{old},", f"{new},")
+        for folder in ("images", "masks"):
+            for path in (tmp_path / "data" / folder).glob(f"{old}.png"):
+                path.rename(path.with_name(f"{new}.png"))
+    table.write_text(text)
+    seen = []
+    monkeypatch.setattr(contact_sheet.Figure, "savefig", lambda figure, *args, **kwargs: seen.append(figure))
+    monkeypatch.setattr(contact_sheet, "write_whole", lambda path, write: write(path))
+    draw_contact_sheet(check_data(tmp_path / "data", "folder"), tmp_path / "sheet.png")
+    titles = [axes.title for axes in seen[0].axes] + [axes._left_title for axes in seen[0].axes]
+    shown = {title.get_text().partition("/")[2] for title in titles}
+    assert {"$\\frac{$ <b>", "a\\x1b[31mb", "$x^2$"} <= shown
+    assert not any(title.get_parse_math() for title in titles if title.get_text())
+
+
+def test_the_text_of_a_check_holds_no_control_character(tmp_path):
+    write_good(tmp_path / "data")
+    for name in ("a\x1b[31mred", "b\nerror: forged"):
+        (tmp_path / "data" / "images" / f"{name}.png").write_bytes(b"broken")
+        with (tmp_path / "data" / "image_labels.csv").open("a", newline="") as table:
+            csv.writer(table).writerow([name, "train", "p1", 1, 0])
+    text = check_data(tmp_path / "data", "folder").report.format_text()
+    assert "a\\x1b[31mred.png" in text and "\x1b" not in text

@@ -305,3 +305,10 @@ def test_folders_of_images(tmp_path):
 def test_options_that_do_not_exist(tmp_path):
     with pytest.raises(InputError, match="unannotated must be 'background' or 'unlabelled', got 'empty'"):
         COCODataset(tmp_path, "train", unannotated="empty")
+
+
+def test_a_size_that_a_file_only_claims_fills_no_memory(tmp_path):
+    """The area of run lengths that lacks in the file is measured; that of an impossible image is not."""
+    sides = [2**30, 2**30]
+    with pytest.raises(DataError, match="instances_train.json: image 'a.png'.* for 1073741824x1073741824 pixels"):
+        draw(tmp_path, {"category_id": 4, "segmentation": {"size": sides, "counts": "0" * 12}})

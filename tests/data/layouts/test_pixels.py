@@ -191,3 +191,18 @@ def test_files_that_are_cut_or_changed(data, tmp_path_factory):
                 use(path)
         except DataError as error:
             assert str(path) in str(error)
+
+
+def test_a_page_that_claims_more_than_it_holds(tmp_path):
+    """A TIFF of a few hundred bytes whose page would fill 90 GiB."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4, 4, 5), np.float64), photometric="minisblack", planarconfig="contig")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tags = file.pages.first.tags
+        tags["ImageWidth"].overwrite(12_000)
+        tags["ImageLength"].overwrite(12_000)
+        tags["SamplesPerPixel"].overwrite(80)
+        tags["BitsPerSample"].overwrite([64] * 80)
+        tags["SampleFormat"].overwrite([3] * 80)
+    with pytest.raises(DataError, match="a.tif: the image does not fit into the memory"):
+        PixelFormat(80, (0.0, 1.0)).read(path)

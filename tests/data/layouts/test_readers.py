@@ -402,3 +402,11 @@ def test_a_table_of_names(tmp_path):
     assert read_label_table(path, need_labels=False).classes == ("background",)
     with pytest.raises(DataError, match="expected 2 to 255 classes"):
         read_label_table(path)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\x00", "a\u202eb", "a\u2028b"])
+def test_class_names_with_control_characters(name, tmp_path):
+    with pytest.raises(DataError, match="classes.txt: .*(control characters|first class)") as error:
+        (tmp_path / "classes.txt").write_text(f"background\n{name}\n", encoding="utf-8")
+        check_classes(["background", name], "classes.txt")
+    assert str(error.value).isprintable()

@@ -24,6 +24,7 @@ from tw_seg.errors import DataError
 from tw_seg.files import write_whole
 from tw_seg.fonts import show_characters
 from tw_seg.pictures import make_palette
+from tw_seg.printable import make_printable
 from tw_seg.types import BACKGROUND, IGNORE_INDEX, Sample
 
 _COLUMNS, _ROWS = 6, 5
@@ -142,7 +143,7 @@ def _draw_tile(axes: Axes, tile: Tile, data: SegmentationData) -> np.ndarray:
             is_set = (sample.mask >= len(data.classes)) & (sample.mask != IGNORE_INDEX)
             sample = sample._replace(mask=np.where(is_set, _OPEN, sample.mask).astype(np.uint8))
         axes.imshow(_draw_overlay(sample))
-    axes.set_title(f"{split}/{name}", fontsize=_FONT, loc="left", pad=3)
+    axes.set_title(make_printable(f"{split}/{name}"), fontsize=_FONT, loc="left", pad=3)
     below = [] if sample is None else [(_wrap(_name_classes(sample, data.classes), 2), _COLORS["note"])]
     _write_below(axes, [*below, (_wrap(tile.text, 3), tile.color)])
     return np.unique([] if sample is None or sample.mask is None else sample.mask).astype(np.int64)
@@ -171,7 +172,7 @@ def _write_below(axes: Axes, texts: Sequence[tuple[str, str]]) -> None:
 
 
 def _wrap(text: str, lines: int) -> str:
-    return fill(text, 46, max_lines=lines, placeholder=" ...")
+    return fill(make_printable(text), 46, max_lines=lines, placeholder=" ...")
 
 
 def _read(data: SegmentationData, row: int) -> Sample | None:

@@ -35,6 +35,7 @@ from tw_seg.data.grouping.near_duplicates import group_near_duplicates
 from tw_seg.data.layouts.pixels import RGB, PixelFormat
 from tw_seg.data.opening import open_splits
 from tw_seg.errors import DataError
+from tw_seg.printable import make_printable
 
 _SHOWN = 10  # warnings and notes of a kind; errors are shown all
 
@@ -94,7 +95,7 @@ class CheckReport:
             parts = [*tables, _format_channels(self.channels)]
         parts += [f"config:\n{self.format_config()}".rstrip()]
         for kind, (severity, title) in KINDS.items():
-            texts = [finding.text for finding in self.findings if finding.kind == kind]
+            texts = [make_printable(finding.text) for finding in self.findings if finding.kind == kind]
             if texts:
                 shown = texts if severity == "error" else texts[:_SHOWN]
                 more = [] if len(shown) == len(texts) else [f"... and {len(texts) - len(shown)} more, all with --json"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tw_seg.printable import make_printable
+
 
 def format_table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as columns, the first to the left and the others to the right.
@@ -13,6 +15,7 @@ def format_table(lines: Sequence[Sequence[str]]) -> str:
                 train
         images     20
     """
+    lines = [[make_printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from tw_seg.data.layouts.annotated import AnnotatedImage, AnnotatedImages, Annot
 from tw_seg.data.layouts.shapes import Box, Polygons, Runs, Shape
 from tw_seg.data.layouts.structured import Record, read_json
 from tw_seg.errors import DataError
+
+_MOST_PIXELS = 10**9  # that an image has; a size that a file only claims must not fill the memory
 
 
 class COCODataset(AnnotatedImages):
@@ -95,6 +98,8 @@ def _measure(outline: Runs | Polygons) -> float:
         return sum(map(_measure_ring, outline.rings))
     if not isinstance(outline.counts, str):
         return float(sum(outline.counts[1::2]))
+    if math.prod(outline.size) > _MOST_PIXELS:
+        return 0.0
     try:
         return float(outline.fill(outline.size).sum())
     except DataError:

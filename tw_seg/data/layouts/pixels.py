@@ -20,6 +20,7 @@ from tw_seg.errors import DataError, InputError
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PALETTE, _CMYK, _YCBCR = 3, 5, 6  # values of TIFF's tag PhotometricInterpretation that Pillow turns into RGB
+_MOST_BYTES = 4 * 2**30  # of a page, whose channels and depth a file only claims
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow weighs colours
 
 Report = Callable[[str], None]
@@ -210,6 +211,8 @@ def _open_tiff(path: Path, read: Callable[[Any], Any]) -> Any:
                 page = tiff.pages.first
                 if Image.MAX_IMAGE_PIXELS and page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
                     raise MemoryError(f"{page.imagelength}x{page.imagewidth} pixels")
+                if page.nbytes > _MOST_BYTES:
+                    raise MemoryError(f"{page.nbytes:,} bytes")
                 return read(page)
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image file is missing; add it or take it off the list") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tw_seg.arguments import check_class_count, check_mask_ids
+from tw_seg.arguments import check_class_count, check_class_names, check_mask_ids
 from tw_seg.data.layouts.file_names import normalize_name, strip_suffix
 from tw_seg.data.layouts.opening import SWAP_SIDES, TURNS, convert_to_rgb, find_orientation, open_image, read_file
 from tw_seg.data.layouts.usable import list_unique, raise_error
@@ -159,6 +159,7 @@ def check_classes(classes: Sequence[str], source: str) -> tuple[str, ...]:
         twice = sorted({name for name in classes if list(classes).count(name) > 1})
         raise DataError(f"{source}: class names must be unique, found twice: {', '.join(twice)}")
     check_class_count(len(classes), name=source, error=DataError)
+    check_class_names(classes, name=source, error=DataError)
     return tuple(classes)
 
 

@@ -242,7 +242,7 @@ def name_budget(schedule: Schedule) -> Iterator[None]:
 
 def measure_largest_coefficient(backward: Backward) -> int:
     """Bytes of the largest coefficient for one pair."""
-    images = backward.tape.images.shape[0]
+    images = max(backward.tape.images.shape[0], 1)
     return max(value.numel() * value.element_size() // images for value in _decoded_values(backward).values())
 
 
