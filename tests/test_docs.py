@@ -40,7 +40,7 @@ EXPERIMENTS = [
         "reliability/README.md",
     )
 ]
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", *EXPERIMENTS]
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *EXPERIMENTS]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)%?", re.IGNORECASE)
 
 
