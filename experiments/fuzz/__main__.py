@@ -1,6 +1,6 @@
 """Gives every reader of files from elsewhere inputs that are broken: real files, changed, and what Hypothesis makes.
 
-    python -m experiments.fuzz --inputs 100000          # all readers
+    python -m experiments.fuzz                          # 100,000 inputs for all readers together
     python -m experiments.fuzz --inputs 1000 --only coco
 
 A reader takes an input, or refuses it with an error of tw_seg that names the file. All else is listed, and the exit
@@ -40,7 +40,7 @@ ROOT = "input <b>"  # a name that no message holds otherwise
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("experiments.fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=10_000, help="how many, of all readers together")
+    parser.add_argument("--inputs", type=int, default=100_000, help="how many, of all readers together")
     parser.add_argument("--only", default="", metavar="TEXT", help="only readers with this in their name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where inputs that failed are copied to")
