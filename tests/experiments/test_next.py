@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,8 @@ def test_the_ways_choose_as_many_new_masks_as_they_should(tmp_path: Path):
     sizes = ["--masks", "4", "8", "--pretrain_steps", "2", "--steps", "2", "--set=--data.size=32"]
     sizes += ["--set=--data.dataset_kwargs={size: 32}", "--set=--trainer.accelerator=cpu"]
     sizes += ["--set=--model.encoder_kwargs={channels: [8, 8, 16, 16], output_stride: 8, avg_down: false}"]
+    lengths = {"train": {"length": 60}, "val": {"length": 16}, "test": {"length": 16}}
+    sizes.append(f"--set=--data.split_kwargs={json.dumps(lengths)}")
     measure.main(["--run_dir", str(tmp_path), "--seeds", "1", *sizes])
     start = set(LabelBudget.load(tmp_path / "seed0" / "start-4" / "label_budget.json").names)
     for way in measure.WAYS:
