@@ -45,7 +45,7 @@ shared = [
     "--model.encoder_kwargs={channels: [32, 48, 64, 64], output_stride: 8}",
     "--data.dataset=digits",
     "--data.dataset_kwargs={size: 32}",
-    "--data.split_kwargs={train: {length: 256}, val: {length: 40}, test: {length: 100}}",
+    "--data.split_kwargs={train: {length: 256}, val: {length: 40}, test: {length: 60}}",
     "--data.size=32",
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -57,10 +57,10 @@ pretrain = [
     "--model.model=classifier",
     "--model.lr=0.004",
     "--model.scheduler=onecycle",
-    "--model.warmup_steps=60",
+    "--model.warmup_steps=40",
     "--data.batch_size=32",
     "--data.labelled_per_batch=0",
-    "--data.steps_per_epoch=240",
+    "--data.steps_per_epoch=200",
     "--best.monitor=val/cls/map",
 ]
 assert main(["fit", *shared, *pretrain, "--run_dir=runs/pretrain"]) == 0
@@ -85,7 +85,7 @@ train = [
     "--model.lr=0.003",
     "--data.batch_size=12",
     "--data.labelled_per_batch=4",
-    "--data.steps_per_epoch=80",
+    "--data.steps_per_epoch=50",
     "--test_after_fit=true",
 ]
 sweep = {
@@ -112,7 +112,7 @@ assert main(["sweep", "budgets.yaml"]) == 0
 # %% [markdown]
 # ## Look at it
 #
-# Eighty steps and one choice of masks say nothing of the models; they show how it is done. With `data.split_seed:
+# Fifty steps and one choice of masks say nothing of the models; they show how it is done. With `data.split_seed:
 # {values: [0, 1, 2, 3, 4]}` among the parameters the table has means over choices of masks, and paired differences
 # with 95 % intervals.
 
