@@ -99,6 +99,7 @@ def cpu() -> Suite:
         Entry("training", replace(single, name="1 image"), DOUBLE),
         Entry("training", replace(base, name="32 images", batch=32, labelled=8, size=64), DOUBLE),
         _inference(replace(vgg, name="inference, VGG-16", classes=11, batch=1)),
+        _inference(replace(base, name="inference, exported"), ("ours", "ours, exported (.pt2)", "ours, ONNX")),
         *_flat(base),
         *_sweep(
             small,
