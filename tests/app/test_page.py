@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -63,9 +62,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(line.split()[1], folder, process)
         assert process.poll() is None, process.stdout.read()
     finally:
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=WAIT)
-    assert "Traceback" not in output
+        process.terminate()  # SIGINT is ignored where the tests run in the background of a shell
+        try:
+            output, _ = process.communicate(timeout=WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+    # A browser that leaves in the middle of an answer is a traceback of the server's, not one of ours.
+    assert not [part for part in output.split("Traceback")[1:] if "/tw_seg/" in part], output
 
 
 def make_client(server: Server) -> Any:

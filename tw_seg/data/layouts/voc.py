@@ -80,7 +80,7 @@ class VOCDataset(ImageFiles):
         colors: Red, green and blue of each class where masks are in colours, or the path of a ``labelmap.txt`` below
             ``root``; default: that file, if it is there.
         split_by: Divides the images of all lists otherwise: see `tw_seg.data.layouts.splits.choose_rows`.
-        download: Whether torchvision downloads the original data where ``root`` does not exist.
+        download: Whether torchvision downloads the original data where ``root`` has no images.
         on_error: Is called with each error that concerns a single image or mask, which is then left out; by default
             the first is raised.
 
@@ -111,7 +111,7 @@ class VOCDataset(ImageFiles):
         on_error: OnError = raise_error,
     ) -> None:
         root = Path(root)
-        if download and not root.exists():
+        if download and not (root / "JPEGImages").exists():
             download_voc(root)
         csv_path, classes_path = root / "image_labels.csv", root / "classes.txt"
         if classes is None and classes_path.is_file():
