@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.app.tiny import NAMES, make_picture
-from tw_seg.app.save import CorrectionFolder, SavedPicture, make_free
+from tw_seg.app.save import CorrectionFolder, SavedPicture
 from tw_seg.data.layouts.folder import FolderDataset
 from tw_seg.errors import DataError
+from tw_seg.files import make_next_free
 
 WHOLE = np.zeros((48, 64), dtype=np.uint8)
 WHOLE[16:32, 20:40] = 2
@@ -41,7 +42,7 @@ def test_a_picture_is_replaced_and_no_other_folder_is_touched(tmp_path):
 
 
 def test_folders_are_made_where_they_are_free(tmp_path):
-    names = [make_free(tmp_path / "deep" / "x").name for _ in range(3)]
+    names = [make_next_free(tmp_path / "deep" / "x").name for _ in range(3)]
     assert names == ["x", "x-2", "x-3"]
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tw_seg.errors import DataError
-from tw_seg.files import write_text
+from tw_seg.files import make_next_free, write_text
 from tw_seg.pictures import save_mask, save_picture
 from tw_seg.types import BACKGROUND, IGNORE_INDEX
 
@@ -54,7 +54,7 @@ class CorrectionFolder:
             DataError: It cannot be written to.
         """
         try:
-            self._path = self._path or make_free(self._wanted)
+            self._path = self._path or make_next_free(self._wanted)
             for name, one in pictures.items():
                 save_picture(self._path / "images" / f"{name}.png", one.pixels)
                 save_mask(self._path / "masks" / f"{name}.png", one.mask)
@@ -70,19 +70,6 @@ class CorrectionFolder:
                 "--out, or free some space"
             ) from error
         return self._path
-
-
-def make_free(path: Path) -> Path:
-    """Make a folder: the path itself, or the first of ``name-2``, ``name-3``, ... that is not there yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, candidate = 1, path
-    while True:
-        try:
-            candidate.mkdir()
-            return candidate
-        except FileExistsError:
-            number += 1
-            candidate = path.with_name(f"{path.name}-{number}")
 
 
 def describe_labels(mask: np.ndarray, num_classes: int) -> list[str]:

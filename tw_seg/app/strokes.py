@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from tw_seg.arguments import is_number
 from tw_seg.errors import InputError
+from tw_seg.plain_files import parse_json
 from tw_seg.types import IGNORE_INDEX
 
 
@@ -39,7 +39,7 @@ def read_strokes(text: str | None, num_classes: int) -> list[Stroke]:
         [Stroke(label=1, radius=0.1, points=((0.5, 0.25),))]
     """
     try:
-        return [_read_stroke(one, num_classes) for one in json.loads(text or "[]")]
+        return [_read_stroke(one, num_classes) for one in parse_json(text or "[]")]
     except (ValueError, KeyError, TypeError) as error:  # InputError is a ValueError
         raise InputError(f"the marks cannot be read ({error}): clear them and draw them again") from error
 

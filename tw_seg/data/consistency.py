@@ -128,7 +128,7 @@ def compare_masks(
     _refuse_if_none_agrees(shown, named, denied, ignored=ignored, files=files, what=what)
     _tell_of_denied_pixels(denied, names, files, what=what, refuse=contradictions == "refuse")
     lost = ignored.any() and _find_lost_classes(shown, named).any()
-    hint = f"; {_SAVE}" if lost or _find_hidden(shown, named, ignored).any() else ""
+    hint = f"; {_SAVE}" if lost or _find_hidden(held, labels).any() else ""
     _warn_of_missing_pixels(missing, names, files, what=what, hint=hint)
 
 
@@ -149,7 +149,7 @@ def find_contradictions(held: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     """
     shown, ignored = held[:, BACKGROUND + 1 : labels.shape[1]], held[:, IGNORE_INDEX]
     named, denied = labels[:, BACKGROUND + 1 :] > 0, labels[:, BACKGROUND + 1 :] <= 0
-    believed = ignored[:, None] & ~_find_lost_classes(shown, named) & ~_find_hidden(shown, named, ignored)[:, None]
+    believed = ignored[:, None] & ~_find_lost_classes(shown, named) & ~_find_hidden(held, labels)[:, None]
     return shown & denied, named & ~shown & ~believed
 
 
@@ -186,9 +186,21 @@ def _find_lost_classes(shown: np.ndarray, named: np.ndarray) -> np.ndarray:
     return lost
 
 
-def _find_hidden(shown: np.ndarray, named: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def find_silent(held: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Masks that ignore pixels and show no object at all, though the labels name one; bool, (N,).
+
+    Args:
+        held: Which values each mask holds, bool, shape (N, 256).
+        labels: Image-level labels, shape (N, K); NaN is unknown.
+    """
+    shown, named = held[:, BACKGROUND + 1 : labels.shape[1]], labels[:, BACKGROUND + 1 :] > 0
+    silent: np.ndarray = held[:, IGNORE_INDEX] & named.any(axis=1) & ~shown.any(axis=1)
+    return silent
+
+
+def _find_hidden(held: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Masks that ignore all that the labels name, (N,), if they are many: some masks are of 0 and 255."""
-    hidden: np.ndarray = ignored & named.any(axis=1) & ~shown.any(axis=1)
+    hidden, named = find_silent(held, labels), labels[:, BACKGROUND + 1 :] > 0
     return hidden & (hidden.sum() > max(1, _OFTEN * named.any(axis=1).sum()))
 
 

@@ -63,15 +63,15 @@ def _draw_sheet(result: CheckResult, tiles: Sequence[Tile]) -> Figure:
     rows = max(1, -(-len(tiles) // _COLUMNS))
     figure = Figure(figsize=(2.4 * _COLUMNS, 2.9 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, _COLUMNS, squeeze=False)
-    held = np.zeros(256, dtype=bool)
+    open_pixels = False
     for axes, tile in zip_longest(grid.flat, tiles):
         axes.set_axis_off()
         if tile is not None:
-            held[_draw_tile(axes, tile, result.splits[tile.image[0]])] = True
+            open_pixels |= _draw_tile(axes, tile, result.splits[tile.image[0]])
     colors = make_palette() / 255
     shown = [(k, name) for k, name in enumerate(result.report.classes) if k != BACKGROUND]
     others = [(IGNORE_INDEX, "ignored"), (_OPEN, "one of several classes")]
-    handles = [Patch(color=colors[k], label=name) for k, name in [*shown, *(others if held[_OPEN] else others[:1])]]
+    handles = [Patch(color=colors[k], label=name) for k, name in [*shown, *(others if open_pixels else others[:1])]]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize="small")
     return figure
 
@@ -131,22 +131,24 @@ def _has_mask(data: SegmentationData, row: int) -> bool:
     return has_mask is None or bool(has_mask[row])
 
 
-def _draw_tile(axes: Axes, tile: Tile, data: SegmentationData) -> np.ndarray:
-    """Draw an image, its mask and what is said of it; returns the values that were drawn of the mask."""
+def _draw_tile(axes: Axes, tile: Tile, data: SegmentationData) -> bool:
+    """Draw an image, its mask and what is said of it; returns whether a pixel may be of several classes."""
     split, name = tile.image
     sample = _read(data, data.names.index(name))
+    has_sets = False
     if sample is None:
         axes.imshow(np.full((3, 4, 3), 225, dtype=np.uint8))
         axes.text(1.5, 1, "cannot be read", ha="center", va="center", color=_COLORS["error"])
     else:
         if sample.mask is not None:  # sets of classes are one colour
             is_set = (sample.mask >= len(data.classes)) & (sample.mask != IGNORE_INDEX)
+            has_sets = bool(is_set.any())
             sample = sample._replace(mask=np.where(is_set, _OPEN, sample.mask).astype(np.uint8))
         axes.imshow(_draw_overlay(sample))
     axes.set_title(make_printable(f"{split}/{name}"), fontsize=_FONT, loc="left", pad=3)
     below = [] if sample is None else [(_wrap(_name_classes(sample, data.classes), 2), _COLORS["note"])]
     _write_below(axes, [*below, (_wrap(tile.text, 3), tile.color)])
-    return np.unique([] if sample is None or sample.mask is None else sample.mask).astype(np.int64)
+    return has_sets
 
 
 def _name_classes(sample: Sample, classes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tw_seg.data.check.findings import Finding
 from tw_seg.data.check.scan import ImageFacts
-from tw_seg.data.consistency import MaskFiles, compare_masks, find_contradictions, find_expected
+from tw_seg.data.consistency import MaskFiles, compare_masks, find_contradictions, find_expected, find_silent
 from tw_seg.data.dataset import SegmentationData
 from tw_seg.data.layouts.file_names import show_names
 from tw_seg.errors import ContradictionError
@@ -45,8 +45,7 @@ def find_disagreements(split: str, facts: Sequence[ImageFacts], data: Segmentati
         return [Finding("refused", str(error), tuple(images))]
     hidden = [Finding("missing", str(w.message), ()) for w in caught if "no mask has a pixel of any" in str(w.message)]
     wrong = _describe(split, masked, data, files=files, denied=denied, missing=missing)
-    shown = held[:, BACKGROUND + 1 : len(data.classes)].any(axis=1)
-    silent = held[:, IGNORE_INDEX] & ~shown & (labels[:, BACKGROUND + 1 :] > 0).any(axis=1) & ~missing.any(axis=1)
+    silent = find_silent(held, labels) & ~missing.any(axis=1)
     return [*hidden, *wrong, *_describe_silent(split, masked, files, silent)]
 
 
