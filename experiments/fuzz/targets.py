@@ -164,6 +164,8 @@ def _read_in_every_way(root: Path) -> None:
     content = (root / "input").read_bytes()
     table = root / "labelmap.txt"
     table.write_text("background:0,0,0::\ncat:1,1,1::\n")
+    refusals: list[TwSegError] = []
+    taken = 0
     for suffix in (".png", ".tif", ".jpg"):
         path = root / f"input{suffix}"
         path.write_bytes(content)
@@ -180,8 +182,12 @@ def _read_in_every_way(root: Path) -> None:
         for read in reads:
             try:
                 read()
+                taken += 1
             except TwSegError as error:
                 assert str(path) in str(error), error
+                refusals.append(error)
+    if not taken:
+        raise refusals[-1]
 
 
 @st.composite

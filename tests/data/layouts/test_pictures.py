@@ -128,6 +128,10 @@ def test_a_large_tiff_that_cannot_be_mapped_is_refused(tmp_path, monkeypatch):
         tifffile.imwrite(path, data, photometric="rgb", **kwargs)
         with pytest.raises(DataError, match=rf"{name}.tif: a TIFF with more than 20 pixels.*convert it"):
             Pictures({name: path}, ["background", "cat"])[0]
+    tifffile.imwrite(tmp_path / "whole.tif", values, photometric="rgb")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "whole.tif").read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"cut.tif: cannot read the image \(.*\); it is truncated"):
+        Pictures({"cut": tmp_path / "cut.tif"}, ["background", "cat"])[0]
     (tmp_path / "broken.tif").write_bytes(b"II*\0no")
     with pytest.raises(DataError, match="broken.tif: cannot read the image"):
         Pictures({"b": tmp_path / "broken.tif"}, ["background", "cat"])[0]

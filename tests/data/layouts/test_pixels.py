@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -206,3 +207,24 @@ def test_a_page_that_claims_more_than_it_holds(tmp_path):
         tags["SampleFormat"].overwrite([3] * 80)
     with pytest.raises(DataError, match="a.tif: the image does not fit into the memory"):
         PixelFormat(80, (0.0, 1.0)).read(path)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_pages_that_lead_back_to_each_other(kind, tmp_path):
+    """The second page names the first as the next one; `kind` 1 says that each is a small version of another."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for _ in range(2):
+            file.write(make(5), photometric="minisblack", planarconfig="contig", metadata=None, subfiletype=kind)
+    with tifffile.TiffFile(path) as file:
+        first, second = (page.offset for page in file.pages)
+    content = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from("<H", content, second)
+    struct.pack_into("<I", content, second + 2 + 12 * tags, first)
+    path.write_bytes(content)
+    if kind == 0:
+        for use in (PixelFormat(5).read, PixelFormat(5).read_size):
+            with pytest.raises(DataError, match=r"a.tif: expected one image in the file, found 100 or more pages"):
+                use(path)
+    else:
+        assert PixelFormat(5).read(path).shape == (6, 9, 5) and PixelFormat(5).read_size(path) == ((6, 9), False)

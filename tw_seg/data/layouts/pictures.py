@@ -6,6 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
         there.
 
     Raises:
-        DataError: It is one, but compressed, not of 8 bits or of several pages.
+        DataError: It is one, but compressed, not of 8 bits, of several pages or truncated.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -184,7 +185,7 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
             limit, pixels = Image.MAX_IMAGE_PIXELS, page.imagewidth * page.imagelength
             if limit is None or pixels <= limit:
                 return None
-            fits = page.is_memmappable and page.dtype == np.uint8 and len(tiff.pages) == 1
+            fits = page.is_memmappable and page.dtype == np.uint8 and len(list(islice(tiff.pages, 2))) == 1
             fits = fits and page.planarconfig == 1 and page.photometric in (_GREY, _RGB)
             orientation = page.tags.valueof("Orientation", 1)
     except Exception:  # tifffile raises errors of every class on broken files; the reader says what is wrong
@@ -196,6 +197,9 @@ def map_large_tiff(path: Path) -> np.ndarray | None:
             f"{path}: a TIFF with more than {2 * limit:,} pixels is read as a memory map, which needs one uncompressed "
             "page of grey or RGB values of 8 bits, side by side; convert it (tiffcp -c none), or cut it into tiles"
         )
-    picture: np.ndarray = tifffile.memmap(path, mode="r")
+    try:
+        picture: np.ndarray = tifffile.memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the image ({error}); it is truncated") from error
     picture = picture[..., :3] if picture.ndim == 3 else np.broadcast_to(picture[..., None], (*picture.shape, 3))
     return turn_array(picture, orientation)

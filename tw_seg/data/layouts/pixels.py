@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from tw_seg.errors import DataError, InputError
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PALETTE, _CMYK, _YCBCR = 3, 5, 6  # values of TIFF's tag PhotometricInterpretation that Pillow turns into RGB
+_MOST_PAGES = (
+    100  # that are counted: a broken file's pages may lead back to each other, and tifffile follows them for ever
+)
 _MOST_BYTES = 4 * 2**30  # of a page, whose channels and depth a file only claims
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow weighs colours
 
@@ -206,7 +210,8 @@ def _open_tiff(path: Path, read: Callable[[Any], Any]) -> Any:
     """What ``read`` makes of the only page of a TIFF."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if not getattr(page, "subfiletype", 0) & 5]  # versions of another page
+            walked = list(islice(tiff.pages, _MOST_PAGES))
+            pages = [page for page in walked if not getattr(page, "subfiletype", 0) & 5]  # versions of another page
             if len(pages) <= 1:
                 page = tiff.pages.first
                 if Image.MAX_IMAGE_PIXELS and page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
@@ -221,7 +226,8 @@ def _open_tiff(path: Path, read: Callable[[Any], Any]) -> Any:
     except Exception as error:  # tifffile raises errors of every class on broken files
         codec = "; pip install imagecodecs, or save it without compression" if "imagecodecs" in str(error) else ""
         raise DataError(f"{path}: cannot read the image ({error}); it is no image file or truncated{codec}") from error
-    raise DataError(f"{path}: expected one image in the file, found {len(pages)} pages; save each as a file of its own")
+    found = f"{len(pages)}{' or more' if len(walked) == _MOST_PAGES else ''} pages"
+    raise DataError(f"{path}: expected one image in the file, found {found}; save each as a file of its own")
 
 
 def _find_orientation(page: Any) -> int:
