@@ -102,11 +102,11 @@ def test_no_classes_where_one_is_needed(classes) -> None:
 
 
 def test_good_samples_pass() -> None:
-    assert check_samples(None) is None and check_samples(None, torch.device("meta")) is None
+    assert check_samples(None, 2) is None and check_samples(None, 2, device=torch.device("meta")) is None
     rows = torch.tensor([1, 0])
-    assert check_samples(rows) is rows and check_samples(rows[:0]).tolist() == []
-    assert check_samples(rows, torch.device("cpu")).tolist() == [1, 0]
-    assert check_samples(rows, torch.device("meta")).device.type == "meta"
+    assert check_samples(rows, 2) is rows and check_samples(rows[:0], 0).tolist() == []
+    assert check_samples(rows, 2, device=torch.device("cpu")).tolist() == [1, 0]
+    assert check_samples(rows, 2, device=torch.device("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,14 @@ def test_good_samples_pass() -> None:
         (torch.tensor([0], dtype=torch.int32), "torch.int32"),
         (torch.tensor([True, False]), r"torch.bool of shape \(2,\): use mask.nonzero\(\)"),
         (torch.tensor([[0]]), r"\(1, 1\)"),
+        (torch.tensor([0, 2, 1, 9]), "row indices >= 0 and < 2, the number of images, found 2, 9$"),
+        (torch.tensor([-1]), "< 2, the number of images, found -1$"),
+        (torch.arange(9), r"found 2, 3, 4, 5, 6, \.\.\.$"),
     ],
 )
 def test_wrong_samples(samples, named: str) -> None:
     with pytest.raises(InputError, match=f"samples must be.*{named}"):
-        check_samples(samples)
+        check_samples(samples, 2)
 
 
 # ------------------------------------------------------------------------------------------------------- masks
@@ -187,7 +190,7 @@ def test_wrong_numbers(call, named: str) -> None:
 def test_nothing_waits_for_the_device() -> None:
     # A meta tensor has no values: whatever would read one raises.
     check_images(torch.empty(2, 3, 8, 8, device="meta"), 3, allow_empty=False)
-    check_samples(torch.empty(1, dtype=torch.int64, device="meta"))
+    check_samples(torch.empty(1, dtype=torch.int64, device="meta"), 2)
     classes = class_indices(torch.empty(2, dtype=torch.uint8, device="meta"), 4)
     assert isinstance(classes, torch.Tensor) and classes.dtype == torch.int64 and classes.shape == (2,)
 
@@ -196,7 +199,7 @@ def test_nothing_waits_for_the_device() -> None:
 def test_compiles_whole(classes) -> None:
     def run(images: torch.Tensor, samples: torch.Tensor, classes) -> torch.Tensor:
         check_images(images, 3, allow_empty=False)
-        rows = check_samples(samples, images.device)
+        rows = check_samples(samples, len(images), device=images.device)
         chosen = class_indices(classes, 4, allow_empty=False)
         return images[rows].sum() * torch.as_tensor(chosen).sum()
 

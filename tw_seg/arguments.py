@@ -174,20 +174,25 @@ def check_class_count(count: int, *, name: str = "class_names", error: type[TwSe
         raise error(f"{name}: expected 2 to {IGNORE_INDEX} classes, background included, found {count}")
 
 
-def check_samples(samples: Tensor | None, device: torch.device | None = None) -> Tensor | None:
+def check_samples(samples: Tensor | None, count: int, *, device: torch.device | None = None) -> Tensor | None:
     """Check a choice of rows: ``None`` (all) or an int64 tensor (S,), S may be 0.
-
-    Indexing itself rejects rows that do not exist.
 
     Args:
         samples: What a caller gave.
+        count: Number N of images, of which they are rows.
         device: Where the rows are wanted; ``None`` leaves them where they are.
 
     Returns:
-        The same rows, on that device.
+        The same rows, on that device. Of rows that are on a device already, or being compiled, nothing is known.
 
     Raises:
-        InputError: ``samples`` is no int64 vector.
+        InputError: ``samples`` is no int64 vector, or names a row that is not there.
+
+    Examples:
+        >>> check_samples(torch.tensor([1, 2]), 2)
+        Traceback (most recent call last):
+        ...
+        tw_seg.errors.InputError: samples must be row indices >= 0 and < 2, the number of images, found 2
     """
     if samples is None:
         return None
@@ -197,19 +202,30 @@ def check_samples(samples: Tensor | None, device: torch.device | None = None) ->
         raise InputError(
             f"samples must be None or an int64 tensor (S,) of row indices, got {_describe(samples)}: {hint}"
         )
+    _check_rows(samples, count)
     return samples if device is None else samples.to(device)
 
 
-def check_pairs(samples: Tensor, classes: Tensor, num_classes: int) -> None:
-    """Check (sample, class) pairs: two int64 tensors of the same length; class values where the host knows them.
+def _check_rows(samples: Tensor, count: int) -> None:
+    if samples.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = [row for row in samples.tolist() if not 0 <= row < count]
+    if wrong:
+        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        raise InputError(f"samples must be row indices >= 0 and < {count}, the number of images, found {shown}")
+
+
+def check_pairs(samples: Tensor, classes: Tensor, *, count: int, num_classes: int) -> None:
+    """Check (sample, class) pairs: two int64 tensors of the same length; their values where the host knows them.
 
     Args:
         samples: Row of each pair's image, (P,).
         classes: Its class, (P,).
+        count: Number N of images.
         num_classes: K, the number of classes to choose from.
 
     Raises:
-        InputError: For anything else, or a class outside ``0..num_classes-1``.
+        InputError: For anything else, a row that is not there, or a class outside ``0..num_classes-1``.
     """
     for name, value in (("samples", samples), ("classes", classes)):
         if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 1:
@@ -219,6 +235,7 @@ def check_pairs(samples: Tensor, classes: Tensor, num_classes: int) -> None:
             f"samples and classes of pairs must have the same length, got {len(samples)} and {len(classes)}: "
             "one entry of each for a pair"
         )
+    _check_rows(samples, count)
     class_indices(classes, num_classes)
 
 

@@ -535,11 +535,15 @@ def test_wrong_images(decoder: HeatmapDecoder, images, named: str) -> None:
         (torch.tensor([True, False, True]), "torch.bool"),
         (torch.tensor([[0]]), r"\(1, 1\)"),
         ([0, 1], "got list"),
+        (torch.tensor([0, len(pictures())]), f"< {len(pictures())}, the number of images, found {len(pictures())}$"),
+        (torch.tensor([-1]), "found -1$"),
     ],
 )
 def test_wrong_samples(decoder: HeatmapDecoder, samples, named: str) -> None:
-    with pytest.raises(InputError, match=f"samples.*{named}"):
-        decoder(pictures(), samples=samples)
+    tape = decoder.record(pictures())
+    for run in (lambda: decoder(pictures(), samples=samples), lambda: decoder.decode(tape, samples=samples)):
+        with pytest.raises(InputError, match=f"samples.*{named}"):
+            run()
 
 
 @pytest.mark.parametrize("classes", [[3], [-1], torch.tensor([5]), torch.tensor([0.0])])

@@ -190,6 +190,8 @@ class ModelContract:
             model(images, classes=[4])
         with pytest.raises(InputError, match="samples must be"):
             model(images, samples=torch.tensor([0.0]))
+        with pytest.raises(InputError, match="samples must be row indices >= 0 and < 2, the number of images, found 2"):
+            model(images, samples=torch.tensor([1, 2]))
 
     def test_arguments_are_names_and_numbers(self) -> None:
         assert json.loads(json.dumps(self.arguments)) == self.arguments

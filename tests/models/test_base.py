@@ -125,7 +125,7 @@ def test_bad_classes_are_named(classes: Any, found: str) -> None:
         create()(torch.zeros(2, 3, 8, 8), classes=classes)
 
 
-@pytest.mark.parametrize("samples", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([True])])
+@pytest.mark.parametrize("samples", [torch.tensor([0.0]), torch.tensor([[0]]), torch.tensor([True]), torch.tensor([2])])
 def test_bad_samples_are_named(samples: Tensor) -> None:
     with pytest.raises(InputError, match="samples"):
         create()(torch.zeros(2, 3, 8, 8), samples=samples)

@@ -151,6 +151,8 @@ def test_pairs_in_any_order(images: Tensor, background: str) -> None:
     assert [one.shape for one in (nothing.mask_logits, *nothing.aux)] == [(0, 1, 33, 47)] * 3
     with pytest.raises(InputError, match=r"\[4\] are outside 0..3"):
         model.decode_pairs(tape, torch.tensor([0]), torch.tensor([4]))
+    with pytest.raises(InputError, match=f"samples.* < {len(tape.images)}, the number of images, found 9"):
+        model.decode_pairs(tape, torch.tensor([9]), torch.tensor([1]))
 
 
 def test_pairs_carry_the_gradient_of_the_full_decode(images: Tensor) -> None:

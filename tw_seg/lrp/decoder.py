@@ -162,7 +162,8 @@ class HeatmapDecoder(nn.Module):
         Raises:
             InputError: For images, classes or samples of the wrong type or shape.
         """
-        check_samples(samples)
+        check_signals(images, self._image_axes)
+        check_samples(samples, images.shape[0])  # before the classifier runs
         return self.decode(self.record(images), classes, samples)
 
     def record(self, images: Tensor) -> Tape:
@@ -261,12 +262,12 @@ class HeatmapDecoder(nn.Module):
     def _choose(
         self, tape: Tape, classes: Sequence[int] | Tensor | None, samples: Tensor | None
     ) -> tuple[Backward, Tensor]:
-        check_samples(samples)
+        check_samples(samples, tape.images.shape[0])
         chosen = class_tensor(class_indices(classes, tape.logits.shape[1]), tape.logits.device)
         return self.prepare(tape, samples), chosen
 
     def _choose_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> tuple[Backward, Tensor]:
-        check_pairs(samples, classes, tape.logits.shape[1])
+        check_pairs(samples, classes, count=tape.images.shape[0], num_classes=tape.logits.shape[1])
         return self.prepare(tape).for_samples(samples), classes.unsqueeze(0)
 
     def _project(self, backward: Backward, classes: Tensor) -> Projected:

@@ -101,7 +101,7 @@ class SegModel(HubModel, ABC):
             InputError: For images, classes or samples of the wrong type or shape.
         """
         self.check_images(images)
-        samples = check_samples(samples, images.device)
+        samples = check_samples(samples, images.shape[0], device=images.device)
         wanted = class_indices(classes, self.num_classes, allow_empty=False)
         output = self.segment(images, wanted, samples)
         if self.class_prior == 0:

@@ -166,7 +166,7 @@ class HeatmapSegmenter(SegModel):
         return tape, self._insert_logit(tape.logits)
 
     def decode_pairs(self, tape: Tape, samples: Tensor, classes: Tensor) -> SegOutput:
-        check_pairs(samples, classes, self.num_classes)
+        check_pairs(samples, classes, count=tape.images.shape[0], num_classes=self.num_classes)
         offset = self._find_offset(classes)[:, None]
         if self.class_prior:
             prior = self.compute_prior(self._insert_logit(tape.logits)[samples, classes], classes)
