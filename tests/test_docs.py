@@ -36,6 +36,7 @@ EXPERIMENTS = [
         "README.md",
         "image_labels_only/README.md",
         "explain/README.md",
+        "label_efficiency/README.md",
         "next/README.md",
         "reliability/README.md",
     )

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from experiments.main_job import Row, main, overlay, write_table
@@ -27,10 +28,12 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_every_stage_runs(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("mask_classes", [[], ["0", "1", "2", "3", "4", "5", "6", "7"]], ids=["all", "some"])
+def test_every_stage_runs(tmp_path, monkeypatch, capsys, mask_classes) -> None:
     monkeypatch.chdir(tmp_path)
     sets = [f"--set=--{key}={value}" for key, value in TINY.items()]
-    run_dir = main(["--run_dir=runs/main_job", "--pictures=2", "--budget=12", *sets])
+    chosen = ["--mask_classes", *mask_classes] if mask_classes else []
+    run_dir = main(["--run_dir=runs/main_job", "--pictures=2", "--budget=12", *chosen, *sets])
 
     assert run_dir.resolve() == tmp_path / "runs" / "main_job"
     assert str(run_dir) in capsys.readouterr().out
@@ -44,6 +47,15 @@ def test_every_stage_runs(tmp_path, monkeypatch, capsys) -> None:
         "input x gradient",
     ]
     assert all(0 <= float(row["miou"]) <= 1 for row in rows)
+    scores = [[float(row[f"iou/{k}"]) for k in range(10)] for row in rows]
+    if mask_classes:
+        for name, part in (("iou with masks", slice(8)), ("iou without masks", slice(8, None))):
+            expected = [np.mean([v for v in one[part] if v == v] or [np.nan]) for one in scores]
+            assert [float(row[name]) for row in rows] == pytest.approx(expected, nan_ok=True)
+        saved = [yaml.safe_load((run_dir / name / "config.yaml").read_text()) for name in ("heatmap", "multitask_unet")]
+        assert [config["data"]["mask_classes"] for config in saved] == [mask_classes] * 2
+    else:
+        assert "iou with masks" not in rows[0]
     assert (run_dir / "results.md").read_text().count("\n") == 2 + len(rows)
     budgets = [json.loads((run_dir / name / "label_budget.json").read_text()) for name in ("heatmap", "multitask_unet")]
     assert budgets[0] == budgets[1] and len(budgets[0]["names"]) == 12
@@ -69,3 +81,10 @@ def test_overlay_tints_objects_only() -> None:
     tinted = overlay(image, mask, alpha=0.5)
     assert (tinted[mask == 0] == 100).all()
     assert tinted[0, 1].tolist() == [114, 50, 50]  # half of VOC's colour (128, 0, 0)
+
+
+def test_the_length_is_in_whole_epochs(capsys) -> None:
+    for steps in ("150", "0", "many"):
+        with pytest.raises(SystemExit):
+            main([f"--steps={steps}"])
+        assert "multiple of 100" in capsys.readouterr().err
