@@ -130,6 +130,15 @@ def test_a_run_on_a_folder(tmp_path, monkeypatch, caplog):
     weights = "runs/classifier/classifier.safetensors"
     assert read_normalization(weights) == SYMMETRIC
 
+    # A checkpoint replaces them, so they are neither read nor spoken of.
+    assert "of 1000 classes, not 2, so the layer 'classifier' begins anew" in caplog.text
+    caplog.clear()
+    with pytest.MonkeyPatch.context() as gone:
+        gone.setattr("tw_seg.models.backbones.read_bundled_weights", None)
+        again = ["--config=runs/classifier/config.yaml", "--run_dir=runs/classifier", "--ckpt_path=best"]
+        assert run_command(["validate", *again]).model.model.encoder_weights is None
+    assert "begins anew" not in caplog.text
+
     own = ["--data.budget=2", "--data.labelled_per_batch=1", "--model.model_kwargs.decoder_kwargs.read_out=blocks.4"]
     heatmap = [*fit, *own, f"--model.encoder_name={LITE}", f"--model.warm_start={weights}", "--run_dir=runs/heatmap"]
     second = run_command(["fit", *heatmap, "--model.encoder_weights=null"])

@@ -85,7 +85,7 @@ def test_a_head_of_another_class_count_is_left_alone(tmp_path, caplog):
         loaded = create_classifier(
             "timm/resnet10t", str(tmp_path / "weights.safetensors"), classes=7, encoder_kwargs=SMALL
         )
-    assert "1000 classes, not 7" in caplog.text
+    assert "of 1000 classes, not 7, so the layer 'fc' begins anew" in caplog.text
     assert loaded.fc.weight.shape == (7, 16)
     state = loaded.state_dict()
     assert all(torch.equal(state[k], v) for k, v in saved.state_dict().items() if not k.startswith("fc."))

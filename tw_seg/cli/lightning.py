@@ -64,7 +64,14 @@ from tw_seg.training.callbacks import (
     TestReport,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.restore import CHECKPOINTS, TASK, find_checkpoint, find_last_checkpoint, read_checkpoint
+from tw_seg.training.restore import (
+    CHECKPOINTS,
+    TASK,
+    find_checkpoint,
+    find_last_checkpoint,
+    leave_out_weights,
+    read_checkpoint,
+)
 from tw_seg.training.run_directory import LAST, RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Failure
@@ -295,6 +302,13 @@ class SegmentationCLI(LightningCLI):
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             _fill_in_wandb(logger, self.run_dir)
+
+    def before_instantiate_classes(self) -> None:
+        """Do not read pretrained weights that a checkpoint replaces; those of a resumed run stay on record."""
+        config = self._get(self.config, "model") if self.subcommand != "fit" else None
+        if config is not None and self._get(self.config, "ckpt_path") is not None:
+            for name, value in leave_out_weights(config.as_dict()).items():
+                config[name] = value
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of other classes: the model above takes their names from the data."""

@@ -292,7 +292,7 @@ def _keep_own_heads(model: nn.Module, state: dict[str, Tensor], classes: int, so
     for head in _find_layers(model, classes):
         weight, own = state.get(f"{head}.weight"), expected[f"{head}.weight"]
         if weight is not None and weight.shape == (len(found), *own.shape[1:]):
-            log.info("%s has %d classes, not %d: its head %r is not loaded.", source, len(found), classes, head)
+            log.info("%s: of %d classes, not %d, so the layer %r begins anew", source, len(found), classes, head)
             state.update({key: expected[key] for key in expected if key.startswith(f"{head}.")})
 
 

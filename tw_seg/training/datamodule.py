@@ -71,7 +71,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: Images in a training batch.
         labelled_per_batch: How many of them come with their mask; 0 for image-level pre-training: no mask is
             read.
-        steps_per_epoch: Batches in an epoch; default one pass over the images without a budgeted mask.
+        steps_per_epoch: Batches in an epoch; by default every image is in one of them at least.
         eval_batch_size: Images in a batch of val, test and predict.
         num_workers: Worker processes of each loader; 0 loads in the main process. The batches are the same.
         cache_gib: Memory in GiB for the decoded images of train and val together, filled before the first batch so

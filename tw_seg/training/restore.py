@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,18 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
+def leave_out_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change in the arguments of a task so that its model does not read weights that a checkpoint replaces.
+
+    Nothing where the weights also choose what the model is, see `tw_seg.models.published.depends_on_weights`.
+    """
+    if depends_on_weights(arguments["encoder_name"]):
+        return {}
+    changed: dict[str, Any] = {"encoder_weights": None}
+    own = arguments.get("model_kwargs") or {}
+    return changed | ({"model_kwargs": {**own, **changed}} if "encoder_weights" in own else {})
+
+
 def load_run(checkpoint: Path, *, trust_code: bool = False) -> tuple[SegmentationTask, SegmentationDataModule]:
     """Load the task and the data module of a checkpoint that `tw-seg fit` wrote; nothing else is needed.
 
@@ -129,12 +142,9 @@ def load_run(checkpoint: Path, *, trust_code: bool = False) -> tuple[Segmentatio
     arguments = content[TASK]
     check_code(arguments, source=str(checkpoint), trust_code=trust_code)
     try:
-        encoder = arguments["encoder_name"]
-        given: dict[str, Any] = {} if depends_on_weights(encoder) else {"encoder_weights": None}
-        own = arguments.get("model_kwargs") or {}
-        if given and "encoder_weights" in own:
-            given["model_kwargs"] = {**own, **given}
-        task = SegmentationTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **given)
+        task = SegmentationTask.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True, **leave_out_weights(arguments)
+        )
         assert isinstance(task, SegmentationTask)
         data = SegmentationDataModule.load_from_checkpoint(checkpoint, weights_only=True)
         assert isinstance(data, SegmentationDataModule)

@@ -43,11 +43,14 @@ def test_composition_and_even_coverage(labelled, unlabelled, batch_size, share, 
                 assert not counts or max(counts) - min(counts) <= 1
 
 
-def test_default_epoch_is_one_pass_over_the_unlabelled():
-    sampler = make()
-    assert len(sampler) == 6  # 23 images, 4 a batch
-    images = Counter(draw.image for batch in sampler for draw in batch if not draw.labelled)
-    assert set(images) == set(range(100, 123)) and sum(images.values()) == 24
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "steps"),
+    [(5, 23, 6), (23, 5, 12)],  # 4 unlabelled images a batch, 2 labelled ones
+)
+def test_every_image_is_drawn_in_a_default_epoch(labelled, unlabelled, steps):
+    sampler = make(labelled, unlabelled)
+    assert len(sampler) == steps
+    assert {draw.image for batch in sampler for draw in batch} == {*range(labelled), *range(100, 100 + unlabelled)}
 
 
 def test_default_epoch_without_unlabelled_rows_is_one_pass_over_the_labelled():

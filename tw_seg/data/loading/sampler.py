@@ -39,8 +39,7 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
         unlabelled: Data set indices of the others; if empty, all rows are labelled.
         batch_size: Rows of a batch.
         labelled_per_batch: Labelled rows of a batch; 0 for image-level training.
-        steps_per_epoch: Batches of an epoch; default: one pass over the unlabelled images (over the labelled
-            ones if a batch has no unlabelled row), rounded up.
+        steps_per_epoch: Batches of an epoch; default: until every image was drawn, of those that batches have rows for.
         seed: Seed of the shuffling.
         process: Number of this process, and how many there are.
 
@@ -83,10 +82,9 @@ class SemiSupervisedBatchSampler(Sampler[list[Draw]]):
             (_Pool(labelled, seed, stream=0), True, labelled_per_batch),
             (_Pool(unlabelled, seed, stream=1), False, batch_size - labelled_per_batch),
         ]
-        pool, rows = (unlabelled, batch_size - labelled_per_batch)
-        if rows == 0:
-            pool, rows = labelled, labelled_per_batch
-        self._steps = -(-len(pool) // rows) if steps_per_epoch is None else steps_per_epoch
+        pools = ((labelled, labelled_per_batch), (unlabelled, batch_size - labelled_per_batch))
+        passes = [-(-len(pool) // rows) for pool, rows in pools if rows]
+        self._steps = max(passes) if steps_per_epoch is None else steps_per_epoch
 
     @property
     def sampler(self) -> SemiSupervisedBatchSampler:
