@@ -21,6 +21,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
@@ -35,6 +36,7 @@ from tw_seg.types import Sample
 
 torch.manual_seed(0)
 SIZE = 32
+PALETTE = ListedColormap(["black", "tomato", "limegreen", "mediumpurple"])  # of masks
 
 # %% [markdown]
 # ## Pictures
@@ -111,11 +113,11 @@ for budget in BUDGETS:
     shown = train.labels[chosen[budget], 1:].sum(0).astype(int)
     print(budget, "masks; they show", dict(zip(train.classes[1:], shown.tolist(), strict=True)))
 
-_, axes = plt.subplots(2, 8, figsize=(12, 3.4))
+_, axes = plt.subplots(2, 8, figsize=(12, 3.2))
 for column, row in enumerate(chosen[8]):
     axes[0, column].imshow(train[row].image)
     axes[0, column].set_title(f"mask {column + 1}", fontsize=9)
-    axes[1, column].imshow(train[row].mask, cmap="tab10", vmin=0, vmax=9)
+    axes[1, column].imshow(train[row].mask, cmap=PALETTE, vmin=0, vmax=3)
 for axis in axes.flat:
     axis.axis("off")
 plt.show()
@@ -211,7 +213,7 @@ rows = {"picture": [sample.image for sample in test.samples], "mask": exam.masks
 rows |= {name: drawn[name, BUDGETS[-1]] for name in scores}
 for line, (name, tiles) in zip(axes, rows.items(), strict=True):
     for index, axis in enumerate(line):
-        axis.imshow(tiles[index], cmap="tab10", vmin=0, vmax=9)
+        axis.imshow(tiles[index], cmap=PALETTE, vmin=0, vmax=3)
         axis.axis("off")
     line[0].set_title(name, fontsize=9, loc="left")
 plt.show()
