@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 import zipfile
@@ -30,7 +31,8 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            _check_entries(path)
+            with zipfile.ZipFile(path) as archive:
+                _check_entries(archive)
         # Training scripts put their arguments, which are names and numbers, beside the weights.
         with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings(action="ignore"):
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
@@ -40,15 +42,33 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
     return found
 
 
-def _check_entries(path: Path) -> None:
+def find_damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a file of ``torch.save``; ``None`` if they are those that were written.
+
+    torch notices a file that ends too early, but no wrong bytes: it leaves out the check sums, which are there.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_entries(archive)
+            broken = archive.testzip()
+    except Exception as error:  # of zip and of the operating system, without a common base
+        return "it ends too early" if _is_cut(error) else str(error)
+    return None if broken is None else f"the check sum of its entry {broken!r} is wrong"
+
+
+def _is_cut(error: Exception) -> bool:
+    """Whether zip looked for a place before the start of a file, as it does where the end is missing."""
+    return isinstance(error, OSError) and error.errno == errno.EINVAL
+
+
+def _check_entries(archive: zipfile.ZipFile) -> None:
     """Refuse what ``torch.save`` does not write: compressed entries, which may fill the memory, and odd names."""
-    with zipfile.ZipFile(path) as file:
-        for entry in file.infolist():
-            place = PurePosixPath(entry.filename.replace("\\", "/"))
-            if place.is_absolute() or ".." in place.parts:
-                raise ValueError(f"its entry {entry.filename!r} leads out of it")
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"its entry {entry.filename!r} is compressed, which torch.save never does")
+    for entry in archive.infolist():
+        place = PurePosixPath(entry.filename.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts:
+            raise ValueError(f"its entry {entry.filename!r} leads out of it")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"its entry {entry.filename!r} is compressed, which torch.save never does")
 
 
 def _check_tensors(found: Any) -> None:
@@ -72,7 +92,7 @@ def _list_tensors(found: Any) -> Iterator[Tensor]:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and not _is_cut(error):
         return f"cannot be read ({error.strerror}); check the path"
     said = " ".join(str(error).split())
     found = re.search(

@@ -20,6 +20,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
 from tests.cli.test_lightning import CONFIG
@@ -28,7 +29,8 @@ from tw_seg.cli.faults import name_faults
 from tw_seg.errors import FaultError, InputError
 from tw_seg.files import make_next_free
 from tw_seg.locks import LOCK, lock_folder
-from tw_seg.training.restore import find_damage, find_last_checkpoint, load_run
+from tw_seg.torch_files import find_damage
+from tw_seg.training.restore import find_last_checkpoint, load_run
 
 GOES_ON = "the same command with --run_dir {} --ckpt_path last goes on"
 
@@ -278,6 +280,29 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(spoil, two_epoch
     assert all(find_damage(path) is None for path in two_epochs.iterdir())
 
 
+def test_a_damaged_checkpoint_is_named_with_one_that_is_whole(two_epochs, capsys):
+    Image.new("RGB", (20, 20)).save("a.png")
+    best = two_epochs / "best.ckpt"
+    content = best.read_bytes()
+
+    def check(command: str, whole: str) -> None:
+        assert main(command.split()) == 2
+        error = last_error(capsys)
+        assert error.startswith(f"tw-seg: error: {best}: the file is damaged")
+        assert error.endswith(f"; give {two_epochs / whole}, which is whole") and not Path("out").exists()
+
+    for spoil, command in (
+        (cut, "test run --trust_code"),
+        (cut, "predict run a.png --out out"),
+        (flip, "test run --trust_code"),
+    ):
+        best.write_bytes(content)
+        spoil(best)
+        check(command, "last.ckpt")
+    cut(two_epochs / "last.ckpt")
+    check("predict run a.png --out out", "previous.ckpt")
+
+
 def test_without_a_checkpoint_before_it_is_the_best_or_none(two_epochs):
     (two_epochs / "previous.ckpt").unlink()
     cut(two_epochs / "last.ckpt")
@@ -286,7 +311,9 @@ def test_without_a_checkpoint_before_it_is_the_best_or_none(two_epochs):
     flip(two_epochs / "best.ckpt")
     with pytest.raises(InputError, match="last.ckpt is damaged .*no whole checkpoint beside it: delete run"):
         find_last_checkpoint(Path("run"))
-    with pytest.raises(InputError, match="best.ckpt: cannot be read as a checkpoint .*check sum"):
+    with pytest.raises(
+        InputError, match="best.ckpt: the file is damaged.*check sum.*no whole checkpoint beside it: copy it once more"
+    ):
         load_run(two_epochs / "best.ckpt")
     (two_epochs / "last.ckpt").unlink()
     with pytest.raises(InputError, match="there is no .*last.ckpt.*delete that directory"):

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from tests.training.test_resume import ROOT
-from tw_seg.training.restore import find_damage
+from tw_seg.torch_files import find_damage
 
 
 def check_files(run: Path) -> None:

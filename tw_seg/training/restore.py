@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from tw_seg.errors import InputError, TwSegError
 from tw_seg.models.by_name import check_code
 from tw_seg.models.published import depends_on_weights
-from tw_seg.torch_files import read_torch_file
+from tw_seg.torch_files import find_damage, read_torch_file
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.run_directory import LAST, PREVIOUS
 from tw_seg.training.task import SegmentationTask
@@ -73,30 +72,18 @@ def find_last_checkpoint(run_dir: Path) -> Path:
     )
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes; ``None`` if they are those that were written.
-
-    torch notices a file that ends too early, but no wrong bytes: it leaves out the check sums, which are there.
-    """
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                return "it has compressed entries, which torch.save never writes"
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return str(error)
-    return None if broken is None else f"the check sum of {broken} is wrong"
-
-
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint of Lightning's holds: tensors, names and numbers.
 
     Raises:
-        InputError: The file is none, or would have Lightning import a class that it names.
+        InputError: The file is none, is damaged, or would have Lightning import a class that it names.
     """
+    if os.access(checkpoint, os.R_OK) and (damage := find_damage(checkpoint)) is not None:
+        raise InputError(
+            f"{checkpoint}: the file is damaged, or no checkpoint of `tw-seg fit` ({damage}); "
+            f"{_suggest_other(checkpoint)}"
+        )
     content = read_torch_file(checkpoint, mmap=True)
-    if (damage := find_damage(checkpoint)) is not None:
-        raise InputError(f"{checkpoint}: cannot be read as a checkpoint ({damage}); give one that is whole")
     if not isinstance(content, dict):
         raise InputError(f"{checkpoint}: expected a checkpoint of `tw-seg fit`, found a {type(content).__name__}")
     for key in (TASK, DATA):
@@ -106,6 +93,15 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         if "_class_path" in arguments or arguments.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
             raise InputError(f"{checkpoint}: {key} names a class to make, which no checkpoint of `tw-seg fit` does")
     return content
+
+
+def _suggest_other(damaged: Path) -> str:
+    """What to do about a checkpoint that cannot be read: take another one of its run, if one is whole."""
+    others = [damaged.with_name(name) for name in ("best.ckpt", LAST, PREVIOUS) if name != damaged.name]
+    whole = [other for other in others if other.is_file() and find_damage(other) is None]
+    if whole:
+        return f"give {whole[0]}, which is whole"
+    return "there is no whole checkpoint beside it: copy it once more from where it came, or train again"
 
 
 def leave_out_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import copy
 import os
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,23 @@ def test_memory_of_a_pair_is_measured_once() -> None:
     assert memory.measure_pair(backward, decode) == 1 and calls == []
 
 
-def find_address_space() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+@contextmanager
+def limit_memory(more: int) -> Iterator[None]:
+    """Let the process take so many bytes more than it has."""
+    import resource
+
+    address_space = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def make_wide() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    return nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 100))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
@@ -155,18 +172,23 @@ def find_address_space() -> int:
 )
 def test_a_decode_without_memory_names_the_budget(schedule, remedy):
     """400 pairs keep 4 MB each in every layer, and the process may take 300 MB more than it has."""
-    import resource
-
-    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
-    classifier = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 100))
-    decoder = HeatmapDecoder(classifier, schedule=schedule)
+    decoder = HeatmapDecoder(make_wide(), schedule=schedule)
     images = torch.rand(4, 3, 256, 256)
     decoder(images[:, :, :32, :32], classes=[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (find_address_space() + 300 * 2**20, hard))
-    try:
+    with limit_memory(300 * 2**20):
         with pytest.raises(RuntimeError, match=f"can't allocate memory.*\n?A decode ran out of memory: {remedy}"):
             decoder(images)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     decoder(images, classes=[0])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
+def test_a_second_decode_without_memory_names_the_budget():
+    """In the backward pass, where what 400 pairs keep at once is decoded again with a graph."""
+    decoder = HeatmapDecoder(make_wide(), schedule={"chunk_size": 100, "recompute": True})
+    images = torch.rand(4, 3, 64, 64)
+    decoder(images[:, :, :32, :32], classes=[0]).heatmaps.sum().backward()
+    heatmaps = decoder(images).heatmaps
+    remedy = r"A decode ran out of memory: give .* a memory_budget in GiB.*, or a smaller one"
+    with limit_memory(64 * 2**20), pytest.raises(RuntimeError, match=f"can't allocate memory.*\n?{remedy}"):
+        heatmaps.sum().backward()
+    decoder(images).heatmaps.sum().backward()

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tw_seg.lrp.core.backward import Backward
 from tw_seg.lrp.core.graph import map_leaves
+from tw_seg.lrp.decode.schedule import name_budget
 
 Decode = Callable[[Backward], tuple[Tensor, ...]]
 """Decodes some pairs of a pass: heatmaps of each read-out."""
@@ -102,11 +103,12 @@ class _Phases:
         leaves = {value: value.detach().requires_grad_() for value in inputs}
         backward = self._swap_inputs(leaves)
         for decode, at_maps in self.plan_second(grads):
-            with torch.enable_grad(), self.autocast():
-                maps = decode(backward.renew())  # no rows whose graph the last one used up
-            wanted = [(m, g) for m, g in zip(maps, at_maps, strict=True) if m.requires_grad]
-            if wanted:
-                torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
+            with name_budget(None):
+                with torch.enable_grad(), self.autocast():
+                    maps = decode(backward.renew())  # no rows whose graph the last one used up
+                wanted = [(m, g) for m, g in zip(maps, at_maps, strict=True) if m.requires_grad]
+                if wanted:
+                    torch.autograd.backward([m for m, _ in wanted], [g for _, g in wanted])
         return [leaves[value].grad for value in inputs]
 
     def _swap_inputs(self, leaves: Mapping[Tensor, Tensor]) -> Backward:

@@ -220,8 +220,11 @@ def choose_pairs(
 
 
 @contextmanager
-def name_budget(schedule: Schedule) -> Iterator[None]:
+def name_budget(schedule: Schedule | None) -> Iterator[None]:
     """Say of a decode that finds no memory which number of its schedule decides about that.
+
+    Args:
+        schedule: Of the decode; ``None`` where it is not known.
 
     Raises:
         RuntimeError: torch's own error, of the same type, with that addition; likewise a ``MemoryError``.
@@ -231,12 +234,13 @@ def name_budget(schedule: Schedule) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        given = schedule.memory_budget
+        given = None if schedule is None else schedule.memory_budget
         remedy = (
             'give the decoder a memory_budget in GiB, such as schedule={"memory_budget": 0.5}'
             if given is None
             else f"memory_budget={given} is more GiB than there are: make it smaller"
         )
+        remedy += ", or a smaller one" if schedule is None else ""
         raise type(error)(f"{error}\nA decode ran out of memory: {remedy}, or decode fewer images at once") from error
 
 
