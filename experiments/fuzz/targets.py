@@ -15,6 +15,7 @@ import numpy as np
 import tifffile
 import torch
 import yaml
+from faster_coco_eval import mask as coco
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -67,6 +68,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ODD_TEXT, inner, max_size=4),
     max_leaves=12,
 )
+FAULT = st.integers(0, 5).map(lambda number: number == 5)
+"""Whether one thing of a valid input becomes a wrong one."""
 
 
 @dataclass(frozen=True)
@@ -241,15 +244,35 @@ RUN = {
     "model": {"encoder_name": "resnet18", "model_kwargs": {"compress": 2}}, "data": {"dataset": "digits"},
 }  # fmt: skip
 SETTINGS = {"checkpoint": "abc", "size": 64, "outputs": ["masks"]}
+ROW = {"image": "a", "probability cat": 0.5, "pixels cat": 12, "stamp": [3, 4]}
+
+
+def _save_predictions(root: Path) -> None:
+    (root / "prediction.json").write_text(json.dumps(SETTINGS))
+    (root / "images.jsonl").write_text("".join(json.dumps({**ROW, "image": name}) + "\n" for name in ("a", "b/c")))
 
 
 def _read_predictions(root: Path) -> None:
-    shutil.copy(root / "input", root / "prediction.json")
-    shutil.copy(root / "input", root / "images.jsonl")
-    try:
-        PredictionFolder(root, {"checkpoint": "abc", "size": 64}, outputs=["masks"])
-    finally:
-        PredictionFolder(root, {}, outputs=["masks"], overwrite=True).finish()
+    """As a prediction that goes on, and as one that begins anew; both in a copy, as they change the folder."""
+    for overwrite in (False, True):
+        copy = root / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for name in ("prediction.json", "images.jsonl"):
+            shutil.copy(root / name, copy / name)
+        PredictionFolder(copy, {"checkpoint": "abc", "size": 64}, outputs=["masks"], overwrite=overwrite).finish()
+
+
+@st.composite
+def make_rows(draw: st.DrawFn) -> bytes:
+    """Lines about pictures, some of them with another value or key, and sometimes the last one cut."""
+    names = st.sampled_from(["a", "b/c", "é"])
+    rows = [{**ROW, "image": name} for name in draw(st.lists(names, max_size=4))]
+    for row in rows:
+        if draw(FAULT):
+            row[draw(st.sampled_from([*row]) | ODD_TEXT)] = draw(VALUES)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return _to_bytes(text[: draw(st.integers(0, len(text)))] if draw(FAULT) else text)
 
 
 def _read_safetensors(root: Path) -> None:
@@ -268,26 +291,64 @@ def _save_torch(zipped: bool, root: Path) -> None:
     torch.save(content, root / "input", _use_new_zipfile_serialization=zipped)
 
 
+def _save_list(root: Path) -> None:
+    for path in (root / "a.png", root / "sub" / "b.jpg"):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3)).save(path)
+    (root / "list.txt").write_text("# mine\na.png\nsub/b.jpg\n")
+
+
 def _read_list(root: Path) -> None:
-    path = shutil.copy(root / "input", root / "list.txt")
-    found = find_pictures([path])
-    pictures = Pictures(found, CLASSES)
+    pictures = Pictures(find_pictures([root / "list.txt"]), CLASSES)
     for row in range(len(pictures)):
-        pictures[row]
+        assert pictures[row].image.shape == (3, 4, 3)
+
+
+@st.composite
+def make_list(draw: st.DrawFn) -> bytes:
+    """Lines that name pictures which are there, in several ways, and now and then something else."""
+    known = st.sampled_from(["a.png", "sub/b.jpg", "./a.png", " sub/../a.png ", "# a.png", ""])
+    lines = draw(st.lists(known, min_size=1, max_size=5))
+    if draw(FAULT):
+        lines[draw(st.integers(0, len(lines) - 1))] = draw(ODD_TEXT)
+    start, end = draw(st.sampled_from(["", "\ufeff"])), draw(st.sampled_from(["\n", "\r\n"]))
+    return _to_bytes(start + end.join(lines))
 
 
 def _read_brush(root: Path) -> None:
     decode_brush((root / "input").read_bytes(), (5, 7))
 
 
+SHAPE = (5, 7)
+
+
 def _read_runs(root: Path) -> None:
-    text = (root / "input").read_bytes().decode("latin-1")
-    try:
-        counts = tuple(int(word) for word in text.split())
-    except ValueError:
-        counts = ()
-    for outline in (Runs(text, (5, 7)), Runs(counts, (5, 7)), Runs(text, (10**6, 10**6))):
-        outline.fill((5, 7))
+    given = json.loads((root / "input").read_text(errors="surrogateescape"))
+    counts = given["counts"]
+    outline = Runs(counts if isinstance(counts, str) else tuple(counts), tuple(given["size"]))
+    inside = outline.fill(SHAPE)
+    assert inside.shape == SHAPE and inside.dtype == bool
+    assert "mask" not in given or inside.tolist() == given["mask"]
+
+
+@st.composite
+def make_runs(draw: st.DrawFn) -> bytes:
+    """Run lengths of a mask as numbers or in COCO's code, and the mask; or with one thing wrong, without it."""
+    mask = np.array(draw(st.lists(st.booleans(), min_size=35, max_size=35))).reshape(SHAPE)
+    columns = mask.T.ravel()
+    starts = np.flatnonzero(np.diff(columns, prepend=False))
+    numbers = np.diff(starts, prepend=0, append=columns.size).tolist()
+    text = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    made: dict[str, Any] = {"size": [*SHAPE], "counts": draw(st.sampled_from([numbers, text])), "mask": mask.tolist()}
+    if draw(FAULT):
+        del made["mask"]
+        counts = made["counts"]
+        place = draw(st.integers(0, len(counts)))
+        wrong = st.text(max_size=4) if counts is text else st.lists(st.integers(), max_size=3)
+        cut = st.sampled_from([counts[:place], counts[place:]])
+        made["counts"] = draw(cut | wrong.map(lambda new: counts[:place] + new + counts[place:]))
+        made["size"] = draw(st.just([*SHAPE]) | st.lists(st.integers(), min_size=2, max_size=2))
+    return _to_bytes(json.dumps(made))
 
 
 # --------------------------------------------------------------------------------------------------------- decoder
@@ -300,45 +361,67 @@ def _decoder(composite: str) -> HeatmapDecoder:
 
 @st.composite
 def make_images(draw: st.DrawFn) -> bytes:
-    """Arguments of a decode, as JSON."""
-    sizes = st.integers(0, 20)
-    value = st.floats(width=32) | st.sampled_from([0.0, 1e-45, 3e38, -3e38])
-    indices = (
-        st.none() | st.lists(st.integers(-4, 6), max_size=4) | st.integers(-3, 3) | st.floats() | st.text(max_size=2)
-    )
-    made = {
-        "shape": draw(st.lists(sizes, max_size=5) | st.tuples(st.integers(0, 2), st.just(3), sizes, sizes)),
-        "dtype": draw(
-            st.sampled_from(["float32", "float64", "float16", "bfloat16", "int64", "uint8", "bool", "complex64"])
-        ),
-        "values": draw(st.lists(value, min_size=1, max_size=3)),
-        "classes": draw(indices),
-        "samples": draw(indices),
-        "composite": draw(st.sampled_from(["epsilon", "epsilon_plus", "epsilon_gamma_box", "no such"])),
+    """Arguments of a decode, as JSON: each valid, or now and then wrong."""
+    count, sides = draw(st.integers(0, 3)), st.integers(1, 20)
+    rows = st.lists(st.integers(0, count - 1), max_size=4) if count else st.just([])
+    valid: dict[str, st.SearchStrategy[Any]] = {
+        "shape": st.tuples(st.just(count), st.just(3), sides, sides),
+        "dtype": st.just("float32"),
+        "values": st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=30),
+        "classes": st.none() | st.lists(st.integers(0, 2), max_size=4),
+        "samples": st.none() | rows,
+        "composite": st.sampled_from(["epsilon", "epsilon_plus", "epsilon_gamma_box"]),
+        "requires_grad": st.booleans(),
     }
+    indices = st.lists(st.integers(-4, 6) | st.integers(), max_size=4) | st.integers() | st.floats() | ODD_TEXT
+    wrong: dict[str, st.SearchStrategy[Any]] = {
+        "shape": st.lists(st.integers(0, 20), max_size=5),
+        "dtype": st.sampled_from(["float64", "float16", "bfloat16", "int64", "uint8", "bool", "complex64"]),
+        "values": st.lists(st.floats(width=32) | st.sampled_from([1e-45, 3e38, -3e38]), min_size=1, max_size=3),
+        "classes": indices,
+        "samples": indices,
+        "composite": st.just("no such"),
+    }
+    spoiled = draw(st.sampled_from(list(wrong))) if draw(FAULT) else None
+    made = {name: draw(wrong[name] if name == spoiled else one) for name, one in valid.items()}
     return json.dumps(made).encode()
 
 
+def _to_rows(samples: Any) -> Any:
+    if not isinstance(samples, list | int | float):
+        return samples
+    try:
+        return torch.tensor(samples, dtype=torch.int64 if samples == [] else None)
+    except (OverflowError, RuntimeError) as error:  # of torch: larger than any number of 64 bits
+        raise InputError(f"no tensor: {error}") from error
+
+
 def _decode(root: Path) -> None:
+    """Decode, and differentiate what was decoded."""
     given = json.loads((root / "input").read_text())
     count = int(np.prod(given["shape"], dtype=np.int64))
     values = torch.tensor(given["values"], dtype=torch.float64).repeat(count // len(given["values"]) + 1)[:count]
     images = values.reshape(given["shape"]).to(getattr(torch, given["dtype"]))
-    samples = torch.tensor(given["samples"]) if isinstance(given["samples"], list | int | float) else given["samples"]
+    samples = _to_rows(given["samples"])
     decoder = _decoder(given["composite"])
-    with torch.no_grad():
-        try:
-            decoder.classifier(images)
-        except Exception as error:  # of torch: what the classifier itself does not take, nobody need decode
-            raise InputError(f"the classifier refuses these images: {error}") from error
-        if isinstance(samples, torch.Tensor) and not bool(((samples >= 0) & (samples < len(images))).all()):
-            raise InputError("torch itself refuses rows that are not there: values on a device are not looked at")
-        decoded = decoder(images, classes=given["classes"], samples=samples)
-    assert decoded.heatmaps.shape[-2:] == images.shape[-2:]
+    try:
+        decoder.classifier(images)
+    except Exception as error:  # of torch: what the classifier itself does not take, nobody need decode
+        raise InputError(f"the classifier refuses these images: {error}") from error
+    with torch.set_grad_enabled(given["requires_grad"]):
+        heatmaps = decoder(images, classes=given["classes"], samples=samples).heatmaps
+    rows = len(images) if samples is None else len(samples)
+    classes = 3 if given["classes"] is None else len(given["classes"])
+    assert heatmaps.shape == (rows, classes, *images.shape[-2:])
+    if heatmaps.requires_grad:
+        heatmaps.square().sum().backward()
+        decoder.zero_grad()
+    if bool((images.abs() < 5).all()):  # else its values may leave the range of floats on the way
+        assert bool(heatmaps.isfinite().all())
 
 
 DECODE = {"shape": [2, 3, 9, 8], "dtype": "float32", "values": [0.5, 1.0], "classes": [0, 1], "samples": [1],
-          "composite": "epsilon"}  # fmt: skip
+          "composite": "epsilon", "requires_grad": True}  # fmt: skip
 
 TARGETS: dict[str, Target] = {
     **{
@@ -362,8 +445,7 @@ TARGETS: dict[str, Target] = {
     "hub": Target(partial(write, json.dumps(HUB)), lambda root: read_config(root / "input", source=str(root)),
                   make_json(HUB)),
     "run config": Target(partial(write, yaml.safe_dump(RUN)), on_file(list_config_code), make_json(RUN)),
-    "predictions": Target(partial(write, json.dumps(SETTINGS)), _read_predictions, make_json({**SETTINGS, "image": "a",
-        "stamp": None})),
+    "predictions": Target(_save_predictions, _read_predictions, make_rows(), "images.jsonl"),
     "classes": Target(partial(write, "background\ncat\ndog\n"), on_file(read_classes), make_table("background")),
     "labels": Target(partial(write, "image;split;cat;annotated\na;train;1;cat\nb;val;?;\n"), on_file(read_label_table),
                      make_table("image", "split", "cat", "annotated")),
@@ -377,15 +459,15 @@ TARGETS: dict[str, Target] = {
                       make_table("background:0", "0", "0::")),
     "split list": Target(partial(write, "a\nb.jpg\n"),
                          lambda root: choose_rows(["a", "b"], "train", {"files": "input"}, root=root), make_table("a")),
-    "picture list": Target(partial(write, "# mine\na.png\n../b.jpg\n"), _read_list, make_table("a.png", "../b.png"),
+    "picture list": Target(_save_list, _read_list, make_list(), "list.txt",
                            names_file=False),  # an error may name a picture that the list means
     "torch zip": Target(partial(_save_torch, True), on_file(read_torch_file)),
     "torch pickle": Target(partial(_save_torch, False), on_file(read_torch_file), st.binary(max_size=60)),
     "safetensors": Target(_save_safetensors, _read_safetensors),
     "brush": Target(lambda root: (root / "input").write_bytes(encode_brush(np.eye(5, 7) > 0)), _read_brush,
                     st.binary(max_size=60), names_file=False),
-    "runs": Target(partial(write, "3 2 30"), _read_runs, st.binary(max_size=30) | st.lists(st.integers(-9, 40)).map(
-        lambda counts: " ".join(map(str, counts)).encode()), names_file=False),
+    "runs": Target(partial(write, json.dumps({"size": SHAPE, "counts": [3, 2, 30]})), _read_runs, make_runs(),
+                   names_file=False, changed=False),
     "decoder": Target(partial(write, json.dumps(DECODE)), _decode, make_images(), share=0.3, names_file=False,
                       changed=False),
 }  # fmt: skip

@@ -65,6 +65,25 @@ def test_half_a_line_and_a_draft_of_a_killed_run_are_left_out(tmp_path, picture)
         assert [row["image"] for row in csv.DictReader(file)] == ["a", "b"]
 
 
+def test_lines_with_other_columns_are_refused(tmp_path, picture):
+    folder = open_folder(tmp_path / "out")
+    for name in ("a", "b"):
+        predict(folder, name, picture)
+    lines = tmp_path / "out" / "images.jsonl"
+    first, second = lines.read_text().splitlines(keepends=True)
+    refused = "images.jsonl: the pictures 'a' and 'b' have other columns; .*--overwrite"
+    for damaged in (second.replace("height", "heigt"), second.replace('"height"', '"width": 2, "height"')):
+        lines.write_text(first + damaged)
+        with pytest.raises(InputError, match=refused):
+            open_folder(tmp_path / "out")
+        assert lines.read_text() == first + damaged
+    lines.write_text(first.replace("height", "heigt"))
+    again = open_folder(tmp_path / "out")
+    with pytest.raises(InputError, match=refused):
+        predict(again, "b", picture)
+    assert open_folder(tmp_path / "out", overwrite=True) is not None and lines.read_text() == ""
+
+
 def test_tables_are_sorted_and_failures_have_their_own(tmp_path, picture):
     folder = open_folder(tmp_path / "out")
     for name in ("b", "a"):

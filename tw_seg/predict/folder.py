@@ -45,7 +45,7 @@ class PredictionFolder:
         overwrite: Begin anew: remove what an earlier prediction left here.
 
     Raises:
-        InputError: The folder holds predictions that were made with other settings, or other files.
+        InputError: The folder holds predictions that were made with other settings, other files, or a damaged list.
         DataError: It cannot be written to.
     """
 
@@ -62,6 +62,8 @@ class PredictionFolder:
             if (path / SETTINGS).is_file():
                 _compare_settings(path, _read_settings(path / SETTINGS), settings)
                 self._rows = _read_lines(path / LINES)
+                for row in self._rows.values():
+                    self._check_columns(row)
             elif not overwrite and any((path / name).exists() for name in (LINES, TABLE, *OUTPUTS)):
                 raise InputError(
                     f"{path} holds files that no {SETTINGS} speaks of: choose another folder, or --overwrite"
@@ -88,6 +90,7 @@ class PredictionFolder:
             file: Its own file, if it has one.
         """
         row = {**row, _STAMP: None if file is None else stamp_file(file)}
+        self._check_columns(row)
         with name_errors(self.path), open(self.path / LINES, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         self._rows[row["image"]] = row
@@ -101,6 +104,15 @@ class PredictionFolder:
                 write_table(self.path / FAILURES, [failure._asdict() for failure in failures], Failure._fields)
             else:
                 (self.path / FAILURES).unlink(missing_ok=True)
+
+    def _check_columns(self, row: Mapping[str, Any]) -> None:
+        """Refuse what cannot be one table: a line was damaged, or is of another program."""
+        first = next(iter(self._rows.values()), row)
+        if row.keys() != first.keys():
+            raise InputError(
+                f"{self.path / LINES}: the pictures {first['image']!r} and {row['image']!r} have other columns; choose "
+                "another folder, or --overwrite to begin anew"
+            )
 
     def _clear(self) -> None:
         for name in _read_lines(self.path / LINES):
