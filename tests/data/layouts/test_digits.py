@@ -73,9 +73,24 @@ def test_a_color_like_what_is_behind_it_is_changed_and_no_other():
     [
         ("predict", {}, "no split 'predict'; choose one of train, val, test"),
         ("val", {"size": 15}, "at least 16 pixels, got 15"),
+        ("val", {"digits": 11}, "digits=11"),
+        ("val", {"digits": 0}, "digits=0"),
         ("val", {"length": 0}, "at least 1 scene, got 0"),
+        ("val", {"digits": 11}, "digits=11"),
+        ("val", {"digits": 0}, "digits=0"),
     ],
 )
 def test_bad_arguments(split, kwargs, message):
     with pytest.raises(DataError, match=message):
         DigitScenes(split, **kwargs)
+
+
+def test_digits_that_are_no_class_are_drawn_and_belong_to_the_background() -> None:
+    everything, some = DigitScenes("val", size=32, length=20), DigitScenes("val", size=32, length=20, digits=7)
+    assert some.classes == everything.classes[:8] and some.names == everything.names
+    np.testing.assert_array_equal(some.labels, everything.labels[:, :8])
+    for one, other in zip(everything, some, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(np.where(one.mask > 7, 0, one.mask), other.mask)
+    assert any((sample.mask > 7).any() for sample in everything)
+    assert DigitScenes.classes == everything.classes

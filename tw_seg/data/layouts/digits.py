@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from tw_seg.data.layouts.generated import GeneratedData
-from tw_seg.types import Sample
+from tw_seg.errors import DataError
+from tw_seg.types import BACKGROUND, Sample
 
 CLASSES = ("background", *(str(digit) for digit in range(10)))
 
@@ -49,26 +50,33 @@ class DigitScenes(GeneratedData):
         length: Number of scenes; default 2,000 / 200 / 500.
         seed: Scenes are a pure function of it, of the split and of their index; a longer data set begins with the
             scenes of a shorter one.
+        digits: How many digits are classes, from 0 on; the others are drawn all the same and belong to the background.
 
     Attributes:
         classes: The class names; index 0 is the background.
         names: One name per scene.
-        labels: Image-level multi-hot labels, float32, shape (length, 11).
+        labels: Image-level multi-hot labels, float32, shape (length, digits + 1).
 
     Raises:
-        DataError: For an unknown split, a size below 16 or an empty length.
+        DataError: For an unknown split, a size below 16, an empty length or other than 1 to 10 digits.
     """
 
     classes = CLASSES
     noun = "scene"
     smallest = 16
 
-    def __init__(self, split: str, *, size: int = 64, length: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, split: str, *, size: int = 64, length: int | None = None, seed: int = 0, digits: int = 10
+    ) -> None:
+        if digits not in range(1, len(CLASSES)):
+            raise DataError(f"DigitScenes has 1 to {len(CLASSES) - 1} digits as classes, got digits={digits!r}")
+        self.classes = CLASSES[: digits + 1]
         super().__init__(split, size=size, length=length, seed=seed)
         self._scenes = [self._arrange(index) for index in range(len(self))]
         targets = _load_digits()[1]
         for index, placed in enumerate(self._scenes):
-            self.labels[index, [targets[p.digit] + 1 for p in placed]] = 1
+            shown = [int(targets[p.digit]) for p in placed]
+            self.labels[index, [digit + 1 for digit in shown if digit < digits]] = 1
         # Rendering costs about a millisecond, an epoch asks for every scene: keep them while they are small.
         self._cache: dict[int, Sample] | None = {} if len(self) * size * size * 4 <= 2**28 else None
 
@@ -109,6 +117,7 @@ class DigitScenes(GeneratedData):
             color = _raise_contrast(np.array(placed.color), scene[ink > _MASK_THRESHOLD])
             scene = scene * (1 - alpha) + color * alpha
             mask[ink > _MASK_THRESHOLD] = targets[placed.digit] + 1
+        mask[mask >= len(self.classes)] = BACKGROUND
         return Sample(np.rint(scene).astype(np.uint8), mask, self.labels[index], self.names[index])
 
 
