@@ -19,6 +19,7 @@ from tw_seg.data.loading.transforms import Augmentation
 from tw_seg.errors import InputError
 from tw_seg.locks import LOCK
 from tw_seg.training.callbacks import StepSeed
+from tw_seg.training.restore import load_run
 from tw_seg.training.run_directory import WholeCheckpointIO
 
 CONFIG = {
@@ -286,6 +287,8 @@ def test_two_offline_wandb_runs_leave_two_configs_and_their_images():
         (["--model.warm_start=gone.safetensors"], "gone.safetensors"),
         (["--model.warmup_steps=500"], "warmup_steps=500"),
         (["--model.model=cam", "--model.model_kwargs=null"], "tw-seg test"),
+        (["--extend=gone"], "there is no file or folder gone; give the run directory of `tw-seg fit`"),
+        (["--extend=a.ckpt", "--model.warm_start=b.safetensors"], "not both"),
         (["--ckpt_path=last"], "needs --run_dir"),
         (["--ckpt_path=last", "--run_dir=nothing_here"], "there is no nothing_here/checkpoints/last.ckpt"),
     ],
@@ -454,3 +457,26 @@ def test_a_fit_may_end_with_the_test_of_its_best_checkpoint(capsys):
     assert main(["test", "--config=one/config.yaml", "--ckpt_path=best"]) == 0
     again = list(csv.DictReader(Path("one/metrics/test-2/metrics.csv").read_text().splitlines()))[-1]
     assert last == again and 0 <= float(last["test/miou"]) <= 1
+
+
+def test_a_run_begins_as_one_with_fewer_classes_and_is_resumed_without_it(folder, caplog):
+    assert main([*FIT, "--data.dataset_kwargs.digits=7", "--run_dir=old"]) == 0
+    caplog.set_level("INFO")
+    still = ["--model.lr=1e-12", "--model.freeze_batchnorm=true"]
+    assert main([*FIT, *still, "--extend=old", "--run_dir=new", "--test_after_fit=true"]) == 0
+    assert "classes that are new: 7, 8, 9; left out: none" in caplog.text
+    (old, _), (new, _) = (load_run(folder / run / "checkpoints" / "last.ckpt") for run in ("old", "new"))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected, found = old(images), new(images)
+    torch.testing.assert_close(found.logits[:, :8], expected.logits)
+    torch.testing.assert_close(found.mask_logits[:, :8], expected.mask_logits)
+    (folder / "old").rename("moved")
+    resume = ["--config=new/config.yaml", "--run_dir=new", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert main(["fit", *resume]) == 0
+
+
+def test_a_run_begins_as_one_of_the_same_model_only(capsys):
+    assert main([*FIT, "--run_dir=old"]) == 0
+    assert main([*FIT, "--extend=old", "--model.model=multitask_unet", "--model.model_kwargs=null"]) == 2
+    assert "the trained run has model='heatmap', this one 'multitask_unet'" in capsys.readouterr().err

@@ -21,6 +21,7 @@ _OPTION = re.compile(r"^  (?:-\w(?: \w+)?, )?(--[\w.]+\+?)(?: \{([^}]+)\})?", re
 _FILES = (
     "--config",
     "--ckpt_path",
+    "--extend",
     "--model.warm_start",
     "--data.budget_file",
     "--json",

@@ -15,7 +15,17 @@ from tw_seg.plain_files import read_yaml
 TRUST_CODE = "--trust_code"
 
 _OURS = ("tw_seg", "pytorch_lightning")
-_FILES = ("encoder_weights", "warm_start", "ckpt_path", "run_dir", "default_root_dir", "dirpath", "save_dir", "groups")
+_FILES = (
+    "encoder_weights",
+    "warm_start",
+    "extend",
+    "ckpt_path",
+    "run_dir",
+    "default_root_dir",
+    "dirpath",
+    "save_dir",
+    "groups",
+)
 """Arguments that name files which hold no options."""
 
 

@@ -64,12 +64,14 @@ from tw_seg.training.callbacks import (
     TestReport,
 )
 from tw_seg.training.datamodule import SegmentationDataModule
+from tw_seg.training.extend import extend_task
 from tw_seg.training.restore import (
     CHECKPOINTS,
     TASK,
     find_checkpoint,
     find_last_checkpoint,
     leave_out_weights,
+    load_run,
     read_checkpoint,
 )
 from tw_seg.training.run_directory import LAST, RunLogger, WholeCheckpointIO
@@ -225,6 +227,12 @@ class SegmentationCLI(LightningCLI):
             help="After fit: test the best checkpoint, as `tw-seg test --ckpt_path best` does.",
         )
         parser.add_argument(
+            "--extend",
+            type=str | None,
+            default=None,
+            help="Begin fit as a trained run or checkpoint of the same model, with the classes of the same name.",
+        )
+        parser.add_argument(
             "--trust_code",
             action=ActionYesNo,
             nargs="?",
@@ -280,7 +288,7 @@ class SegmentationCLI(LightningCLI):
         elif config.ckpt_path == "best":
             config.ckpt_path = str(_find_best_checkpoint(self.run_dir))
         if config.ckpt_path is not None:
-            config.model.warm_start = None  # the checkpoint has all weights
+            config.model.warm_start = config.extend = None  # the checkpoint has all weights
             checkpoint = Path(config.ckpt_path)
             content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
             own = list_code(config.model.as_dict())
@@ -288,13 +296,15 @@ class SegmentationCLI(LightningCLI):
             self._trained_classes = _find_class_names(content)
             if command == "predict" and config.data.classes is None:
                 config.data.classes = self._trained_classes
+        if config.extend is not None:
+            config.extend = str(self._check_extend(config))
         if config.ckpt_path is None:  # a checkpoint has its own
             choose_encoder(config.model, config.data.dataset)
         choose_normalization(
             config.data,
             encoder_weights=config.model.encoder_weights,
             warm_start=config.model.warm_start,
-            ckpt=config.ckpt_path,
+            ckpt=config.ckpt_path or config.extend,
         )
         config.trainer.default_root_dir = str(self.run_dir)
         for checkpoint in (config.best, config.last):
@@ -310,8 +320,23 @@ class SegmentationCLI(LightningCLI):
             for name, value in leave_out_weights(config.as_dict()).items():
                 config[name] = value
 
+    def _check_extend(self, config: Namespace) -> Path:
+        """The checkpoint that ``--extend`` means."""
+        if config.model.warm_start is not None:
+            raise InputError("give --extend, which has all weights, or --model.warm_start, not both")
+        checkpoint = find_checkpoint(Path(config.extend))
+        own = list_code(config.model.as_dict())
+        check_code(
+            read_checkpoint(checkpoint).get(TASK), source=str(checkpoint), trust_code=config.trust_code, known=own
+        )
+        return checkpoint
+
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of other classes: the model above takes their names from the data."""
+        """Extend a trained run, or refuse a checkpoint of other classes: the task takes their names from the data."""
+        config = self.config[str(self.subcommand)]
+        if config.extend is not None:
+            trained, _ = load_run(Path(config.extend), trust_code=True)  # checked before
+            extend_task(self.model, trained)
         found = list(self.model.class_names)
         if self._trained_classes is not None and self._trained_classes != found:
             raise InputError(
