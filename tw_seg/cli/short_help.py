@@ -38,7 +38,6 @@ MODEL = (
     Option("--model.encoder_name", "NAME", "auto", "a torchvision name, or a timm one as timm/resnet10t"),
     Option("--model.encoder_weights", "NAME", "auto", "its pretrained weights, a file or bundled; null: random ones"),
     Option("--model.warm_start", "FILE", "", "classifier.safetensors of an earlier run to begin with"),
-    Option("--extend", "RUN", "", "trained run of the same model to begin with; it may have fewer classes"),
 )
 DATA = (
     Option(
