@@ -63,7 +63,10 @@ def run_explain(args: Sequence[str]) -> int:
     with model.evaluating():
         for name, file in files.items():
             try:
-                rows += _explain_file(model, used, method, name, file, out)
+                found = _explain_file(model, used, method, name, file, out)
+                rows += found
+                shown = ", ".join(str(row["class"]) for row in found) or "no class"
+                print(make_printable(f"{name}: {shown}"), flush=True)  # each takes a while
             except DataError as error:
                 failed += 1
                 print(f"tw-seg: {make_printable(str(error))}", file=sys.stderr)

@@ -93,6 +93,7 @@ def create_parser() -> ArgumentParser:
     add(
         "pictures",
         nargs="*",
+        default=[],  # without it the help calls them required
         metavar="PICTURES",
         help="pictures to compare on; by default validation images",
     )
@@ -143,6 +144,7 @@ def _make_files(
 ) -> list[Callable[[], object]]:
     """Make the files in memory and print how far they are from the model; returns what writes them."""
     facts: dict[str, Any] = {key: value for key, value in info.items() if key != "metrics"}
+    print("exporting the model, which takes a minute or more ...", flush=True)
     program = export_program(deployed)
     writers: list[Callable[[], object]] = []
     if "pt2" in formats:
