@@ -53,7 +53,8 @@ def test_half_a_line_and_a_draft_of_a_killed_run_are_left_out(tmp_path, picture)
     predict(folder, "a", picture)
     lines = tmp_path / "out" / "images.jsonl"
     whole = lines.read_text()
-    lines.write_text(whole + whole[:-9].replace('"a"', '"b"'))
+    half_a_character = whole.replace('"a"', '"b\\ud800"')
+    lines.write_text(whole + half_a_character + whole[:-9].replace('"a"', '"b"'))
     draft = tmp_path / "out" / "masks" / ".b.png.99.tmp"
     draft.touch()
     again = open_folder(tmp_path / "out")

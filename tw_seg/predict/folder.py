@@ -189,6 +189,7 @@ def _read_lines(path: Path) -> dict[str, dict[str, Any]]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = parse_json(line)
+                json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")  # as the table is written
             except ValueError:
                 continue
             if isinstance(row, dict) and isinstance(row.get("image"), str) and _STAMP in row:
