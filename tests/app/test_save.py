@@ -1,18 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from tests.app.tiny import NAMES, make_picture
+from tests.app.pictures import MARKS, NAMES, WHOLE, make_picture
+from tests.training.test_resume import ROOT
 from tw_seg.app.save import CorrectionFolder, SavedPicture
 from tw_seg.data.layouts.folder import FolderDataset
 from tw_seg.errors import DataError
 from tw_seg.files import make_next_free
-
-WHOLE = np.zeros((48, 64), dtype=np.uint8)
-WHOLE[16:32, 20:40] = 2
-MARKS = np.full((48, 64), 255, dtype=np.uint8)
-MARKS[:4], MARKS[20:24] = 0, 1
 
 
 def test_the_folder_layout_reads_what_was_saved(tmp_path):
@@ -50,3 +50,22 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file.*cannot write there .*--out"):
         CorrectionFolder(tmp_path / "file" / "out", NAMES).add({})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes of POSIX")
+def test_a_kill_at_any_file_leaves_a_data_set_whose_labels_and_masks_agree(tmp_path):
+    line = [sys.executable, "-m", "tests.app.killed", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    times = int(done.stdout)
+    assert times > 10
+    for path in (tmp_path / str(at) for at in range(1, times + 1)):
+        data = FolderDataset(path)
+        assert data.names in (("first",), ("first", "second")) and data.classes == tuple(NAMES)
+        first = data[0].mask
+        assert np.array_equal(first, WHOLE) or np.array_equal(first, MARKS)
+        for index in range(len(data)):
+            shown = np.isin(range(len(NAMES)), data[index].mask)
+            assert not (data.labels[index][shown] == 0).any(), path
+            whole = not (data[index].mask == 255).any()
+            assert not whole or not (data.labels[index][1:][~shown[1:]] == 1).any(), path

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.app.pictures import NAMES
+from tests.app.pictures import make_picture as make_picture
 from tests.training.tiny import ENCODER
 from tw_seg.app.learn import Learning
 from tw_seg.app.session import Service
 from tw_seg.training.datamodule import SegmentationDataModule
 from tw_seg.training.task import SegmentationTask
 
-NAMES = ["background", "cat", "dog"]
 READ_OUTS = {"decoder_kwargs": {"read_out": ["layer1", "layer3"], "tie_weights": False}}
 
 
@@ -27,13 +28,6 @@ def make_service(
     task = SegmentationTask(model, model_kwargs, class_names=NAMES, **{**ENCODER, **kwargs}).eval()
     data = SegmentationDataModule(budget=4, size=(24, 32), **(data_kwargs or {}))
     return Service(task, data, out=out, learning=Learning(lr=0.01))
-
-
-def make_picture(height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Grey noise with a red square in its middle."""
-    pixels = np.random.default_rng(seed).integers(90, 160, (height, width, 1), dtype=np.uint8).repeat(3, axis=2)
-    pixels[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = (220, 30, 30)
-    return pixels
 
 
 def save_pixels(path: Path, pixels: np.ndarray) -> Path:

@@ -55,21 +55,29 @@ class CorrectionFolder:
         """
         try:
             self._path = self._path or make_next_free(self._wanted)
+            replaced = [name for name in pictures if name in self._rows]
+            if replaced:  # if this process is killed, no label contradicts a mask, old or new
+                unknown = ["?"] * (len(self._classes) - BACKGROUND - 1)
+                self._write_table({**self._rows, **{name: [name, *unknown] for name in replaced}})
             for name, one in pictures.items():
                 save_picture(self._path / "images" / f"{name}.png", one.pixels)
                 save_mask(self._path / "masks" / f"{name}.png", one.mask)
                 self._rows[name] = [name, *describe_labels(one.mask, len(self._classes))]
             write_text(self._path / "classes.txt", "\n".join([*self._classes, ""]))
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerows([["image", *self._classes[BACKGROUND + 1 :]], *self._rows.values()])
-            write_text(self._path / TABLE, text.getvalue())
+            self._write_table(self._rows)
         except OSError as error:
             raise DataError(
                 f"{error.filename or self._wanted}: cannot write there ({error.strerror}); start the app with another "
                 "--out, or free some space"
             ) from error
         return self._path
+
+    def _write_table(self, rows: Mapping[str, Sequence[str]]) -> None:
+        assert self._path is not None
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([["image", *self._classes[BACKGROUND + 1 :]], *rows.values()])
+        write_text(self._path / TABLE, text.getvalue())
 
 
 def describe_labels(mask: np.ndarray, num_classes: int) -> list[str]:
