@@ -273,7 +273,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(trained, monkeypatch,
     [
         (["nowhere", "pictures"], "there is no file or folder nowhere; give the run directory"),
         (["pictures", "pictures"], "there is no checkpoint in pictures/checkpoints; give the run directory"),
-        (["pictures/a.png", "pictures"], "pictures/a.png: cannot be read"),
+        (["pictures/a.png", "pictures"], "pictures/a.png: the file is damaged, or no checkpoint of `tw-seg fit`"),
         (["weights.pt", "pictures"], "weights.pt: expected a checkpoint of `tw-seg fit`"),
         ([None, "nothing"], "nothing: there is no such file or folder"),
         ([None, "pictures", "--scales", "0"], "scales must be positive"),
