@@ -49,7 +49,8 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)%?", re.IGNORECASE
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The text of a page, with a folder to work in that has the configs and that modules can be imported from."""
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "configs").symlink_to(ROOT / "experiments" / "configs")
+    for folder in ("configs", "sweeps"):
+        (tmp_path / "experiments" / folder).symlink_to(ROOT / "experiments" / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Path(request.param).read_text(encoding="utf-8")
