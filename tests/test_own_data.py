@@ -23,21 +23,25 @@ TINY = [
 ]
 
 
+def write_picture(root: Path, name: str, label: int, random: np.random.Generator, *, has_mask: bool) -> None:
+    """A picture with a dark (class 1) or a bright (class 2) square, and its mask if it has one."""
+    mask = np.zeros((36, 48), dtype=np.uint8)
+    top, left = random.integers(2, 20, 2)
+    mask[top : top + 12, left : left + 14] = label
+    picture = random.integers(60, 190, (36, 48, 3), dtype=np.uint8)
+    picture[mask > 0] = 250 if label == 2 else 5
+    for part, pixels in (("images", picture), *([("masks", mask)] if has_mask else [])):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / part / f"{name}.png")
+
+
 def write_images(root: Path) -> list[str]:
-    """Pictures with a bright or a dark square; every second one of ``train`` has no mask."""
+    """Pictures with a dark (cat) or a bright (dog) square; every second one of ``train`` has no mask."""
     random, rows = np.random.default_rng(0), ["image,split,cat,dog"]
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
     for index in range(16):
         split = "train" if index < 8 else "val" if index < 12 else "test"
-        mask = np.zeros((36, 48), dtype=np.uint8)
-        top, left = random.integers(2, 20, 2)
-        mask[top : top + 12, left : left + 14] = 1 + index % 2
-        picture = random.integers(60, 190, (36, 48, 3), dtype=np.uint8)
-        picture[mask > 0] = 250 if index % 2 else 5
-        Image.fromarray(picture).save(root / "images" / f"{index:04d}.png")
-        if split != "train" or index % 4 < 2:
-            Image.fromarray(mask).save(root / "masks" / f"{index:04d}.png")
+        has_mask = split != "train" or index % 4 < 2
+        write_picture(root, f"{index:04d}", 1 + index % 2, random, has_mask=has_mask)
         rows.append(f"{index:04d},{split},{1 - index % 2},{index % 2}")
     (root / "image_labels.csv").write_text("\n".join(rows) + "\n")
     return [f"{index:04d}.png" for index in range(16)]

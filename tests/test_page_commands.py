@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.app.tiny import make_picture, make_service
-from tests.test_own_data import TINY
+from tests.test_own_data import TINY, write_picture
 from tests.test_readme import ROOT, commands
 from tw_seg.app.session import Session
 from tw_seg.app.strokes import Stroke
@@ -32,19 +32,10 @@ RUN_ELSEWHERE = {
 
 
 def write_data(root: Path) -> None:
-    """A folder of 44 pictures with a bright (cat) or a dark (dog) square; 24 of 32 for training have a mask."""
+    """A folder of 44 pictures with a dark (cat) or a bright (dog) square; 24 of 32 for training have a mask."""
     random, rows = np.random.default_rng(0), ["image,split,cat,dog,patient"]
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
     for index in range(44):
-        mask = np.zeros((36, 48), dtype=np.uint8)
-        top, left = random.integers(2, 20, 2)
-        mask[top : top + 12, left : left + 14] = 1 + index % 2
-        picture = random.integers(60, 190, (36, 48, 3), dtype=np.uint8)
-        picture[mask > 0] = 5 if index % 2 else 250
-        Image.fromarray(picture).save(root / "images" / f"{index:02d}.png")
-        if index < 24 or index >= 32:
-            Image.fromarray(mask).save(root / "masks" / f"{index:02d}.png")
+        write_picture(root, f"{index:02d}", 1 + index % 2, random, has_mask=index < 24 or index >= 32)
         split = "train" if index < 32 else "val" if index < 38 else "test"
         rows.append(f"{index:02d},{split},{1 - index % 2},{index % 2},{index // 2}")
     (root / "image_labels.csv").write_text("\n".join(rows) + "\n")

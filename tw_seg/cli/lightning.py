@@ -74,7 +74,7 @@ from tw_seg.training.restore import (
     load_run,
     read_checkpoint,
 )
-from tw_seg.training.run_directory import LAST, RunLogger, WholeCheckpointIO
+from tw_seg.training.run_directory import BEST, LAST, RunLogger, WholeCheckpointIO
 from tw_seg.training.task import SegmentationTask
 from tw_seg.types import Failure
 
@@ -290,14 +290,12 @@ class SegmentationCLI(LightningCLI):
         if config.ckpt_path is not None:
             config.model.warm_start = config.extend = None  # the checkpoint has all weights
             checkpoint = Path(config.ckpt_path)
-            content = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
-            own = list_code(config.model.as_dict())
-            check_code(content.get(TASK), source=config.ckpt_path, trust_code=config.trust_code, known=own)
+            content = _read_trusted(checkpoint, config) if checkpoint.is_file() else {}
             self._trained_classes = _find_class_names(content)
             if command == "predict" and config.data.classes is None:
                 config.data.classes = self._trained_classes
         if config.extend is not None:
-            config.extend = str(self._check_extend(config))
+            config.extend = str(_check_extend(config))
         if config.ckpt_path is None:  # a checkpoint has its own
             choose_encoder(config.model, config.data.dataset)
         choose_normalization(
@@ -319,17 +317,6 @@ class SegmentationCLI(LightningCLI):
         if config is not None and self._get(self.config, "ckpt_path") is not None:
             for name, value in leave_out_weights(config.as_dict()).items():
                 config[name] = value
-
-    def _check_extend(self, config: Namespace) -> Path:
-        """The checkpoint that ``--extend`` means."""
-        if config.model.warm_start is not None:
-            raise InputError("give --extend, which has all weights, or --model.warm_start, not both")
-        checkpoint = find_checkpoint(Path(config.extend))
-        own = list_code(config.model.as_dict())
-        check_code(
-            read_checkpoint(checkpoint).get(TASK), source=str(checkpoint), trust_code=config.trust_code, known=own
-        )
-        return checkpoint
 
     def after_instantiate_classes(self) -> None:
         """Extend a trained run, or refuse a checkpoint of other classes: the task takes their names from the data."""
@@ -371,6 +358,23 @@ class SegmentationCLI(LightningCLI):
     def before_predict(self) -> None:
         """Masks go to files; returning them as well would keep them all in memory."""
         self.config_init["predict"]["return_predictions"] = False
+
+
+def _read_trusted(checkpoint: Path, config: Namespace) -> dict[str, Any]:
+    """What a checkpoint holds, if it names no code but what the user trusts or has named as well."""
+    content = read_checkpoint(checkpoint)
+    own = list_code(config.model.as_dict())
+    check_code(content.get(TASK), source=str(checkpoint), trust_code=config.trust_code, known=own)
+    return content
+
+
+def _check_extend(config: Namespace) -> Path:
+    """The checkpoint that ``--extend`` means."""
+    if config.model.warm_start is not None:
+        raise InputError("give --extend, which has all weights, or --model.warm_start, not both")
+    checkpoint = find_checkpoint(Path(config.extend))
+    _read_trusted(checkpoint, config)
+    return checkpoint
 
 
 def choose_run_dir(command: str, *, run_dir: str | None, ckpt_path: str | None, default_name: str) -> Path:
@@ -512,7 +516,7 @@ def _remove_empty_folders(root: Path) -> None:
 
 
 def _find_best_checkpoint(run_dir: Path) -> Path:
-    path = run_dir / CHECKPOINTS / "best.ckpt"
+    path = run_dir / CHECKPOINTS / BEST
     if not path.is_file():
         raise InputError(f"--ckpt_path best: there is no {path}; give the run's directory as --run_dir")
     return path

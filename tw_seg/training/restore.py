@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tw_seg.models.by_name import check_code
 from tw_seg.models.published import depends_on_weights
 from tw_seg.torch_files import find_damage, read_torch_file
 from tw_seg.training.datamodule import SegmentationDataModule
-from tw_seg.training.run_directory import LAST, PREVIOUS
+from tw_seg.training.run_directory import BEST, LAST, PREVIOUS
 from tw_seg.training.task import SegmentationTask
 
 TASK = SegmentationTask.CHECKPOINT_HYPER_PARAMS_KEY
@@ -59,17 +59,21 @@ def find_last_checkpoint(run_dir: Path) -> Path:
     damage = find_damage(last) if last.is_file() else "missing"
     if damage is None:
         return last
-    others = [path for path in (previous, run_dir / CHECKPOINTS / "best.ckpt") if path.is_file()]
-    for path in others:
-        if find_damage(path) is None:
-            rank_zero_warn(f"{last} is damaged ({damage}): going on from {path}, which was written before it")
-            if path == previous:  # the next checkpoint must not replace it by the damaged one
-                os.replace(previous, last)
-                return last
-            return path
-    raise InputError(
-        f"{last} is damaged ({damage}), and there is no whole checkpoint beside it: delete {run_dir} to begin anew"
-    )
+    whole = _find_whole((previous, last.with_name(BEST)))
+    if whole is None:
+        raise InputError(
+            f"{last} is damaged ({damage}), and there is no whole checkpoint beside it: delete {run_dir} to begin anew"
+        )
+    rank_zero_warn(f"{last} is damaged ({damage}): going on from {whole}, which was written before it")
+    if whole == previous:  # the next checkpoint must not replace it by the damaged one
+        os.replace(previous, last)
+        return last
+    return whole
+
+
+def _find_whole(checkpoints: Iterable[Path]) -> Path | None:
+    """The first that is there and not damaged."""
+    return next((path for path in checkpoints if path.is_file() and find_damage(path) is None), None)
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -97,10 +101,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 def _suggest_other(damaged: Path) -> str:
     """What to do about a checkpoint that cannot be read: take another one of its run, if one is whole."""
-    others = [damaged.with_name(name) for name in ("best.ckpt", LAST, PREVIOUS) if name != damaged.name]
-    whole = [other for other in others if other.is_file() and find_damage(other) is None]
-    if whole:
-        return f"give {whole[0]}, which is whole"
+    whole = _find_whole(damaged.with_name(name) for name in (BEST, LAST, PREVIOUS) if name != damaged.name)
+    if whole is not None:
+        return f"give {whole}, which is whole"
     return "there is no whole checkpoint beside it: copy it once more from where it came, or train again"
 
 

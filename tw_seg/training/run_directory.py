@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from tw_seg.files import Draft, next_free, write_whole
 
+BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 """The checkpoint that `LAST` replaced, for the case that it cannot be read."""

@@ -21,9 +21,7 @@ from tw_seg.errors import DataError, InputError
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PALETTE, _CMYK, _YCBCR = 3, 5, 6  # values of TIFF's tag PhotometricInterpretation that Pillow turns into RGB
-_MOST_PAGES = (
-    100  # that are counted: a broken file's pages may lead back to each other, and tifffile follows them for ever
-)
+_MOST_PAGES = 100  # that are counted: of a broken file they may lead back to each other, and tifffile goes on for ever
 _MOST_BYTES = 4 * 2**30  # of a page, whose channels and depth a file only claims
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow weighs colours
 
